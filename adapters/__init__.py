@@ -1,0 +1,1 @@
+"""Thin fronts of the functional core for other array types and frameworks; no mathematics."""

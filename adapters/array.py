@@ -1,0 +1,80 @@
+"""An lmKAN layer over plain NumPy or CuPy arrays, for prototyping with no framework at all."""
+
+from typing import Any
+
+import numpy as np
+
+import lmkan_cupy
+from lmkan_cupy.array_library import Array
+
+
+class LMKANLayer:
+    """A layer that keeps its tables, their gradient and the moments of Adam.
+
+    Parameters
+    ----------
+    in_features, out_features, num_grids : int
+        Sizes I, O and grid intervals per axis G >= 3.
+    dtype : {"float32", "float64"}
+        Of tables, inputs and outputs.
+    rng : None, int or Generator
+        Draws the tables, see :func:`lmkan_cupy.init_tables`.
+    xp : module
+        ``numpy`` or ``cupy``.
+
+    Attributes
+    ----------
+    tables : array [P, S, S, O]
+    grad_tables : array [P, S, S, O] or None
+        What the last :meth:`backward` left.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        num_grids: int = 10,
+        *,
+        dtype: Any = "float32",
+        rng: Any = None,
+        xp: Any = np,
+    ) -> None:
+        dtype = lmkan_cupy.sigma_grid(num_grids, dtype=dtype).dtype  # raises for half dtypes
+        self.in_features = in_features
+        self.tables = lmkan_cupy.init_tables(
+            in_features, out_features, num_grids, dtype=dtype, rng=rng, xp=xp
+        )
+        self.grad_tables: Array | None = None
+        self._x: Array | None = None
+        self._mean = xp.zeros_like(self.tables)
+        self._mean_of_squares = xp.zeros_like(self.tables)
+        self._steps = 0
+
+    def forward(self, x: Array) -> Array:
+        """Return ``y [..., O]`` for ``x [..., I]``, which :meth:`backward` will use."""
+        if x.shape[-1:] != (self.in_features,):
+            raise ValueError(
+                f"LMKANLayer.forward: x must have {self.in_features} features on its last axis, "
+                f"got x.shape={x.shape}"
+            )
+        self._x = x
+        return lmkan_cupy.forward(x, self.tables)
+
+    def backward(self, grad_y: Array) -> Array:
+        """Return ``grad_x [..., I]`` for ``grad_y [..., O]`` and keep ``grad_tables``."""
+        if self._x is None:
+            raise RuntimeError("LMKANLayer.backward: call forward first")
+        grad_x, self.grad_tables = lmkan_cupy.backward(grad_y, self._x, self.tables)
+        assert grad_x is not None
+        return grad_x
+
+    def adam_step(self, lr: float) -> None:
+        """Move the tables by one step of Adam (Kingma, Ba, arXiv 1412.6980, betas 0.9, 0.999)."""
+        if self.grad_tables is None:
+            raise RuntimeError("LMKANLayer.adam_step: call backward first")
+        self._steps += 1
+        self._mean += 0.1 * (self.grad_tables - self._mean)
+        self._mean_of_squares += 0.001 * (self.grad_tables**2 - self._mean_of_squares)
+        mean = self._mean / (1 - 0.9**self._steps)
+        deviation = (self._mean_of_squares / (1 - 0.999**self._steps)) ** 0.5
+        self.tables -= lr * mean / (deviation + 1e-8)

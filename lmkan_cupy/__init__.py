@@ -1,0 +1,59 @@
+"""Lookup multivariate Kolmogorov-Arnold networks (lmKANs) on NumPy and CuPy arrays."""
+
+from pathlib import Path
+from typing import Any
+
+# A wheel has adapters/ inside the package, a checkout has it beside the package.
+if not (Path(__file__).parent / "adapters").is_dir():
+    __path__.append(str(Path(__file__).parent.parent))
+
+from .configuration import show_config
+from .functional import (
+    backward,
+    backward_backward,
+    forward,
+    hessian_penalty,
+    hessian_penalty_and_grad,
+    hessian_penalty_grad,
+    warmup,
+)
+from .grid import occupancy, sigma_grid
+from .tables import (
+    evaluate,
+    flops,
+    fold_linear,
+    fold_relu,
+    init_tables,
+    memory,
+    num_parameters,
+    refine,
+)
+
+__all__ = [
+    "backward",
+    "backward_backward",
+    "evaluate",
+    "flops",
+    "fold_linear",
+    "fold_relu",
+    "forward",
+    "hessian_penalty",
+    "hessian_penalty_and_grad",
+    "hessian_penalty_grad",
+    "init_tables",
+    "memory",
+    "num_parameters",
+    "occupancy",
+    "refine",
+    "show_config",
+    "sigma_grid",
+    "warmup",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":  # read on demand: the metadata machinery is slow to import
+        from importlib.metadata import version
+
+        return version("lmkan-cupy")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,42 @@
+"""The one place where the core allocates outputs and workspace.
+
+An adapter hands in its framework's allocator, so that all memory comes from one pool::
+
+    with allocation.allocator(allocate):
+        lmkan_cupy.forward(x, tables)
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .array_library import Array, array_library
+
+#: Gives an uninitialised C-contiguous array of a shape and dtype on the device of a third argument.
+Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any], Array], Array]
+
+
+def _from_library(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:
+    array: Array = array_library(beside).empty(shape, dtype)
+    return array
+
+
+_allocate: ContextVar[Allocate] = ContextVar("lmkan_cupy_allocate", default=_from_library)
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:
+    """Return an uninitialised array [shape] on the device of the array ``beside``."""
+    return _allocate.get()(shape, dtype, beside)
+
+
+@contextmanager
+def allocator(allocate: Allocate) -> Iterator[None]:
+    """Let ``allocate`` serve every call of :func:`empty` in this context and thread."""
+    token = _allocate.set(allocate)
+    try:
+        yield
+    finally:
+        _allocate.reset(token)

@@ -1,0 +1,26 @@
+"""Which array library an array belongs to, told from its type without importing any."""
+
+import sys
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: A NumPy array; a CuPy array is meant by the same name, its interface being NumPy's.
+Array: TypeAlias = NDArray[Any]
+
+
+def is_array(value: object) -> bool:
+    """Tell whether ``value`` is a NumPy or a CuPy array."""
+    return isinstance(value, np.ndarray) or is_cupy_array(value)
+
+
+def is_cupy_array(value: object) -> bool:
+    """Tell whether ``value`` is a CuPy array: none can exist before CuPy is imported."""
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(value, cupy.ndarray)
+
+
+def array_library(array: Array) -> Any:
+    """Return the module, ``numpy`` or ``cupy``, that ``array`` belongs to."""
+    return sys.modules["cupy"] if is_cupy_array(array) else np

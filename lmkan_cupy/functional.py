@@ -1,0 +1,330 @@
+"""The functions of an lmKAN layer on arrays: check, choose the engine, run.
+
+NumPy arrays run on the CPU engine (Numba). Nothing falls back silently from one engine to another.
+
+Every function gives the same bits for the same arguments on the same device. A NaN or infinite
+coordinate makes every output of its sample non-finite and no other sample's; in ``backward`` it
+also makes non-finite the gradients of the table cell that it fell into.
+
+Formulas: arXiv 2509.07103v2, section 3; symbols: B samples (all leading axes flattened), I input
+and O output features, P = ceil(I / 2) pairs, G grid intervals per axis, S = G + 1 knots. An odd I
+is completed by one constant input 0.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from . import allocation, array_checks
+from .array_library import Array, array_library
+from .grid import sigma_grid
+
+
+def _engine(function: str, xp: Any) -> ModuleType:
+    """Return the engine for arrays of the library ``xp``; importing it is what costs time."""
+    if xp is not np:
+        raise TypeError(
+            f"{function}: CuPy arrays have no engine in this version; pass NumPy arrays, "
+            "for example cupy.asnumpy(x)"
+        )
+    from . import cpu_engine
+
+    return cpu_engine
+
+
+def _samples(array: Array) -> Array:
+    """Return [..., N] as a C-contiguous [B, N], copied only where needed."""
+    rows = array.reshape(-1, array.shape[-1])
+    contiguous: Array = array_library(array).ascontiguousarray(rows)
+    return contiguous
+
+
+def _contiguous(tables: Array) -> Array:
+    contiguous: Array = array_library(tables).ascontiguousarray(tables)
+    return contiguous
+
+
+def _knots(tables: Array) -> Array:
+    dtype = array_checks.compute_dtype_of(tables.dtype)
+    return sigma_grid(tables.shape[1] - 1, dtype=dtype, xp=array_library(tables))
+
+
+def _output(
+    function: str,
+    name: str,
+    out: Array | None,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    inputs: dict[str, Array],
+) -> Array:
+    """Return ``out``, checked, or a new array beside the inputs where it is None."""
+    if out is None:
+        return allocation.empty(shape, dtype, next(iter(inputs.values())))
+    array_checks.check_out(function, name, out, shape, dtype, inputs)
+    return out
+
+
+def forward(x: Array, tables: Array, *, out: Array | None = None) -> Array:
+    """Evaluate a layer, ``y[b, o] = sum_p f[p, o](x[b, 2p], x[b, 2p+1])``.
+
+    With cell and position ``(i, u)`` of the first coordinate and ``(j, v)`` of the second,
+    ``f = (1-u)(1-v) T[i,j] + (1-u)v T[i,j+1] + u(1-v) T[i+1,j] + uv T[i+1,j+1]``; outside the
+    grid the outermost cells go on.
+
+    Parameters
+    ----------
+    x : array [..., I]
+        Inputs, standardised; float32 or float64, any strides.
+    tables : array [P, S, S, O]
+        Values of the inner functions at the knots: the dtype of ``x``, or float16 with float32 x
+        (accumulated in float32).
+    out : array [..., O], optional
+        Overwritten with the result; C-contiguous, dtype of ``x``.
+
+    Returns
+    -------
+    array [..., O]
+        In the dtype of ``x``. The values of other samples never change a sample's outputs.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, or dtypes, libraries or devices do not fit.
+    ValueError
+        If shapes do not fit, or ``out`` is not contiguous or overlaps an input.
+    """
+    array_checks.check_layer("forward", x, tables)
+    engine = _engine("forward", array_library(x))
+    shape = (*x.shape[:-1], tables.shape[3])
+    out = _output("forward", "out", out, shape, x.dtype, {"x": x, "tables": tables})
+    engine.forward(_samples(x), _contiguous(tables), _knots(tables), out.reshape(-1, shape[-1]))
+    return out
+
+
+def backward(
+    grad_y: Array,
+    x: Array,
+    tables: Array,
+    *,
+    need_x: bool = True,
+    need_tables: bool = True,
+    out_x: Array | None = None,
+    out_tables: Array | None = None,
+) -> tuple[Array | None, Array | None]:
+    """Pull ``grad_y = dL/dy`` back to the inputs of :func:`forward` (vector-Jacobian product).
+
+    ``dL/dx[b, 2p] = sum_o grad_y[b, o] df[p, o]/dx1`` and, for the four corners n of the cell of
+    (b, p) with their weights w, ``dL/dT[p, n, o] = sum_b w_n(b, p) grad_y[b, o]``.
+
+    Parameters
+    ----------
+    grad_y : array [..., O]
+        In the dtype of ``x``; not broadcast.
+    x : array [..., I]
+    tables : array [P, S, S, O]
+    need_x, need_tables : bool
+        What is not needed is not computed.
+    out_x : array [..., I], optional
+        Overwritten with ``grad_x``; C-contiguous, dtype of ``x``.
+    out_tables : array [P, S, S, O], optional
+        Overwritten with ``grad_tables``; C-contiguous.
+
+    Returns
+    -------
+    grad_x : array [..., I] or None
+        In the dtype of ``x``; None where not needed. At a knot the derivative is one of the two
+        one-sided ones.
+    grad_tables : array [P, S, S, O] or None
+        In the dtype of ``tables``, float32 for half tables; None where not needed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`forward`; also where an ``out_`` is given for what is not needed.
+    """
+    array_checks.check_layer("backward", x, tables)
+    engine = _engine("backward", array_library(x))
+    _check_grad_y("backward", grad_y, x, tables)
+    inputs = {"grad_y": grad_y, "x": x, "tables": tables}
+    grad_x = grad_tables = None
+    if need_x:
+        grad_x = _output("backward", "out_x", out_x, x.shape, x.dtype, inputs)
+        inputs["out_x"] = grad_x
+    elif out_x is not None:
+        raise ValueError("backward: out_x was given, but need_x is False")
+    if need_tables:
+        grad_tables = _output("backward", "out_tables", out_tables, tables.shape, x.dtype, inputs)
+    elif out_tables is not None:
+        raise ValueError("backward: out_tables was given, but need_tables is False")
+    engine.backward(
+        _samples(grad_y),
+        _samples(x),
+        _contiguous(tables),
+        _knots(tables),
+        None if grad_x is None else grad_x.reshape(-1, x.shape[-1]),
+        grad_tables,
+    )
+    return grad_x, grad_tables
+
+
+def backward_backward(
+    ggx: Array | None, ggt: Array | None, grad_y: Array, x: Array, tables: Array
+) -> tuple[Array, Array, Array]:
+    """Pull cotangents of both results of :func:`backward` back to its inputs.
+
+    With f_1, f_2, f_12 the derivatives of an inner function and F_Z the layer with tables ``ggt``::
+
+        d/dgrad_y[b, o] = sum_p (ggx[b, 2p] f_1 + ggx[b, 2p+1] f_2) + F_Z(x)[b, o]
+        d/dT[p, n, o]   = sum_b grad_y[b, o] (ggx[b, 2p] dw_n/dx1 + ggx[b, 2p+1] dw_n/dx2)
+        d/dx[b, 2p]     = sum_o grad_y[b, o] (ggx[b, 2p+1] f_12 + dF_Z/dx1)   (likewise 2p + 1)
+
+    The pure second derivatives of a bilinear function are zero.
+
+    Parameters
+    ----------
+    ggx : array [..., I] or None
+        Cotangent of ``grad_x``, dtype and shape of ``x``; None stands for zeros.
+    ggt : array [P, S, S, O] or None
+        Cotangent of ``grad_tables``, in its dtype; None stands for zeros.
+    grad_y : array [..., O]
+    x : array [..., I]
+    tables : array [P, S, S, O]
+
+    Returns
+    -------
+    grad_grad_y : array [..., O]
+        In the dtype of ``x``.
+    grad_x : array [..., I]
+        In the dtype of ``x``.
+    grad_tables : array [P, S, S, O]
+        In the dtype of ``tables``, float32 for half tables.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`backward`; ValueError where both cotangents are None.
+    """
+    function = "backward_backward"
+    array_checks.check_layer(function, x, tables)
+    engine = _engine(function, array_library(x))
+    _check_grad_y(function, grad_y, x, tables)
+    if ggx is None and ggt is None:
+        raise ValueError(f"{function}: ggx and ggt are both None, expected at least one array")
+    if ggx is not None:
+        array_checks.check_companion(function, "ggx", ggx, x.shape, x.dtype, tables)
+        ggx = _samples(ggx)
+    if ggt is not None:
+        array_checks.check_companion(function, "ggt", ggt, tables.shape, x.dtype, tables)
+        ggt = _contiguous(ggt)
+    grad_grad_y = allocation.empty(grad_y.shape, x.dtype, x)
+    grad_x = allocation.empty(x.shape, x.dtype, x)
+    grad_tables = allocation.empty(tables.shape, x.dtype, x)
+    engine.backward_backward(
+        ggx,
+        ggt,
+        _samples(grad_y),
+        _samples(x),
+        _contiguous(tables),
+        _knots(tables),
+        grad_grad_y.reshape(-1, grad_y.shape[-1]),
+        grad_x.reshape(-1, x.shape[-1]),
+        grad_tables,
+    )
+    return grad_grad_y, grad_x, grad_tables
+
+
+def hessian_penalty(tables: Array) -> Array:
+    """Return the roughness R of all inner functions, by finite differences at the inner knots.
+
+    ``R = sum over p, o of the mean over 1 <= i, j <= G - 1 of f_xx^2 + 2 f_xy^2 + f_yy^2`` on the
+    non-uniform grid (the paper's Hessian regularisation, section 3.5); zero exactly for
+    functions that are affine in the knots.
+
+    Parameters
+    ----------
+    tables : array [P, S, S, O]
+
+    Returns
+    -------
+    0-d array
+        float32, float64 for float64 tables; summed in float64 in a fixed order.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``tables`` is no array of tables.
+    """
+    array_checks.check_tables("hessian_penalty", tables)
+    return _hessian("hessian_penalty", tables, 0.0, None)
+
+
+def hessian_penalty_grad(tables: Array, scale: float = 1.0) -> Array:
+    """Return ``scale * dR/dT`` [P, S, S, O] for R of :func:`hessian_penalty`.
+
+    In the dtype of ``tables``, float32 for half tables. Raises as :func:`hessian_penalty`.
+    """
+    _, grad = _hessian_and_grad("hessian_penalty_grad", tables, scale)
+    return grad
+
+
+def hessian_penalty_and_grad(tables: Array, scale: float = 1.0) -> tuple[Array, Array]:
+    """Return R of :func:`hessian_penalty`, unscaled, and ``scale * dR/dT`` from one pass.
+
+    Raises as :func:`hessian_penalty`.
+    """
+    return _hessian_and_grad("hessian_penalty_and_grad", tables, scale)
+
+
+def _hessian_and_grad(function: str, tables: Array, scale: float) -> tuple[Array, Array]:
+    array_checks.check_tables(function, tables)
+    grad = allocation.empty(tables.shape, array_checks.compute_dtype_of(tables.dtype), tables)
+    return _hessian(function, tables, scale, grad), grad
+
+
+def _hessian(function: str, tables: Array, scale: float, grad: Array | None) -> Array:
+    engine = _engine(function, array_library(tables))
+    penalty = allocation.empty((), array_checks.compute_dtype_of(tables.dtype), tables)
+    penalty[...] = engine.hessian_penalty(_contiguous(tables), _knots(tables), float(scale), grad)
+    return penalty
+
+
+def _check_grad_y(function: str, grad_y: Array, x: Array, tables: Array) -> None:
+    shape = (*x.shape[:-1], tables.shape[3])
+    array_checks.check_companion(function, "grad_y", grad_y, shape, x.dtype, tables)
+
+
+def warmup(
+    in_features: int,
+    out_features: int,
+    num_grids: int,
+    *,
+    dtype: Any = "float32",
+    device: str | None = None,
+) -> None:
+    """Compile, or load from the disk cache, what later calls with such tables will need.
+
+    Parameters
+    ----------
+    in_features, out_features, num_grids : int
+        Sizes of the layer. The kernels of the CPU engine serve every size.
+    dtype : dtype
+        The dtype of the tables.
+    device : {None, "cpu"}
+        Where the arrays will be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size, ``dtype`` or ``device`` is out of range.
+    """
+    array_checks.check_size("warmup", "in_features", in_features)
+    array_checks.check_size("warmup", "out_features", out_features)
+    array_checks.check_num_grids("warmup", num_grids)
+    dtype = array_checks.table_dtype("warmup", dtype)
+    if device not in (None, "cpu"):
+        raise ValueError(f"warmup: device must be None or 'cpu' in this version, got {device!r}")
+    if dtype.name == "bfloat16":
+        raise TypeError("warmup: bfloat16 tables need CuPy arrays, which have no engine yet")
+    engine = _engine("warmup", np)
+    engine.warmup(array_checks.compute_dtype_of(dtype), dtype)

@@ -1,0 +1,277 @@
+"""Tables outside the hot path: making, folding, refining, reading and counting them.
+
+Plain array code for NumPy and CuPy alike. Tables have shape [P, S, S, O]: pair of inputs, knot
+of the first input, knot of the second, output; S = G + 1 knots, P = ceil(I / 2) pairs.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import array_checks
+from .array_library import Array, array_library
+from .grid import locate, sigma_grid
+
+#: Arrays of the tables' size that an optimiser keeps.
+_OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "adam": 2}
+
+
+def init_tables(
+    in_features: int,
+    out_features: int,
+    num_grids: int,
+    *,
+    init_scale: float = 0.1,
+    dtype: Any = "float32",
+    rng: Any = None,
+    xp: Any = np,
+) -> Array:
+    """Draw new tables from U(-a, a), ``a = init_scale / sqrt(in_features)``.
+
+    Parameters
+    ----------
+    in_features, out_features, num_grids : int
+        Sizes I, O >= 1 and G >= 3.
+    init_scale : float
+        Size of the outputs at the start for standardised inputs, up to a factor near 1.
+    dtype : dtype
+        float32, float64, float16 or, with ``xp=cupy``, bfloat16.
+    rng : None, int or Generator
+        A ``numpy.random`` or ``cupy.random`` generator, or the seed of a new one of ``xp``'s.
+    xp : module
+        ``numpy`` or ``cupy``.
+
+    Returns
+    -------
+    array [P, S, S, O]
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size or ``dtype`` is out of range.
+    """
+    shape = tables_shape("init_tables", in_features, out_features, num_grids)
+    dtype = array_checks.table_dtype("init_tables", dtype)
+    if rng is None or isinstance(rng, int | np.integer):
+        rng = xp.random.default_rng(rng)
+    tables: Array = xp.asarray(rng.random(shape, dtype=array_checks.compute_dtype_of(dtype)))
+    bound = init_bound(in_features, init_scale)
+    tables *= 2 * bound
+    tables -= bound
+    return tables.astype(dtype, copy=False)
+
+
+def fold_linear(tables: Array, weight: Array, bias: Array | None = None) -> Array:
+    """Return tables of the layer ``lmkan(x) + W x + c``.
+
+    ``T[p, i, j, o] += W[o, 2p] k_i + W[o, 2p+1] k_j + c[o] / P``: an affine function is a spline on
+    any grid, and it goes on linearly outside, so this holds everywhere, up to rounding.
+
+    Parameters
+    ----------
+    tables : array [P, S, S, O]
+    weight : array [O, I]
+        In the dtype of x: float32 for half tables. An odd I = 2 P - 1 is fine.
+    bias : array [O], optional
+
+    Returns
+    -------
+    array [P, S, S, O]
+        In the dtype of ``tables``, which stay as they are.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes, dtypes or devices do not fit.
+    """
+    return _fold("fold_linear", tables, weight, bias, lambda knots: knots)
+
+
+def fold_relu(tables: Array, weight: Array, bias: Array | None = None) -> Array:
+    """Return tables of the layer ``lmkan(x) + W relu(x) + c``.
+
+    Like :func:`fold_linear`. ReLU bends at 0, so this needs a knot there: an even number of grid
+    intervals, else it is a ValueError.
+    """
+    array_checks.check_tables("fold_relu", tables)
+    num_grids = tables.shape[1] - 1
+    if num_grids % 2:
+        raise ValueError(
+            f"fold_relu: tables must have an even num_grids (a knot at 0), got {num_grids}; "
+            f"refine them to {2 * num_grids} first"
+        )
+    return _fold("fold_relu", tables, weight, bias, lambda knots: knots * (knots > 0))
+
+
+def _fold(
+    function: str,
+    tables: Array,
+    weight: Array,
+    bias: Array | None,
+    activation: Callable[[Array], Array],
+) -> Array:
+    array_checks.check_tables(function, tables)
+    array_checks.check_weight_and_bias(function, tables, weight, bias)
+    xp = array_library(tables)
+    pairs, num_knots, _, out_features = tables.shape
+    values = activation(sigma_grid(num_knots - 1, dtype=weight.dtype, xp=xp))
+    slopes = xp.zeros((2 * pairs, out_features), weight.dtype)
+    slopes[: weight.shape[1]] = weight.T
+    slopes = slopes.reshape(pairs, 2, 1, 1, out_features)
+    folded: Array = tables + slopes[:, 0] * values[:, None, None]
+    folded += slopes[:, 1] * values[:, None]
+    if bias is not None:
+        folded += bias / pairs
+    return folded.astype(tables.dtype, copy=False)
+
+
+def refine(tables: Array, num_grids: int) -> Array:
+    """Return tables of the same functions on another grid.
+
+    Every function is sampled at the knots of the new grid. Where the new ``num_grids`` is a whole
+    multiple of the old one this changes nothing, anywhere, up to rounding: a function bends at
+    inner knots only, and all of them are knots of the new grid. Else it is the interpolant.
+
+    Parameters
+    ----------
+    tables : array [P, S, S, O]
+    num_grids : int
+        Intervals of the new grid, at least 3.
+
+    Returns
+    -------
+    array [P, num_grids + 1, num_grids + 1, O]
+        In the dtype of ``tables``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``tables`` is no array of tables or ``num_grids`` is out of range.
+    """
+    array_checks.check_tables("refine", tables)
+    array_checks.check_num_grids("refine", num_grids)
+    xp = array_library(tables)
+    old_knots = sigma_grid(tables.shape[1] - 1, dtype="float64", xp=xp)
+    cell, u = locate(sigma_grid(num_grids, dtype="float64", xp=xp), old_knots)
+    right = u.astype(array_checks.compute_dtype_of(tables.dtype))
+    left = 1 - right
+    rows = left[:, None, None] * tables[:, cell] + right[:, None, None] * tables[:, cell + 1]
+    refined: Array = left[:, None] * rows[:, :, cell] + right[:, None] * rows[:, :, cell + 1]
+    return refined.astype(tables.dtype, copy=False)
+
+
+def evaluate(tables: Array, pair: int, output: int, x1: Any, x2: Any) -> Array:
+    """Evaluate one inner function ``f[pair, output](x1, x2)``, for plots and inspection.
+
+    Parameters
+    ----------
+    tables : array [P, S, S, O]
+    pair, output : int
+        Which function, counted from 0.
+    x1, x2 : array or float
+        Points that broadcast against each other, taken in the dtype of x that fits ``tables``.
+
+    Returns
+    -------
+    array
+        Values, of the broadcast shape, float32 (float64 for float64 tables).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an index is out of range or ``tables`` is no array of tables.
+    """
+    array_checks.check_tables("evaluate", tables)
+    array_checks.check_pair_and_output("evaluate", tables, pair, output)
+    xp = array_library(tables)
+    dtype = array_checks.compute_dtype_of(tables.dtype)
+    knots = sigma_grid(tables.shape[1] - 1, dtype=dtype, xp=xp)
+    function = tables[pair, :, :, output].astype(dtype)
+    i, u = locate(xp.asarray(x1, dtype), knots)
+    j, v = locate(xp.asarray(x2, dtype), knots)
+    values: Array = (1 - u) * ((1 - v) * function[i, j] + v * function[i, j + 1]) + u * (
+        (1 - v) * function[i + 1, j] + v * function[i + 1, j + 1]
+    )
+    return values
+
+
+def flops(in_features: int, out_features: int) -> int:
+    """Return multiply-adds per sample, ``4 ceil(I / 2) O``, by the paper's count.
+
+    Locating the coordinates is left out, as in the paper; a linear layer has ``I O``.
+    """
+    in_features = array_checks.check_size("flops", "in_features", in_features)
+    out_features = array_checks.check_size("flops", "out_features", out_features)
+    return 4 * ((in_features + 1) // 2) * out_features
+
+
+def num_parameters(in_features: int, out_features: int, num_grids: int) -> int:
+    """Return the number of table values, ``(G + 1)^2 ceil(I / 2) O``."""
+    return math.prod(tables_shape("num_parameters", in_features, out_features, num_grids))
+
+
+def memory(
+    in_features: int,
+    out_features: int,
+    num_grids: int,
+    batch: int,
+    *,
+    dtype: Any = "float32",
+    optimizer: str = "adam",
+) -> dict[str, int]:
+    """Return the bytes that training a layer takes.
+
+    Parameters
+    ----------
+    in_features, out_features, num_grids : int
+        Sizes of the layer.
+    batch : int
+        Samples per step, B >= 0.
+    dtype : dtype
+        The dtype of the tables; gradients and optimiser state of half tables are float32.
+    optimizer : {"adam", "momentum", "sgd"}
+        Keeps 2, 1 or 0 arrays of the tables' size.
+
+    Returns
+    -------
+    dict
+        ``parameters``, ``gradients``, ``optimizer_state``, and ``workspace``: x, y and their
+        gradients for ``batch`` samples.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size, ``dtype`` or ``optimizer`` is out of range.
+    """
+    shape = tables_shape("memory", in_features, out_features, num_grids)
+    batch = array_checks.check_size("memory", "batch", batch, at_least=0)
+    dtype = array_checks.table_dtype("memory", dtype)
+    if optimizer not in _OPTIMIZER_STATES:
+        raise ValueError(
+            f"memory: optimizer must be one of {', '.join(_OPTIMIZER_STATES)}, got {optimizer!r}"
+        )
+    size = math.prod(shape)
+    item = array_checks.compute_dtype_of(dtype).itemsize
+    return {
+        "parameters": size * dtype.itemsize,
+        "gradients": size * item,
+        "optimizer_state": _OPTIMIZER_STATES[optimizer] * size * item,
+        "workspace": 2 * batch * (in_features + out_features) * item,
+    }
+
+
+def tables_shape(
+    function: str, in_features: int, out_features: int, num_grids: int
+) -> tuple[int, int, int, int]:
+    """Return [P, S, S, O]; ``function`` names the caller in errors."""
+    in_features = array_checks.check_size(function, "in_features", in_features)
+    out_features = array_checks.check_size(function, "out_features", out_features)
+    num_knots = array_checks.check_num_grids(function, num_grids) + 1
+    return (in_features + 1) // 2, num_knots, num_knots, out_features
+
+
+def init_bound(in_features: int, init_scale: float) -> float:
+    """Return the bound of the uniform distribution that new tables are drawn from."""
+    return init_scale / math.sqrt(in_features)

@@ -1,0 +1,27 @@
+"""Fixtures and settings of all tests."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+# The same examples in every run, so that a failure can be repeated; compiling an engine takes longer
+# than any deadline.
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(params=["numpy"])
+def xp(request: pytest.FixtureRequest) -> Any:
+    """The array library under test."""
+    return pytest.importorskip(request.param)
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """A generator seeded by the test's own name: independent of order and selection."""
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))

@@ -1,0 +1,100 @@
+"""Inputs for the tests: awkward sizes, dtypes and memory layouts, all drawn from a given generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from oracle import Array
+
+from lmkan_cupy import sigma_grid
+
+
+class Sizes(NamedTuple):
+    batch: int
+    in_features: int
+    out_features: int
+    num_grids: int
+
+    @property
+    def pairs(self) -> int:
+        return (self.in_features + 1) // 2
+
+    def __str__(self) -> str:
+        return "B{}-I{}-O{}-G{}".format(*self)
+
+
+SIZES = [
+    Sizes(0, 4, 3, 5),
+    Sizes(1, 1, 1, 3),
+    Sizes(3, 2, 1, 4),
+    Sizes(33, 5, 7, 10),
+    Sizes(33, 12, 65, 40),
+    Sizes(1000, 7, 33, 8),
+]
+SMALL = Sizes(33, 5, 7, 10)
+
+
+class Dtypes(NamedTuple):
+    """Of x, all cotangents and results; and of the tables."""
+
+    x: str
+    tables: str
+
+    def __str__(self) -> str:
+        return f"{self.x}-{self.tables}-tables"
+
+
+DTYPES = [
+    Dtypes("float32", "float32"),
+    Dtypes("float64", "float64"),
+    Dtypes("float32", "float16"),
+]
+FLOAT32, FLOAT64, HALF_TABLES = DTYPES
+
+
+class Problem(NamedTuple):
+    """Arguments of every function on one layer, as NumPy arrays; none of x is near a knot."""
+
+    x: Array
+    tables: Array
+    grad_y: Array
+    ggx: Array
+    ggt: Array
+
+
+def make_problem(
+    rng: np.random.Generator, sizes: Sizes = SMALL, dtypes: Dtypes = FLOAT32
+) -> Problem:
+    batch, in_features, out_features, num_grids = sizes
+    knots = sigma_grid(num_grids, dtype=dtypes.x)
+    x = away_from_knots(rng.normal(0, 2, (batch, in_features)).astype(dtypes.x), knots)
+    shape = (sizes.pairs, num_grids + 1, num_grids + 1, out_features)
+    return Problem(
+        x=x,
+        tables=rng.uniform(-1, 1, shape).astype(dtypes.tables),
+        grad_y=rng.normal(size=(batch, out_features)).astype(dtypes.x),
+        ggx=rng.normal(size=x.shape).astype(dtypes.x),
+        ggt=rng.normal(size=shape).astype(dtypes.x),
+    )
+
+
+def away_from_knots(x: Array, knots: Array, margin: float = 1e-3) -> Array:
+    """x, with whatever is nearer than `margin` to an inner knot moved to the right.
+
+    The default is far above any rounding and any step of a finite difference, and far below the
+    smallest interval of the grids in these tests (0.05).
+    """
+    near = np.any(np.abs(x[..., None] - knots[1:-1]) < margin, axis=-1)
+    return np.where(near, x + 2 * np.asarray(margin, x.dtype), x)
+
+
+LAYOUTS: dict[str, Callable[[Any, Any], Any]] = {
+    "contiguous": lambda xp, array: xp.ascontiguousarray(array),
+    "transposed": lambda xp, array: xp.ascontiguousarray(array.T).T,
+    "stepped": lambda xp, array: xp.repeat(array, 2, axis=-1)[..., ::2],
+    "reversed": lambda xp, array: xp.ascontiguousarray(array[::-1])[::-1],
+    "broadcast": lambda xp, array: xp.broadcast_to(array[:1], array.shape),
+}
+"""Views of a memory layout; all but "broadcast", which repeats its first row, keep the values."""

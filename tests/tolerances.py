@@ -1,0 +1,211 @@
+"""Expected results with elementwise error bounds: one rule, no number chosen by taste.
+
+Every quantity of the library is a sum of products of hat functions, their slopes, table values and
+cotangents. A floating-point sum of n products of f factors is off by at most (n + f) r sum |product|,
+to first order in the rounding unit r, plus what the errors of the factors contribute
+(N. Higham, "Accuracy and Stability of Numerical Algorithms", chapter 3). Both parts come from one run
+of the oracle on magnitudes: each factor is replaced by the complex number
+
+    |factor| + i (bound of the factor's own error),
+
+so that the real part of the result is sum |product| and the imaginary part the propagated error.
+Arrays that a caller hands over and the knots are exact. The errors of the other factors are:
+
+hat value
+    u = (x - k) / h takes four roundings (width, its reciprocal, difference, product), in any order,
+    of terms no larger than (|x| + |k|) / h: far outside the grid u carries the rounding of x / h. One
+    more rounding makes 1 - u.
+hat slope
+    1 / h takes two roundings (width, reciprocal).
+cell choice
+    floor(G sigma(x)) may pick the neighbouring cell if x is closer to an inner knot k than
+
+        reach = r (2 EXP_ULP + 2 / s + |k|),  s = sigma'(k) = min(sigma(k), 1 - sigma(k)):
+
+    the exponential, the difference and the product with G, and the knot's own rounding, each over
+    the slope of sigma. The neighbour's hats, prolonged by |x - k|, differ by at most reach / h. As
+    s h is about 1 / G, this is the G r max |second difference of T| of math.md. Slopes jump there:
+    comparisons of derivatives leave such inputs out, see `near_knot`.
+stencil of the penalty
+    Two widths, their sum, two quotients and a product: six roundings.
+
+What is stored in a narrower dtype carries that rounding as well, see `Expected.stored`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import oracle
+from oracle import Array
+
+from lmkan_cupy import sigma_grid
+
+EXP_ULP = 4
+"""Largest error of an exponential in use, in units in the last place: 4 in the less accurate variant
+of Intel's SVML, which Numba may call; 2 in CUDA, 1 in glibc."""
+
+MAX_FACTORS = 5
+"""Most factors in one product: cotangent, grad_y, two hats or slopes, table value."""
+
+
+def host(array: Any) -> Array:
+    """`array` as a NumPy array: the one place where results come back to the host."""
+    return np.asarray(array)
+
+
+def unit(dtype: Any) -> float:
+    """Rounding unit r of `dtype`, plus that of the oracle, which rounds in float64."""
+    return float(np.finfo(dtype).eps / 2 + np.finfo(np.float64).eps / 2)
+
+
+def knots_of(tables: Any, dtype: Any) -> Array:
+    """The knots that belong to tables [P, S, S, O] in arithmetic of `dtype`; see test_grid."""
+    return host(sigma_grid(tables.shape[1] - 1, dtype=dtype))
+
+
+def reach(knots: Array) -> Array:
+    """Distance [G - 1] from each inner knot within which a rounded sigma may miss the cell."""
+    inner = np.abs(knots[1:-1].astype(np.float64))
+    return unit(knots.dtype) * (2 * EXP_ULP + 2 / (0.5 * np.exp(-inner)) + inner)
+
+
+def near_knot(x: Array, knots: Array) -> Array:
+    """True [...] where the cell, so the derivative at x [...], may be that of either side."""
+    distance = np.abs(np.float64(x)[..., None] - np.float64(knots[1:-1]))
+    return np.any(distance <= reach(knots), axis=-1)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A result, and how far from it each element of a correct computation may be."""
+
+    value: Array
+    bound: Array
+
+    def stored(self, dtype: Any) -> Expected:
+        """The same, rounded to `dtype` at the end; below the smallest normal in fixed steps."""
+        limits = np.finfo(dtype)
+        magnitude = np.maximum(np.abs(self.value) + self.bound, float(limits.smallest_normal))
+        return Expected(self.value, self.bound + float(limits.eps) / 2 * magnitude)
+
+    def check(self, actual: Any) -> None:
+        """Fail, naming the worst element, if `actual` is out of bounds anywhere."""
+        actual = np.float64(host(actual))
+        assert actual.shape == self.value.shape
+        error = np.abs(actual - self.value)
+        wrong = ~(error <= self.bound)  # so that a NaN is wrong
+        if wrong.any():
+            excess = np.nan_to_num(error, nan=np.inf) - self.bound
+            worst = np.unravel_index(np.argmax(excess), wrong.shape)
+            raise AssertionError(
+                f"{wrong.sum()} of {wrong.size} elements out of bounds, the worst at "
+                f"{tuple(map(int, worst))}: got {actual[worst]}, expected {self.value[worst]} "
+                f"within {self.bound[worst]:.3g}"
+            )
+
+
+def expected(value: Array, magnitude: Array, terms: int, dtype: Any) -> Expected:
+    """`value`, a sum of `terms` products, bounded by the oracle's result on magnitudes."""
+    summation = unit(dtype) * (terms + MAX_FACTORS) * magnitude.real
+    return Expected(value, magnitude.imag + summation)
+
+
+def rounded_basis(x: Array, knots: Array) -> oracle.Basis:
+    """The hats at x as |exact| + i error, for arithmetic in the dtype of `knots`."""
+    exact = oracle.basis(x, knots)
+    r, close = unit(knots.dtype), reach(knots)
+    points = oracle.by_pair(np.float64(x))[..., None]
+    wide = np.float64(knots)
+
+    # A slope is 1 / h at the two corners of the cell, else 0; |k| of one corner is at most |k| + h
+    # of the other.
+    size = np.abs(exact.slope) * (np.abs(points) + np.abs(wide)) + (exact.slope != 0)
+    value_error = r * (4 * size + np.abs(exact.value))
+    misplaced = np.where(np.abs(points - wide[1:-1]) <= close, close, 0)
+    before, after = 1 / np.diff(wide)[:-1], 1 / np.diff(wide)[1:]
+    for corner, jump in enumerate((before, before + after, after)):
+        value_error[..., corner : corner + len(close)] += misplaced * jump
+
+    return oracle.Basis(
+        value=np.abs(exact.value) + 1j * value_error,
+        slope=np.abs(exact.slope) * (1 + 2j * r),
+        in_features=exact.in_features,
+    )
+
+
+def rounded_stencils(knots: Array) -> oracle.Stencils:
+    value, first, second = map(np.abs, oracle.stencils(knots))
+    relative = 1 + 6j * unit(knots.dtype)
+    return oracle.Stencils(value, relative * first, relative * second)
+
+
+def forward(x: Any, tables: Any) -> Expected:
+    """y [B, O] for x [B, I] and tables [P, S, S, O]."""
+    x, tables = host(x), np.float64(host(tables))
+    knots = knots_of(tables, x.dtype)
+    value = oracle.forward(oracle.basis(x, knots), tables)
+    magnitude = oracle.forward(rounded_basis(x, knots), np.abs(tables))
+    return expected(value, magnitude, 4 * len(tables), x.dtype)
+
+
+def backward(grad_y: Any, x: Any, tables: Any) -> tuple[Expected, ...]:
+    """grad_x [B, I] and grad_tables [P, S, S, O]; no x may be `near_knot`."""
+    x = host(x)
+    grad_y, tables = np.float64(host(grad_y)), np.float64(host(tables))
+    knots = knots_of(tables, x.dtype)
+    values = oracle.backward(grad_y, oracle.basis(x, knots), tables)
+    magnitudes = oracle.backward(np.abs(grad_y), rounded_basis(x, knots), np.abs(tables))
+    batch, out_features = grad_y.shape
+    return _each_expected(values, magnitudes, (4 * out_features, batch), x.dtype)
+
+
+def backward_backward(ggx: Any, ggt: Any, grad_y: Any, x: Any, tables: Any) -> tuple[Expected, ...]:
+    """Cotangents of grad_y [B, O], x [B, I] and tables [P, S, S, O]; no x may be `near_knot`."""
+    x = host(x)
+    ggx, ggt, grad_y, tables = (np.float64(host(each)) for each in (ggx, ggt, grad_y, tables))
+    knots = knots_of(tables, x.dtype)
+    values = oracle.backward_backward(ggx, ggt, grad_y, oracle.basis(x, knots), tables)
+    magnitudes = oracle.backward_backward(
+        np.abs(ggx), np.abs(ggt), np.abs(grad_y), rounded_basis(x, knots), np.abs(tables)
+    )
+    batch, out_features = grad_y.shape
+    terms = (12 * len(tables), 8 * out_features, 2 * batch)
+    return _each_expected(values, magnitudes, terms, x.dtype)
+
+
+def hessian_penalty(tables: Any, dtype: Any) -> tuple[Expected, Expected]:
+    """R and dR/dT [P, S, S, O] in arithmetic of `dtype`.
+
+    A curvature has at most 4 terms, a table value is in 3 + 4 + 3 curvatures.
+    """
+    tables = np.float64(host(tables))
+    knots = knots_of(tables, dtype)
+    exact, rounded = oracle.stencils(knots), rounded_stencils(knots)
+    num_pairs, *_, out_features = tables.shape
+    curvatures = 3 * (len(knots) - 2) ** 2 * num_pairs * out_features
+    penalty = expected(
+        oracle.hessian_penalty(exact, tables),
+        oracle.hessian_penalty(rounded, np.abs(tables)),
+        curvatures + 2 * 4,
+        dtype,
+    )
+    grad = expected(
+        oracle.hessian_penalty_grad(exact, tables),
+        oracle.hessian_penalty_grad(rounded, np.abs(tables)),
+        10 + 4,
+        dtype,
+    )
+    return penalty, grad
+
+
+def _each_expected(
+    values: Iterable[Array], magnitudes: Iterable[Array], terms: Iterable[int], dtype: Any
+) -> tuple[Expected, ...]:
+    return tuple(
+        expected(value, magnitude, count, dtype)
+        for value, magnitude, count in zip(values, magnitudes, terms, strict=True)
+    )
