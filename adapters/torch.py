@@ -44,8 +44,7 @@ def lmkan(x: Tensor, tables: Tensor) -> Tensor:
     _check_tensor("x", x)
     tables = _widened(tables)
     _check_tensor("tables", tables)
-    y: Tensor = _Forward.apply(x, tables)
-    return y
+    return _forward(x, tables)
 
 
 def hessian_penalty(module: nn.Module) -> Tensor:
@@ -141,8 +140,7 @@ class LMKANLinear(nn.Module):
         """Return the roughness of the tables: :func:`lmkan_cupy.hessian_penalty`."""
         tables = _widened(self.tables)
         _check_tensor("tables", tables)
-        penalty: Tensor = _HessianPenalty.apply(tables)
-        return penalty
+        return _hessian_penalty(tables)
 
     @torch.no_grad()
     def fold_(self) -> "LMKANLinear":
@@ -150,8 +148,7 @@ class LMKANLinear(nn.Module):
         if self.residual is not None:
             fold = lmkan_cupy.fold_relu if self.residual == "relu" else lmkan_cupy.fold_linear
             branch = (_widened(each) for each in (self.weight, self.bias) if each is not None)
-            (folded,) = _run(fold, _widened(self.tables), *branch)
-            self.tables.copy_(folded)
+            self.tables.copy_(_run(fold, _widened(self.tables), *branch))
             self.weight = self.bias = self.residual = None
         return self
 
@@ -209,8 +206,12 @@ class LMKANBlock(nn.Module):
         **layer_arguments: Any,
     ) -> None:
         super().__init__()
-        placement = {key: layer_arguments.get(key) for key in ("device", "dtype")}
-        self.norm = nn.BatchNorm1d(in_features, affine=False, **placement)
+        self.norm = nn.BatchNorm1d(
+            in_features,
+            affine=False,
+            device=layer_arguments.get("device"),
+            dtype=layer_arguments.get("dtype"),
+        )
         self.bound = nn.Identity() if bound is None else nn.Hardtanh(-bound, bound)
         self.layer = LMKANLinear(in_features, out_features, num_grids, **layer_arguments)
 
@@ -275,14 +276,13 @@ class HessianSchedule:
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tables: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, tables: Tensor) -> Any:
         ctx.save_for_backward(x, tables)
-        (y,) = _run(lmkan_cupy.forward, x, tables)
-        return y
+        return _run(lmkan_cupy.forward, x, tables)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Any:
-        return _Backward.apply(grad_y, *ctx.saved_tensors, *ctx.needs_input_grad)
+        return _backward(grad_y, *ctx.saved_tensors, *ctx.needs_input_grad)
 
 
 class _Backward(torch.autograd.Function):
@@ -305,42 +305,46 @@ class _Backward(torch.autograd.Function):
 
 class _HessianPenalty(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tables: Tensor) -> Tensor:
+    def forward(ctx: Any, tables: Tensor) -> Any:
         ctx.save_for_backward(tables)
-        (penalty,) = _run(lmkan_cupy.hessian_penalty, tables)
-        return penalty
+        return _run(lmkan_cupy.hessian_penalty, tables)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return grad * _HessianPenaltyGrad.apply(*ctx.saved_tensors)
+        return grad * _hessian_penalty_grad(*ctx.saved_tensors)
 
 
 class _HessianPenaltyGrad(torch.autograd.Function):
     """``tables -> dR/dT``: linear and symmetric, so it is its own derivative."""
 
     @staticmethod
-    def forward(ctx: Any, tables: Tensor) -> Tensor:
-        (grad,) = _run(lmkan_cupy.hessian_penalty_grad, tables)
-        return grad
+    def forward(ctx: Any, tables: Tensor) -> Any:
+        return _run(lmkan_cupy.hessian_penalty_grad, tables)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return _HessianPenaltyGrad.apply(grad)
+        return _hessian_penalty_grad(grad)
 
 
-def _run(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, ...]:
+_forward: Callable[..., Tensor] = _Forward.apply
+_backward: Callable[..., Any] = _Backward.apply
+_hessian_penalty: Callable[..., Tensor] = _HessianPenalty.apply
+_hessian_penalty_grad: Callable[..., Tensor] = _HessianPenaltyGrad.apply
+
+
+def _run(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Call a function of the core on tensors; results are allocated by torch."""
     arrays = (_array(each) if isinstance(each, Tensor) else each for each in arguments)
     with allocation.allocator(_allocate):
         results = function(*arrays, **options)
     if not isinstance(results, tuple):
-        results = (results,)
+        return torch.from_numpy(results)
     return tuple(None if each is None else torch.from_numpy(each) for each in results)
 
 
 def _refined(tables: Tensor, num_grids: int) -> Tensor:
-    (refined,) = _run(lmkan_cupy.refine, _widened(tables), num_grids)
-    return refined.to(tables.dtype)  # type: ignore[no-any-return]
+    refined: Tensor = _run(lmkan_cupy.refine, _widened(tables), num_grids)
+    return refined.to(tables.dtype)
 
 
 def _array(tensor: Tensor) -> Array:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-# The same examples in every run, so that a failure can be repeated; compiling an engine takes longer
-# than any deadline.
+# The same examples in every run, so that a failure can be repeated; compiling takes longer than any
+# deadline.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("repeatable")
 

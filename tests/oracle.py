@@ -3,8 +3,8 @@
 Nothing is shared with the engines, neither code nor idea. No cell is located: every coordinate is
 weighed against all S knots by dense hat functions, and all else is a sum of products of these.
 
-Axes, everywhere: b sample, p input pair, s and t knot along the first and the second coordinate of a
-pair, o output. Arrays are [B, I] (x), [P, S, S, O] (tables) and [B, O] (y).
+Axes, everywhere: b sample, p input pair, s and t knot along the first and the second coordinate of
+a pair, o output. Arrays are [B, I] (x), [P, S, S, O] (tables) and [B, O] (y).
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ def sigma_grid(num_grids: int) -> Array:
 class Basis(NamedTuple):
     """Hat functions at the coordinates of all samples.
 
-    value, slope : [2, B, P, S], the hat function of every knot, and its derivative, at the first and
-        the second coordinate of every pair. Linear beyond the outermost knots; at a knot the slope is
-        the one to its right.
-    in_features : I, which an odd number of features does not share with 2 P.
+    value, slope : [2, B, P, S]
+        The hat function of every knot, and its derivative, at the first and the second coordinate
+        of every pair. Linear beyond the outermost knots; at a knot the slope is that to its right.
+    in_features : int
+        I, which is 2 P - 1 where the last coordinate is the constant 0.
     """
 
     value: Array

@@ -1,4 +1,4 @@
-"""Inputs for the tests: awkward sizes, dtypes and memory layouts, all drawn from a given generator."""
+"""Inputs for the tests: awkward sizes, dtypes and memory layouts."""
 
 from __future__ import annotations
 

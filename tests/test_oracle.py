@@ -144,7 +144,6 @@ def test_penalty_of_quadratics_is_exact() -> None:
     """Divided differences are exact for a x^2 + b x y + c y^2: R = (2a)^2 + 2 b^2 + (2c)^2."""
     first, second = np.meshgrid(KNOTS, KNOTS, indexing="ij")
     a, b, c = 0.5, -2.0, 1.5
-    # f_xy is the central difference, exact for x y; on the uneven grid it sees x^2 y nowhere.
     tables = (a * first**2 + b * first * second + c * second**2 + 3 * first - second + 7)[
         None, ..., None
     ]
@@ -152,13 +151,13 @@ def test_penalty_of_quadratics_is_exact() -> None:
     np.testing.assert_allclose(roughness, (2 * a) ** 2 + 2 * b**2 + (2 * c) ** 2)
 
 
-def test_penalty_adds_pairs_and_outputs_and_averages_knots() -> None:
-    """A single spike on a grid of 4: the literal, knot by knot."""
+def test_penalty_of_a_spike_by_hand() -> None:
+    """Averaged over the 9 inner knots of a grid of 4, summed over pairs and outputs."""
     tables = np.zeros((1, 5, 5, 1))
     tables[0, 2, 2, 0] = 1
     half = np.log(2)
-    # Along one axis the inner knots see 1, -2, 1 over half^2; four corners see 1 / (4 half^2) as f_xy,
-    # but the spike sits in the middle of the 3 x 3 inner knots, so these four are inner knots too.
+    # The spike sits in the middle of the 3 x 3 inner knots: three of them see it along each axis
+    # (1, -2, 1 over half^2), the four corners see it in f_xy.
     second = (1 + 4 + 1) / half**4
     mixed = 4 * (1 / (4 * half**2)) ** 2
     expected = (2 * second + 2 * mixed) / 9

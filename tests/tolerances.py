@@ -1,10 +1,10 @@
 """Expected results with elementwise error bounds: one rule, no number chosen by taste.
 
 Every quantity of the library is a sum of products of hat functions, their slopes, table values and
-cotangents. A floating-point sum of n products of f factors is off by at most (n + f) r sum |product|,
-to first order in the rounding unit r, plus what the errors of the factors contribute
-(N. Higham, "Accuracy and Stability of Numerical Algorithms", chapter 3). Both parts come from one run
-of the oracle on magnitudes: each factor is replaced by the complex number
+cotangents. A floating-point sum of n products of f factors is off, to first order in the rounding
+unit r, by at most (n + f) r sum |product|, plus what the errors of the factors contribute (N. Higham,
+"Accuracy and Stability of Numerical Algorithms", chapter 3). Both parts come from one run of the
+oracle on magnitudes: each factor is replaced by the complex number
 
     |factor| + i (bound of the factor's own error),
 
@@ -13,8 +13,8 @@ Arrays that a caller hands over and the knots are exact. The errors of the other
 
 hat value
     u = (x - k) / h takes four roundings (width, its reciprocal, difference, product), in any order,
-    of terms no larger than (|x| + |k|) / h: far outside the grid u carries the rounding of x / h. One
-    more rounding makes 1 - u.
+    of terms no larger than (|x| + |k|) / h: far outside the grid u carries the rounding of x / h.
+    One more rounding makes 1 - u.
 hat slope
     1 / h takes two roundings (width, reciprocal).
 cell choice
@@ -45,8 +45,8 @@ from oracle import Array
 from lmkan_cupy import sigma_grid
 
 EXP_ULP = 4
-"""Largest error of an exponential in use, in units in the last place: 4 in the less accurate variant
-of Intel's SVML, which Numba may call; 2 in CUDA, 1 in glibc."""
+"""Largest error of an exponential in use, in units in the last place: 4 in the less accurate
+variant of Intel's SVML, which Numba may call; 2 in CUDA, 1 in glibc."""
 
 MAX_FACTORS = 5
 """Most factors in one product: cotangent, grad_y, two hats or slopes, table value."""
