@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
+from oracle import Array
+
+from lmkan_cupy import allocation
+from lmkan_cupy.array_library import array_library
 
 # The same examples in every run, so that a failure can be repeated; compiling takes longer than any
 # deadline.
@@ -15,10 +20,22 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, max_exa
 settings.load_profile("repeatable")
 
 
-@pytest.fixture(params=["numpy"])
+@pytest.fixture(scope="session", params=["numpy"])
 def xp(request: pytest.FixtureRequest) -> Any:
     """The array library under test."""
     return pytest.importorskip(request.param)
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_memory() -> Iterator[None]:
+    """Whatever the core allocates is full of NaN, so that an element left unwritten shows."""
+
+    def allocate(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:
+        filled: Array = array_library(beside).full(shape, np.nan, dtype)
+        return filled
+
+    with allocation.allocator(allocate):
+        yield
 
 
 @pytest.fixture

@@ -32,7 +32,12 @@ SIZES = [
     Sizes(33, 5, 7, 10),
     Sizes(33, 12, 65, 40),
     Sizes(1000, 7, 33, 8),
+    Sizes(9000, 4, 17, 6),
+    Sizes(7, 3, 300, 4),
+    Sizes(40, 31, 5, 5),
 ]
+"""Empty, single, one below and above powers of two; beyond any block of samples, outputs, pairs."""
+
 SMALL = Sizes(33, 5, 7, 10)
 
 
@@ -55,13 +60,21 @@ FLOAT32, FLOAT64, HALF_TABLES = DTYPES
 
 
 class Problem(NamedTuple):
-    """Arguments of every function on one layer, as NumPy arrays; none of x is near a knot."""
+    """Arguments of every function on one layer; as made, NumPy arrays and no x near a knot."""
 
-    x: Array
-    tables: Array
-    grad_y: Array
-    ggx: Array
-    ggt: Array
+    x: Any
+    tables: Any
+    grad_y: Any
+    ggx: Any
+    ggt: Any
+
+    def __repr__(self) -> str:
+        """What a failing property shows: the values that matter, the shapes of all else."""
+        return f"Problem(x={self.x!r}, tables={self.tables.dtype}{self.tables.shape}, ...)"
+
+    def on(self, xp: Any, layout: str = "contiguous") -> Problem:
+        """The same in arrays of the library `xp` and a memory layout out of `LAYOUTS`."""
+        return Problem(*(LAYOUTS[layout](xp, xp.asarray(array)) for array in self))
 
 
 def make_problem(

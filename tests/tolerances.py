@@ -2,7 +2,7 @@
 
 Every quantity of the library is a sum of products of hat functions, their slopes, table values and
 cotangents. A floating-point sum of n products of f factors is off, to first order in the rounding
-unit r, by at most (n + f) r sum |product|, plus what the errors of the factors contribute (N. Higham,
+unit r, by at most (n + f) r sum |product|, plus what the errors of the factors contribute (Higham,
 "Accuracy and Stability of Numerical Algorithms", chapter 3). Both parts come from one run of the
 oracle on magnitudes: each factor is replaced by the complex number
 
@@ -34,7 +34,7 @@ What is stored in a narrower dtype carries that rounding as well, see `Expected.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,11 @@ def host(array: Any) -> Array:
     return np.asarray(array)
 
 
+def to_float64(array: Any) -> Array:
+    """`array` on the host in float64, which holds every narrower number exactly."""
+    return host(array).astype(np.float64)
+
+
 def unit(dtype: Any) -> float:
     """Rounding unit r of `dtype`, plus that of the oracle, which rounds in float64."""
     return float(np.finfo(dtype).eps / 2 + np.finfo(np.float64).eps / 2)
@@ -75,7 +80,7 @@ def reach(knots: Array) -> Array:
 
 def near_knot(x: Array, knots: Array) -> Array:
     """True [...] where the cell, so the derivative at x [...], may be that of either side."""
-    distance = np.abs(np.float64(x)[..., None] - np.float64(knots[1:-1]))
+    distance = np.abs(to_float64(x)[..., None] - to_float64(knots[1:-1]))
     return np.any(distance <= reach(knots), axis=-1)
 
 
@@ -94,7 +99,7 @@ class Expected:
 
     def check(self, actual: Any) -> None:
         """Fail, naming the worst element, if `actual` is out of bounds anywhere."""
-        actual = np.float64(host(actual))
+        actual = to_float64(actual)
         assert actual.shape == self.value.shape
         error = np.abs(actual - self.value)
         wrong = ~(error <= self.bound)  # so that a NaN is wrong
@@ -109,17 +114,20 @@ class Expected:
 
 
 def expected(value: Array, magnitude: Array, terms: int, dtype: Any) -> Expected:
-    """`value`, a sum of `terms` products, bounded by the oracle's result on magnitudes."""
-    summation = unit(dtype) * (terms + MAX_FACTORS) * magnitude.real
-    return Expected(value, magnitude.imag + summation)
+    """`value`, a sum of `terms` products, bounded by the oracle's result on magnitudes.
+
+    Complex products of errors alone may be negative: take their size.
+    """
+    summation = unit(dtype) * (terms + MAX_FACTORS) * np.abs(magnitude.real)
+    return Expected(value, np.abs(magnitude.imag) + summation)
 
 
 def rounded_basis(x: Array, knots: Array) -> oracle.Basis:
     """The hats at x as |exact| + i error, for arithmetic in the dtype of `knots`."""
     exact = oracle.basis(x, knots)
     r, close = unit(knots.dtype), reach(knots)
-    points = oracle.by_pair(np.float64(x))[..., None]
-    wide = np.float64(knots)
+    points = oracle.by_pair(to_float64(x))[..., None]
+    wide = to_float64(knots)
 
     # A slope is 1 / h at the two corners of the cell, else 0; |k| of one corner is at most |k| + h
     # of the other.
@@ -143,19 +151,19 @@ def rounded_stencils(knots: Array) -> oracle.Stencils:
     return oracle.Stencils(value, relative * first, relative * second)
 
 
-def forward(x: Any, tables: Any) -> Expected:
-    """y [B, O] for x [B, I] and tables [P, S, S, O]."""
-    x, tables = host(x), np.float64(host(tables))
+def forward(x: Any, tables: Any, tables_error: Any = 0.0) -> Expected:
+    """y [B, O] for x [B, I] and tables [P, S, S, O], exact or known up to `tables_error`."""
+    x, tables = host(x), to_float64(tables)
     knots = knots_of(tables, x.dtype)
     value = oracle.forward(oracle.basis(x, knots), tables)
-    magnitude = oracle.forward(rounded_basis(x, knots), np.abs(tables))
+    magnitude = oracle.forward(rounded_basis(x, knots), np.abs(tables) + 1j * tables_error)
     return expected(value, magnitude, 4 * len(tables), x.dtype)
 
 
 def backward(grad_y: Any, x: Any, tables: Any) -> tuple[Expected, ...]:
     """grad_x [B, I] and grad_tables [P, S, S, O]; no x may be `near_knot`."""
     x = host(x)
-    grad_y, tables = np.float64(host(grad_y)), np.float64(host(tables))
+    grad_y, tables = to_float64(grad_y), to_float64(tables)
     knots = knots_of(tables, x.dtype)
     values = oracle.backward(grad_y, oracle.basis(x, knots), tables)
     magnitudes = oracle.backward(np.abs(grad_y), rounded_basis(x, knots), np.abs(tables))
@@ -166,7 +174,7 @@ def backward(grad_y: Any, x: Any, tables: Any) -> tuple[Expected, ...]:
 def backward_backward(ggx: Any, ggt: Any, grad_y: Any, x: Any, tables: Any) -> tuple[Expected, ...]:
     """Cotangents of grad_y [B, O], x [B, I] and tables [P, S, S, O]; no x may be `near_knot`."""
     x = host(x)
-    ggx, ggt, grad_y, tables = (np.float64(host(each)) for each in (ggx, ggt, grad_y, tables))
+    ggx, ggt, grad_y, tables = map(to_float64, (ggx, ggt, grad_y, tables))
     knots = knots_of(tables, x.dtype)
     values = oracle.backward_backward(ggx, ggt, grad_y, oracle.basis(x, knots), tables)
     magnitudes = oracle.backward_backward(
@@ -177,12 +185,41 @@ def backward_backward(ggx: Any, ggt: Any, grad_y: Any, x: Any, tables: Any) -> t
     return _each_expected(values, magnitudes, terms, x.dtype)
 
 
+def fold(
+    tables: Any, weight: Any, bias: Any, activation: Callable[[Array], Array], dtype: Any
+) -> Expected:
+    """Tables with W activation(x) + c absorbed, in arithmetic of `dtype`."""
+    values = activation(to_float64(knots_of(tables, dtype)))
+    first, second = oracle.by_pair(to_float64(weight))  # [O, P] each
+    terms = [
+        to_float64(tables),
+        np.einsum("op,i->pio", first, values)[:, :, None],
+        np.einsum("op,j->pjo", second, values)[:, None],
+        to_float64(bias) / len(tables),
+    ]
+    value, magnitude = sum(terms), sum(map(np.abs, terms))
+    return expected(value, magnitude, len(terms), dtype).stored(tables.dtype)
+
+
+def refine(tables: Any, num_grids: int, dtype: Any) -> Expected:
+    """Tables on another grid, in arithmetic of `dtype`: `forward` at the new knots, by pair."""
+    knots = host(sigma_grid(num_grids, dtype=dtype))
+    points = np.stack(np.meshgrid(knots, knots, indexing="ij"), axis=-1).reshape(-1, 2)
+    pairs = [forward(points, table[None]) for table in host(tables)]
+    shape = (len(pairs), len(knots), len(knots), -1)
+    value, bound = (
+        np.stack([getattr(pair, name) for pair in pairs]).reshape(shape)
+        for name in ("value", "bound")
+    )
+    return Expected(value, bound).stored(tables.dtype)
+
+
 def hessian_penalty(tables: Any, dtype: Any) -> tuple[Expected, Expected]:
     """R and dR/dT [P, S, S, O] in arithmetic of `dtype`.
 
     A curvature has at most 4 terms, a table value is in 3 + 4 + 3 curvatures.
     """
-    tables = np.float64(host(tables))
+    tables = to_float64(tables)
     knots = knots_of(tables, dtype)
     exact, rounded = oracle.stencils(knots), rounded_stencils(knots)
     num_pairs, *_, out_features = tables.shape

@@ -1,0 +1,214 @@
+"""``python -m bench.cpu``: the CPU engine beside torch and the KAN layers on PyPI.
+
+What is timed is checked first. The numbers of a table come from one run in which everything is
+called in turn; its ratios are medians over the rounds, with quartiles. Every layer has the same
+number of threads, that of Numba (NUMBA_NUM_THREADS).
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import lmkan_cupy
+
+from . import peers, record
+from .timing import Ratio, interleave, ratio, stopwatch
+from .workloads import Workload, check, make_workload
+
+BATCH = 8192
+OURS = "lmkan_cupy"
+PASSES = ("forward", "backward", "both")  # what Layer.measure gives
+
+
+@dataclass(frozen=True)
+class Case:
+    """Layers of one shape and grid size, with the seconds [pass, round] that each took."""
+
+    features: int
+    num_grids: int
+    seconds: Mapping[str, NDArray[np.float64]]
+
+    def __str__(self) -> str:
+        return f"{self.features} x {self.features}, G = {self.num_grids}"
+
+    def milliseconds(self, layer: str, pass_: str) -> float:
+        return round(1e3 * float(np.median(self.seconds[layer][PASSES.index(pass_)])), 3)
+
+    def ratio(self, layer: str, pass_: str) -> Ratio:
+        """The time of a layer over that of ours."""
+        row = PASSES.index(pass_)
+        return ratio(self.seconds[layer][row], self.seconds[OURS][row])
+
+    def fastest_kan(self, pass_: str) -> str | None:
+        """The fastest KAN layer from PyPI, None where none is installed."""
+        kans = (layer for layer in self.seconds if layer in peers.KAN_LAYERS)
+        return min(kans, key=lambda layer: self.milliseconds(layer, pass_), default=None)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target and what was measured; ``met`` is None where nothing could be."""
+
+    what: str
+    target: str
+    measured: str
+    met: bool | None
+
+
+def run_case(features: int, num_grids: int, kans: Iterable[str], seconds: float) -> Case:
+    workload = make_workload(features, features, num_grids, BATCH)
+    check(workload)
+    layers = {
+        OURS: peers.lmkan(workload),
+        "embedding_bag": peers.embedding_bag(workload),
+        "nn.Linear": peers.linear(workload),
+        **{package: peers.kan(package, workload) for package in kans},
+    }
+    measurements = {name: layer.measure for name, layer in layers.items()}
+    return Case(features, num_grids, interleave(measurements, seconds=seconds))
+
+
+def case_verdicts(case: Case) -> list[Verdict]:
+    def at_least(factor: float, layer: str | None, pass_: str) -> Verdict:
+        what = f"{case}, {pass_}: {layer or 'a KAN layer from PyPI'} / ours"
+        target = f">= {factor}"
+        if layer is None:
+            return Verdict(what, target, "not measured", None)
+        measured = case.ratio(layer, pass_)
+        return Verdict(what, target, str(measured), measured.median >= factor)
+
+    return [
+        at_least({128: 1.3, 512: 2.7}[case.features], "embedding_bag", "forward"),
+        at_least(1.5, case.fastest_kan("forward"), "forward"),
+        at_least(1.0, case.fastest_kan("both"), "both"),
+    ]
+
+
+def time_per_evaluation(workloads: Mapping[int, Workload], seconds: float) -> dict[int, float]:
+    """Median picoseconds that our forward takes for one inner function of one sample."""
+
+    def measure(workload: Workload) -> tuple[float]:
+        calls = max(1, 2 * BATCH // len(workload.x))  # else waking the threads is timed as well
+        taken, _ = stopwatch(
+            lambda: [lmkan_cupy.forward(workload.x, workload.tables) for _ in range(calls)]
+        )
+        return (taken / (calls * workload.evaluations),)
+
+    measurements = {key: partial(measure, workload) for key, workload in workloads.items()}
+    times = interleave(measurements, seconds=seconds)
+    return {key: 1e12 * float(np.median(taken)) for key, taken in times.items()}
+
+
+def run_flatness(features: int, seconds: float) -> dict[str, dict[int, float]]:
+    """Time per evaluation over the grid sizes, and over the numbers of samples."""
+    grids = {g: make_workload(features, features, g, BATCH) for g in range(8, 17)}
+    largest = make_workload(features, features, 10, 2**17)
+    batches = {2**n: replace(largest, x=largest.x[: 2**n]) for n in range(10, 18)}
+    shape = f"{features} x {features}"
+    return {
+        f"{shape}, B = {BATCH}, over G": time_per_evaluation(grids, seconds),
+        f"{shape}, G = 10, over B": time_per_evaluation(batches, seconds),
+    }
+
+
+def flatness_verdict(what: str, times: Mapping[int, float]) -> Verdict:
+    spread = max(times.values()) / min(times.values())
+    return Verdict(f"{what}: slowest / fastest", "<= 1.5", f"{spread:.2f}", spread <= 1.5)
+
+
+def show(
+    console: Console, title: str, header: Iterable[str], rows: Iterable[Iterable[str]]
+) -> None:
+    table = Table(*header, box=box.MARKDOWN)
+    for row in rows:
+        table.add_row(*row)
+    console.print(f"\n{title}", table)
+
+
+def show_case(console: Console, case: Case) -> None:
+    def row(layer: str) -> Iterator[str]:
+        yield layer
+        for pass_ in PASSES:
+            yield f"{case.milliseconds(layer, pass_):.1f}"
+            yield "" if layer == OURS else str(case.ratio(layer, pass_))
+
+    header = ["layer", *(name for pass_ in PASSES for name in (f"{pass_}, ms", "/ ours"))]
+    show(console, f"{case}, B = {BATCH}, float32", header, map(row, case.seconds))
+
+
+def case_json(case: Case) -> dict[str, Any]:
+    def measured(layer: str, pass_: str) -> dict[str, float]:
+        return {"ms": case.milliseconds(layer, pass_)} | asdict(case.ratio(layer, pass_))
+
+    layers = {layer: {pass_: measured(layer, pass_) for pass_ in PASSES} for layer in case.seconds}
+    return {
+        "features": case.features,
+        "num_grids": case.num_grids,
+        "batch": BATCH,
+        "layers": layers,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.cpu", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the small layer, few rounds")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results there, too")
+    arguments = parser.parse_args()
+    widths, grids, seconds = [128, 512], [8, 10, 26], 10.0
+    if arguments.quick:
+        widths, grids, seconds = [128], [8, 26], 2.0
+
+    torch.set_num_threads(numba.get_num_threads())
+    console = Console(highlight=False)
+    console.width = max(console.width, 120)  # also where the output goes to a file
+    circumstances = record.circumstances()
+    kans = peers.kan_versions()
+    for name, value in (circumstances | kans).items():
+        console.print(f"{name}: {value or f'not installed: pip install {name}'}")
+    console.print("both: forward and backward of a training step")
+    console.print("/ ours: its time over that of ours, median (quartiles); below 1, ours is slower")
+
+    cases: list[Case] = []
+    flatness: dict[str, dict[int, float]] = {}
+    for features, num_grids in product(widths, grids):
+        with console.status(f"{features} x {features}, G = {num_grids}"):
+            case = run_case(features, num_grids, [kan for kan in kans if kans[kan]], seconds)
+        show_case(console, case)
+        cases.append(case)
+    for features in widths:
+        with console.status(f"{features} x {features}, time per evaluation"):
+            flatness |= run_flatness(features, seconds)
+    for what, times in flatness.items():
+        title = f"{what}: picoseconds per inner function and sample"
+        show(console, title, map(str, times), [(f"{time:.0f}" for time in times.values())])
+
+    verdicts = [verdict for case in cases for verdict in case_verdicts(case)]
+    verdicts += [flatness_verdict(what, times) for what, times in flatness.items()]
+    met = {True: "yes", False: "NO", None: "?"}
+    rows = [(v.what, v.target, v.measured, met[v.met]) for v in verdicts]
+    show(console, "Targets", ("", "target", "measured", "met"), rows)
+    if arguments.json:
+        results = {
+            "bench": "cpu",
+            "circumstances": {**circumstances, "kans": kans},
+            "cases": [case_json(case) for case in cases],
+            "picoseconds_per_evaluation": flatness,
+            "targets": [asdict(verdict) for verdict in verdicts],
+        }
+        record.write(arguments.json, results)
+
+
+if __name__ == "__main__":
+    main()

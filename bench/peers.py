@@ -1,0 +1,146 @@
+"""The layers that stand side by side in the benches, ours and others', ready to be timed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import lmkan_cupy
+
+from .timing import stopwatch
+from .workloads import Workload, corners, weighted_sum
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer bound to its arguments.
+
+    Attributes
+    ----------
+    forward : function
+        Gives the output.
+    backward : function
+        Takes what ``forward`` gave; gives the gradients of the input and of all parameters.
+    share : float
+        The part of the workload's samples that one call does; times are scaled to all of them.
+    """
+
+    forward: Callable[[], Any]
+    backward: Callable[[Any], object]
+    share: float = 1.0
+
+    def measure(self) -> tuple[float, float, float]:
+        """Seconds of a forward alone, of the backward in a training step, and of that step."""
+        with torch.no_grad():
+            forward_alone, _ = stopwatch(self.forward)
+        forward, y = stopwatch(self.forward)
+        backward, _ = stopwatch(self.backward, y)
+        return forward_alone / self.share, backward / self.share, (forward + backward) / self.share
+
+
+def lmkan(workload: Workload) -> Layer:
+    x, tables, grad_y = workload.x, workload.tables, workload.grad_y
+    return Layer(
+        forward=lambda: lmkan_cupy.forward(x, tables),
+        backward=lambda y: lmkan_cupy.backward(grad_y, x, tables),
+    )
+
+
+def embedding_bag(workload: Workload) -> Layer:
+    """The same sum with its rows and weights given, so that only the sum itself is timed.
+
+    The gradients are those of the tables and of the weights; ``grad_x`` would come on top.
+    """
+    rows, weights = corners(torch.from_numpy(workload.x).double(), workload.num_grids)
+    weights = weights.float().requires_grad_()
+    tables = torch.from_numpy(workload.tables).requires_grad_()
+    return _torch_layer(
+        lambda: weighted_sum(tables, rows, weights), [tables, weights], _grad_y(workload)
+    )
+
+
+def linear(workload: Workload) -> Layer:
+    layer = nn.Linear(workload.x.shape[1], workload.grad_y.shape[1])
+    x = torch.from_numpy(workload.x).requires_grad_()
+    return _torch_layer(lambda: layer(x), [x, *layer.parameters()], _grad_y(workload))
+
+
+def kan(package: str, workload: Workload) -> Layer:
+    """The KAN layer of a PyPI package, of the same shape and grid size.
+
+    Each is run under ``torch.compile`` as a whole, as its package does in part or offers: on a CPU
+    that was the fastest setting, or level with it, for all of them.
+    """
+    torch.compiler.reset()  # else graphs of earlier shapes count against the recompilation limit
+    batch, in_features = workload.x.shape
+    out_features = workload.grad_y.shape[1]
+    layer = KAN_LAYERS[package](in_features, out_features, workload.num_grids)
+
+    @torch.compile(dynamic=False)
+    def forward(x: Tensor) -> Tensor:
+        result = layer(x)
+        y: Tensor = result[0] if package == "pykan" else result  # pykan also gives what it plots
+        return y
+
+    # pykan has intermediate results [B, O, I]: one such array may take 512 MB.
+    samples = min(batch, 2**27 // (in_features * out_features)) if package == "pykan" else batch
+    x = torch.from_numpy(workload.x[:samples]).requires_grad_()
+    parameters = [p for p in layer.parameters() if p.requires_grad]
+    grad_y = _grad_y(workload)[:samples]
+    return _torch_layer(lambda: forward(x), [x, *parameters], grad_y, samples / batch)
+
+
+def kan_versions() -> dict[str, str | None]:
+    """The KAN packages with their versions, None where one is not installed."""
+    versions: dict[str, str | None] = dict.fromkeys(KAN_LAYERS)
+    for package in versions:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _torch_layer(
+    forward: Callable[[], Tensor], inputs: Sequence[Tensor], grad_y: Tensor, share: float = 1.0
+) -> Layer:
+    return Layer(forward, lambda y: torch.autograd.grad(y, inputs, grad_y), share)
+
+
+def _grad_y(workload: Workload) -> Tensor:
+    return torch.from_numpy(workload.grad_y)
+
+
+# Nearly all of a standard normal input lies in this range; it does not change the time.
+_GRID_RANGE = (-3.0, 3.0)
+
+
+def _flashkan(in_features: int, out_features: int, num_grids: int) -> nn.Module:
+    from flashkan import KANLayer
+
+    layer: nn.Module = KANLayer(
+        in_features, out_features, grid_size=num_grids, grid_range=_GRID_RANGE
+    )
+    return layer
+
+
+def _inkan(in_features: int, out_features: int, num_grids: int) -> nn.Module:
+    from inkan import KANLayer
+
+    layer: nn.Module = KANLayer(
+        in_features, out_features, grid_size=num_grids, grid_range=_GRID_RANGE, compile_basis=False
+    )  # compiled with the rest of the layer instead
+    return layer
+
+
+def _pykan(in_features: int, out_features: int, num_grids: int) -> nn.Module:
+    from kan.KANLayer import KANLayer
+
+    layer: nn.Module = KANLayer(in_features, out_features, num=num_grids, grid_range=_GRID_RANGE)
+    return layer
+
+
+KAN_LAYERS = {"flashkan": _flashkan, "inkan": _inkan, "pykan": _pykan}

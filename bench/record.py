@@ -1,0 +1,49 @@
+"""The circumstances of a measurement, and the JSON files that keep it in ``bench/results``."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding
+import numba
+
+
+def circumstances() -> dict[str, Any]:
+    """Return machine, versions, commit and date."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,  # a source archive has no commit
+    )
+    return {
+        "cpu": f"{_cpu_model()} ({llvmlite.binding.get_host_cpu_name()})",
+        "cores": os.cpu_count(),
+        "threads": numba.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("numpy", "numba", "torch")},
+        "commit": commit.stdout.strip() or "unknown",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def write(path: Path, results: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,75 @@
+"""Timings that can be compared: everything in turn, round by round, so that drift cancels."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Key = TypeVar("Key")
+Result = TypeVar("Result")
+
+
+def stopwatch(call: Callable[..., Result], *arguments: object) -> tuple[float, Result]:
+    """Return the seconds that a call took, and its result."""
+    start = time.perf_counter()
+    result = call(*arguments)
+    return time.perf_counter() - start, result
+
+
+def interleave(
+    measurements: Mapping[Key, Callable[[], Sequence[float]]],
+    *,
+    seconds: float,
+    rounds: tuple[int, int] = (5, 30),
+) -> dict[Key, NDArray[np.float64]]:
+    """Take every measurement in turn (A, B, C, A, B, C, ...), after one round that is not kept.
+
+    The timers of torch.utils.benchmark and pyperf finish A before they start B, and so measure the
+    machine's drift with it.
+
+    Parameters
+    ----------
+    measurements : mapping to functions
+        Each gives the seconds of the one or more things it measures.
+    seconds : float
+        No new round is begun after this time.
+    rounds : (int, int)
+        Fewest and most rounds.
+
+    Returns
+    -------
+    dict of arrays [things, rounds]
+        Seconds.
+    """
+    fewest, most = rounds
+    taken: dict[Key, list[Sequence[float]]] = {key: [] for key in measurements}
+    end = float("inf")
+    for round_ in range(most + 1):
+        if round_ > fewest and time.perf_counter() > end:
+            break
+        for key, measure in measurements.items():
+            time.sleep(0.005)  # the thread pool of the one before spins for a while when done
+            taken[key].append(measure())
+        if round_ == 0:
+            end = time.perf_counter() + seconds
+    return {key: np.array(values[1:]).T for key, values in taken.items()}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median and quartiles of the ratios of two timings taken in the same rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
+
+
+def ratio(times: NDArray[np.float64], reference: NDArray[np.float64]) -> Ratio:
+    low, median, high = np.quantile(times / reference, [0.25, 0.5, 0.75]).round(4).tolist()
+    return Ratio(median, low, high)

@@ -1,0 +1,98 @@
+"""What compiling costs and says: `warmup`, the disk cache, folders that cannot be written to."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import fresh_process
+import pytest
+
+RECORDED = """
+    import logging, time
+    import numba.core.event
+    import numpy as np
+    import lmkan_cupy
+
+    lines = []
+    recorder = logging.Handler()
+    recorder.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("lmkan_cupy")
+    logger.setLevel("INFO")
+    logger.addHandler(recorder)
+
+    x, grad_y = np.zeros((3, 5), "float32"), np.zeros((3, 4), "float32")
+    tables = lmkan_cupy.init_tables(5, 4, 8)
+    with numba.core.event.install_recorder("numba:compile") as compiled:
+        start = time.perf_counter()
+        {first_call}
+        seconds = time.perf_counter() - start
+    with numba.core.event.install_recorder("numba:compile") as compiled_later:
+        lmkan_cupy.forward(x, tables)
+        lmkan_cupy.backward(grad_y, x, tables)
+        lmkan_cupy.backward_backward(x, tables, grad_y, x, tables)
+        lmkan_cupy.hessian_penalty_and_grad(tables)
+    print(seconds, len(compiled.buffer), len(compiled_later.buffer), *lines, sep="\\n")
+"""
+WARMUP = RECORDED.format(first_call="lmkan_cupy.warmup(5, 4, 8)")
+FORWARD = RECORDED.format(first_call="lmkan_cupy.forward(x, tables)")
+
+
+class Report(NamedTuple):
+    """Of the first call: its seconds and compilations; compilations of later calls; the log."""
+
+    seconds: float
+    compiled: int
+    compiled_later: int
+    log: list[str]
+
+
+def run(code: str, folder: Path, **options: str | Path) -> Report:
+    seconds, compiled, compiled_later, *log = fresh_process.run(
+        code, folder, **options
+    ).splitlines()
+    return Report(float(seconds), int(compiled), int(compiled_later), log)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def cold(cache: Path) -> Report:
+    return run(WARMUP, cache, NUMBA_CACHE_DIR=str(cache))
+
+
+def test_warmup_compiles_all_that_later_calls_need(cold: Report) -> None:
+    assert cold.compiled > 0
+    assert cold.compiled_later == 0
+
+
+def test_compiling_is_logged_once(cold: Report) -> None:
+    (line,) = cold.log
+    assert "compil" in line
+
+
+def test_next_process_compiles_nothing(cache: Path, cold: Report) -> None:
+    """The fastest of a few: the machine may be busy, but never too fast."""
+    warm = [run(FORWARD, cache, NUMBA_CACHE_DIR=str(cache)) for _ in range(3)]
+    assert all(each.compiled == each.compiled_later == 0 for each in warm)
+    assert all(each.log == [] for each in warm)
+    assert min(each.seconds for each in warm) < 2
+
+
+def test_folders_that_cannot_be_written_to(tmp_path: Path) -> None:
+    """Files stand where the cache folders would be made: not even root can make them."""
+    package = tmp_path / "lmkan_cupy"
+    shutil.copytree(
+        fresh_process.ROOT / "lmkan_cupy", package, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (package / "__pycache__").touch()
+    no_folder = tmp_path / "file"
+    no_folder.touch()
+    no_folders = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"), str(no_folder))
+    report = run(FORWARD, tmp_path, package=tmp_path, NUMBA_CACHE_DIR="", **no_folders)
+    assert report.compiled > 0
+    assert ["NUMBA_CACHE_DIR" in line for line in report.log].count(True) == 1
