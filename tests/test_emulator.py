@@ -293,6 +293,7 @@ PLANTED: dict[str, Launch] = {
     "no_syncwarp": Launch(),
     "shuffle_orders_no_memory": Launch(),
     "syncwarp_between_warps": Launch(block=64),
+    "ordered_with_one_of_two_warps": Launch(block=64),
     "plain_beside_atomic": Launch(("counts",)),
     "same_half_twice": Launch(),
     "blocks_add_to_one_array": Launch(("x", "y"), grid=3),

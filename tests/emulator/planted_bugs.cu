@@ -46,6 +46,15 @@ extern "C" __global__ void syncwarp_between_warps(float* y) {
     y[threadIdx.x] = values[threadIdx.x ^ 32];  // caught: race
 }
 
+extern "C" __global__ void ordered_with_one_of_two_warps(float* y) {
+    __shared__ float value;
+    if (threadIdx.x == 0) value = 1.0f;
+    __syncthreads();
+    y[threadIdx.x] = value;
+    __syncwarp();
+    if (threadIdx.x == 32) value = 2.0f;  // caught: race
+}
+
 extern "C" __global__ void plain_beside_atomic(int* y) {
     __shared__ int total;
     if (threadIdx.x == 0) total = 0;
