@@ -4,6 +4,7 @@ A message names the function, the argument, what it was and what it should have 
 """
 
 import operator
+import re
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,19 @@ def compute_dtype(function: str, dtype: Any) -> np.dtype[Any]:
 def table_dtype(function: str, dtype: Any) -> np.dtype[Any]:
     """Return ``dtype``, one that tables may have, as a NumPy dtype."""
     return _checked_dtype(function, dtype, tuple(_COMPUTE_DTYPE), _TABLE_DTYPES)
+
+
+def check_device(function: str, device: Any) -> int | None:
+    """Return None for the CPU, else the index of a CUDA device, 0 where none is named."""
+    if device is None or device == "cpu":
+        return None
+    match = re.fullmatch(r"cuda(?::(\d+))?", device) if isinstance(device, str) else None
+    if match is None:
+        raise ValueError(
+            f"{function}: device must be None, 'cpu', 'cuda' or 'cuda:' and a number, "
+            f"got {device!r}"
+        )
+    return int(match[1] or 0)
 
 
 def _checked_dtype(

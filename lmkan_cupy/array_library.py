@@ -1,6 +1,7 @@
 """Which array library an array belongs to, told from its type without importing any."""
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,3 +25,9 @@ def is_cupy_array(value: object) -> bool:
 def array_library(array: Array) -> Any:
     """Return the module, ``numpy`` or ``cupy``, that ``array`` belongs to."""
     return sys.modules["cupy"] if is_cupy_array(array) else np
+
+
+def on_device_of(array: Any) -> AbstractContextManager[Any]:
+    """Return a context in which the device of a CuPy array is CuPy's current one."""
+    context: AbstractContextManager[Any] = array.device if is_cupy_array(array) else nullcontext()
+    return context

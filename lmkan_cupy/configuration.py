@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distributions, version
 
 #: Distribution -> what it is for and how it is installed; None where it is always there.
@@ -14,6 +15,8 @@ _OPTIONAL = {
     "pyarrow": ("fit on Parquet files", "pip install 'lmkan-cupy[fit]'"),
     "tqdm": ("fit", "pip install 'lmkan-cupy[fit]'"),
 }
+
+_INSTALL_CUPY = "pip install 'lmkan-cupy[cuda13]', or [cuda12] for an older NVIDIA driver"
 
 
 def show_config() -> None:
@@ -35,10 +38,79 @@ def _configuration() -> dict[str, str]:
     for name, (purpose, command) in _OPTIONAL.items():
         rows[name] = _version(name) or f"missing, needed for {purpose}: {command}"
     rows["cupy"] = ", ".join(_cupy_distributions()) or "not installed"
-    rows["engines"] = "cpu (Numba), for NumPy arrays; CuPy arrays have no engine in this version"
+    rows["cpu engine"] = "ready, for NumPy arrays"
+    obstacle = cuda_obstacle()
+    rows["cuda engine"] = obstacle or "ready, for CuPy arrays"
+    if obstacle is None:
+        rows |= _cuda_configuration()
     rows["cpu threads"] = f"{numba.get_num_threads()} (set NUMBA_NUM_THREADS to change it)"
     rows["kernel cache"] = os.environ.get("NUMBA_CACHE_DIR", "")
     return rows
+
+
+def cuda_obstacle() -> str | None:
+    """Return what keeps the CUDA engine from running, with the command that mends it, or None."""
+    names = [each.partition(" ")[0] for each in _cupy_distributions()]
+    if len(names) > 1:
+        return (
+            f"{len(names)} distributions of CuPy are installed and spoil each other: "
+            f"pip uninstall {' '.join(names)}, then {_INSTALL_CUPY}"
+        )
+    try:
+        cupy = import_module("cupy")
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error}): {_INSTALL_CUPY}"
+    runtime = cupy.cuda.runtime
+    driver, built_for = runtime.driverGetVersion(), cupy.cuda.get_local_runtime_version()
+    if driver == 0:
+        return "there is no NVIDIA driver: install one from https://www.nvidia.com/drivers"
+    if driver // 1000 < built_for // 1000:
+        return (
+            f"the NVIDIA driver is for CUDA {_dotted(driver)}, CuPy for {_dotted(built_for)}: "
+            "install a newer driver from https://www.nvidia.com/drivers, or "
+            f"pip uninstall {' '.join(names)}, then pip install "
+            f"'lmkan-cupy[cuda{driver // 1000}]'"
+        )
+    try:
+        runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        return f"CUDA finds no device ({error}): see whether nvidia-smi lists one"
+    return None
+
+
+def _cuda_configuration() -> dict[str, str]:
+    """What there is to say of a working CUDA engine."""
+    cupy = import_module("cupy")
+    runtime = cupy.cuda.runtime
+    rows = {
+        "cuda": f"CuPy {_dotted(cupy.cuda.get_local_runtime_version())}, "
+        f"driver {_dotted(runtime.driverGetVersion())}"
+    }
+    for index in range(runtime.getDeviceCount()):
+        properties = runtime.getDeviceProperties(index)
+        rows[f"cuda:{index}"] = (
+            f"{properties['name'].decode()}, sm_{properties['major']}{properties['minor']}, "
+            f"{properties['sharedMemPerBlockOptin'] // 1024} KB of shared memory per block"
+        )
+    rows["cuda headers"] = _cuda_headers() or (
+        "missing, needed for tables in half precision: "
+        f"pip install 'cupy-cuda{cupy.cuda.get_local_runtime_version() // 1000}x[ctk]'"
+    )
+    rows["cuda cache"] = os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser(
+        "~/.cupy/kernel_cache"
+    )
+    return rows
+
+
+def _cuda_headers() -> str | None:
+    """Return the folder where CuPy finds CUDA's headers."""
+    folder: str | None = import_module("cuda.pathfinder").find_nvidia_header_directory("cudart")
+    return folder
+
+
+def _dotted(cuda_version: int) -> str:
+    """Return 12.4 for 12040."""
+    return f"{cuda_version // 1000}.{cuda_version % 1000 // 10}"
 
 
 def _version(distribution: str) -> str | None:

@@ -1,6 +1,7 @@
 """The functions of an lmKAN layer on arrays: check, choose the engine, run.
 
-NumPy arrays run on the CPU engine (Numba). Nothing falls back silently from one engine to another.
+NumPy arrays run on the CPU engine (Numba), CuPy arrays on the CUDA engine, on their own device and
+CuPy's current stream. Nothing falls back silently from one engine to another.
 
 Every function gives the same bits for the same arguments on the same device. A NaN or infinite
 coordinate makes every output of its sample non-finite and no other sample's; in ``backward`` it
@@ -16,21 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from . import allocation, array_checks
-from .array_library import Array, array_library
+from . import allocation, array_checks, configuration
+from .array_library import Array, array_library, on_device_of
 from .grid import sigma_grid
 
 
-def _engine(function: str, xp: Any) -> ModuleType:
+def _engine(xp: Any) -> ModuleType:
     """Return the engine for arrays of the library ``xp``; importing it is what costs time."""
-    if xp is not np:
-        raise TypeError(
-            f"{function}: CuPy arrays have no engine in this version; pass NumPy arrays, "
-            "for example cupy.asnumpy(x)"
-        )
-    from . import cpu_engine
+    if xp is np:
+        from . import cpu_engine
 
-    return cpu_engine
+        return cpu_engine
+    from . import cuda_engine
+
+    return cuda_engine
 
 
 def _samples(array: Array) -> Array:
@@ -46,8 +46,8 @@ def _contiguous(tables: Array) -> Array:
 
 
 def _knots(tables: Array) -> Array:
-    dtype = array_checks.compute_dtype_of(tables.dtype)
-    return sigma_grid(tables.shape[1] - 1, dtype=dtype, xp=array_library(tables))
+    """Return the grid of tables, on the host: an engine takes it to its device."""
+    return sigma_grid(tables.shape[1] - 1, dtype=array_checks.compute_dtype_of(tables.dtype))
 
 
 def _output(
@@ -77,8 +77,8 @@ def forward(x: Array, tables: Array, *, out: Array | None = None) -> Array:
     x : array [..., I]
         Inputs, standardised; float32 or float64, any strides.
     tables : array [P, S, S, O]
-        Values of the inner functions at the knots: the dtype of ``x``, or float16 with float32 x
-        (accumulated in float32).
+        Values of the inner functions at the knots: the dtype of ``x``, or with float32 x float16
+        and, for CuPy arrays, bfloat16 (accumulated in float32).
     out : array [..., O], optional
         Overwritten with the result; C-contiguous, dtype of ``x``.
 
@@ -95,10 +95,11 @@ def forward(x: Array, tables: Array, *, out: Array | None = None) -> Array:
         If shapes do not fit, or ``out`` is not contiguous or overlaps an input.
     """
     array_checks.check_layer("forward", x, tables)
-    engine = _engine("forward", array_library(x))
+    engine = _engine(array_library(x))
     shape = (*x.shape[:-1], tables.shape[3])
-    out = _output("forward", "out", out, shape, x.dtype, {"x": x, "tables": tables})
-    engine.forward(_samples(x), _contiguous(tables), _knots(tables), out.reshape(-1, shape[-1]))
+    with on_device_of(tables):
+        out = _output("forward", "out", out, shape, x.dtype, {"x": x, "tables": tables})
+        engine.forward(_samples(x), _contiguous(tables), _knots(tables), out.reshape(-1, shape[-1]))
     return out
 
 
@@ -144,27 +145,30 @@ def backward(
         As :func:`forward`; also where an ``out_`` is given for what is not needed.
     """
     array_checks.check_layer("backward", x, tables)
-    engine = _engine("backward", array_library(x))
+    engine = _engine(array_library(x))
     _check_grad_y("backward", grad_y, x, tables)
     inputs = {"grad_y": grad_y, "x": x, "tables": tables}
-    grad_x = grad_tables = None
-    if need_x:
-        grad_x = _output("backward", "out_x", out_x, x.shape, x.dtype, inputs)
-        inputs["out_x"] = grad_x
-    elif out_x is not None:
-        raise ValueError("backward: out_x was given, but need_x is False")
-    if need_tables:
-        grad_tables = _output("backward", "out_tables", out_tables, tables.shape, x.dtype, inputs)
-    elif out_tables is not None:
-        raise ValueError("backward: out_tables was given, but need_tables is False")
-    engine.backward(
-        _samples(grad_y),
-        _samples(x),
-        _contiguous(tables),
-        _knots(tables),
-        None if grad_x is None else grad_x.reshape(-1, x.shape[-1]),
-        grad_tables,
-    )
+    with on_device_of(tables):
+        grad_x = grad_tables = None
+        if need_x:
+            grad_x = _output("backward", "out_x", out_x, x.shape, x.dtype, inputs)
+            inputs["out_x"] = grad_x
+        elif out_x is not None:
+            raise ValueError("backward: out_x was given, but need_x is False")
+        if need_tables:
+            grad_tables = _output(
+                "backward", "out_tables", out_tables, tables.shape, x.dtype, inputs
+            )
+        elif out_tables is not None:
+            raise ValueError("backward: out_tables was given, but need_tables is False")
+        engine.backward(
+            _samples(grad_y),
+            _samples(x),
+            _contiguous(tables),
+            _knots(tables),
+            None if grad_x is None else grad_x.reshape(-1, x.shape[-1]),
+            grad_tables,
+        )
     return grad_x, grad_tables
 
 
@@ -207,30 +211,31 @@ def backward_backward(
     """
     function = "backward_backward"
     array_checks.check_layer(function, x, tables)
-    engine = _engine(function, array_library(x))
+    engine = _engine(array_library(x))
     _check_grad_y(function, grad_y, x, tables)
     if ggx is None and ggt is None:
         raise ValueError(f"{function}: ggx and ggt are both None, expected at least one array")
-    if ggx is not None:
-        array_checks.check_companion(function, "ggx", ggx, x.shape, x.dtype, tables)
-        ggx = _samples(ggx)
-    if ggt is not None:
-        array_checks.check_companion(function, "ggt", ggt, tables.shape, x.dtype, tables)
-        ggt = _contiguous(ggt)
-    grad_grad_y = allocation.empty(grad_y.shape, x.dtype, x)
-    grad_x = allocation.empty(x.shape, x.dtype, x)
-    grad_tables = allocation.empty(tables.shape, x.dtype, x)
-    engine.backward_backward(
-        ggx,
-        ggt,
-        _samples(grad_y),
-        _samples(x),
-        _contiguous(tables),
-        _knots(tables),
-        grad_grad_y.reshape(-1, grad_y.shape[-1]),
-        grad_x.reshape(-1, x.shape[-1]),
-        grad_tables,
-    )
+    with on_device_of(tables):
+        if ggx is not None:
+            array_checks.check_companion(function, "ggx", ggx, x.shape, x.dtype, tables)
+            ggx = _samples(ggx)
+        if ggt is not None:
+            array_checks.check_companion(function, "ggt", ggt, tables.shape, x.dtype, tables)
+            ggt = _contiguous(ggt)
+        grad_grad_y = allocation.empty(grad_y.shape, x.dtype, x)
+        grad_x = allocation.empty(x.shape, x.dtype, x)
+        grad_tables = allocation.empty(tables.shape, x.dtype, x)
+        engine.backward_backward(
+            ggx,
+            ggt,
+            _samples(grad_y),
+            _samples(x),
+            _contiguous(tables),
+            _knots(tables),
+            grad_grad_y.reshape(-1, grad_y.shape[-1]),
+            grad_x.reshape(-1, x.shape[-1]),
+            grad_tables,
+        )
     return grad_grad_y, grad_x, grad_tables
 
 
@@ -256,7 +261,7 @@ def hessian_penalty(tables: Array) -> Array:
         If ``tables`` is no array of tables.
     """
     array_checks.check_tables("hessian_penalty", tables)
-    return _hessian("hessian_penalty", tables, 0.0, None)
+    return _hessian(tables, 0.0, None)
 
 
 def hessian_penalty_grad(tables: Array, scale: float = 1.0) -> Array:
@@ -278,14 +283,17 @@ def hessian_penalty_and_grad(tables: Array, scale: float = 1.0) -> tuple[Array, 
 
 def _hessian_and_grad(function: str, tables: Array, scale: float) -> tuple[Array, Array]:
     array_checks.check_tables(function, tables)
-    grad = allocation.empty(tables.shape, array_checks.compute_dtype_of(tables.dtype), tables)
-    return _hessian(function, tables, scale, grad), grad
+    with on_device_of(tables):
+        grad = allocation.empty(tables.shape, array_checks.compute_dtype_of(tables.dtype), tables)
+        return _hessian(tables, scale, grad), grad
 
 
-def _hessian(function: str, tables: Array, scale: float, grad: Array | None) -> Array:
-    engine = _engine(function, array_library(tables))
-    penalty = allocation.empty((), array_checks.compute_dtype_of(tables.dtype), tables)
-    penalty[...] = engine.hessian_penalty(_contiguous(tables), _knots(tables), float(scale), grad)
+def _hessian(tables: Array, scale: float, grad: Array | None) -> Array:
+    engine = _engine(array_library(tables))
+    with on_device_of(tables):
+        penalty = allocation.empty((), array_checks.compute_dtype_of(tables.dtype), tables)
+        arguments = (_contiguous(tables), _knots(tables), float(scale), grad)
+        penalty[...] = engine.hessian_penalty(*arguments)
     return penalty
 
 
@@ -310,21 +318,30 @@ def warmup(
         Sizes of the layer. The kernels of the CPU engine serve every size.
     dtype : dtype
         The dtype of the tables.
-    device : {None, "cpu"}
-        Where the arrays will be.
+    device : {None, "cpu", "cuda", "cuda:0", "cuda:1", ...}
+        Where the arrays will be: None is the CPU, "cuda" the first CUDA device.
 
     Raises
     ------
     TypeError, ValueError
         If a size, ``dtype`` or ``device`` is out of range.
+    RuntimeError
+        If there is no such device or its kernels cannot be compiled; the text says what to do.
     """
-    array_checks.check_size("warmup", "in_features", in_features)
-    array_checks.check_size("warmup", "out_features", out_features)
-    array_checks.check_num_grids("warmup", num_grids)
+    in_features = array_checks.check_size("warmup", "in_features", in_features)
+    out_features = array_checks.check_size("warmup", "out_features", out_features)
+    num_grids = array_checks.check_num_grids("warmup", num_grids)
     dtype = array_checks.table_dtype("warmup", dtype)
-    if device not in (None, "cpu"):
-        raise ValueError(f"warmup: device must be None or 'cpu' in this version, got {device!r}")
-    if dtype.name == "bfloat16":
-        raise TypeError("warmup: bfloat16 tables need CuPy arrays, which have no engine yet")
-    engine = _engine("warmup", np)
-    engine.warmup(array_checks.compute_dtype_of(dtype), dtype)
+    real = array_checks.compute_dtype_of(dtype)
+    cuda_device = array_checks.check_device("warmup", device)
+    if cuda_device is None:
+        if dtype.name == "bfloat16":
+            raise TypeError("warmup: bfloat16 tables need device='cuda'")
+        _engine(np).warmup(real, dtype)
+        return
+    if obstacle := configuration.cuda_obstacle():
+        raise RuntimeError(f"warmup: {obstacle}")
+    from . import cuda_engine
+
+    knots = sigma_grid(num_grids, dtype=real)
+    cuda_engine.warmup(in_features, out_features, knots, dtype, cuda_device)

@@ -28,10 +28,14 @@ def xp(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(autouse=True)
 def nan_filled_memory() -> Iterator[None]:
-    """Whatever the core allocates is full of NaN, so that an element left unwritten shows."""
+    """Whatever the core allocates is full of NaN, so that an element left unwritten shows.
+
+    Whole numbers have no NaN: theirs is the largest.
+    """
 
     def allocate(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:
-        filled: Array = array_library(beside).full(shape, np.nan, dtype)
+        poison = np.nan if dtype.kind == "f" else np.iinfo(dtype).max
+        filled: Array = array_library(beside).full(shape, poison, dtype)
         return filled
 
     with allocation.allocator(allocate):

@@ -307,7 +307,7 @@ CASES = {
     "device-unknown": Case(
         lambda: lmkan_cupy.warmup(4, 4, 8, device="tpu"),
         ValueError,
-        "warmup: device must be None or 'cpu' in this version, got 'tpu'",
+        "warmup: device must be None, 'cpu', 'cuda' or 'cuda:' and a number, got 'tpu'",
     ),
 }
 

@@ -1,0 +1,78 @@
+// Where a pair of coordinates lies, and how it draws on the four table rows around it.
+//
+// The preamble of every source (kernel_source.py) defines
+//     REAL, TABLE      float or double; what tables hold: REAL, __half or __nv_bfloat16
+//     NUM_GRIDS        G, intervals per axis
+//     GRID[S][3]       k_i, 1 / (k_{i+1} - k_i) and 1 / (k_{i+1} - k_{i-1}) of every knot i
+//     DIRECTION        1 where the layer's derivative in a direction X [B, I] stands in its place
+//
+// The rows of a cell (i, j) are numbered 0 .. 3: (i, j), (i, j+1), (i+1, j), (i+1, j+1).
+
+constexpr int NUM_KNOTS = NUM_GRIDS + 1;
+constexpr int CORNERS = 4;
+
+__device__ __forceinline__ float exponential(float x) { return expf(x); }
+__device__ __forceinline__ double exponential(double x) { return exp(x); }
+
+// clamp(floor(G sigma(x)), 0, G - 1), and 0 for a NaN: max takes the argument that is a number.
+//
+// Halving is exact and nothing is added to the product, so there is nothing for a compiler to fuse:
+// wherever this is inlined, it finds the same cell. Ownership in backward.cu depends on it.
+__device__ __forceinline__ int interval_of(REAL x) {
+    const REAL tail = REAL(0.5) * exponential(x > 0 ? -x : x);
+    const REAL position = REAL(NUM_GRIDS) * (x > 0 ? 1 - tail : tail);
+    return static_cast<int>(min(max(position, REAL(0)), REAL(NUM_GRIDS - 1)));
+}
+
+// The coordinates of a pair, out of a sample [I]; an odd I is completed by the constant 0.
+struct Point {
+    REAL x1, x2;
+};
+
+__device__ __forceinline__ Point point_of(const REAL* sample, long long pair,
+                                          long long in_features) {
+    return {sample[2 * pair], 2 * pair + 1 < in_features ? sample[2 * pair + 1] : REAL(0)};
+}
+
+__device__ __forceinline__ int cell_of(Point point) {
+    return interval_of(point.x1) * NUM_KNOTS + interval_of(point.x2);
+}
+
+struct Position {
+    int cell;              // i S + j, number of the node at the lower corner of the cell
+    REAL weight[CORNERS];  // of the rows; their derivatives along the direction where there is one
+    REAL scale[2];         // 1 / h of the two intervals
+    REAL mixed[2];         // the factors of g . D12 in the slopes, see backward.cu
+    REAL poison;           // 0, but NaN where a coordinate is not finite
+};
+
+// `x` and `direction` are those of one sample, [I].
+__device__ __forceinline__ Position locate(const REAL* x, const REAL* direction, long long pair,
+                                           long long in_features) {
+    const Point point = point_of(x, pair, in_features);
+    const int i = interval_of(point.x1), j = interval_of(point.x2);
+    const REAL scale_1 = GRID[i][1], u = (point.x1 - GRID[i][0]) * scale_1;
+    const REAL scale_2 = GRID[j][1], v = (point.x2 - GRID[j][0]) * scale_2;
+    const int cell = i * NUM_KNOTS + j;
+    const REAL poison = 0 * u + 0 * v;
+#if DIRECTION
+    const Point along = point_of(direction, pair, in_features);
+    const REAL a = along.x1 * scale_1, b = along.x2 * scale_2;
+    return {cell,
+            {-a * (1 - v) - b * (1 - u), b * (1 - u) - a * v, a * (1 - v) - b * u, a * v + b * u},
+            {scale_1, scale_2},
+            {b, a},
+            poison};
+#else
+    return {cell,
+            {(1 - u) * (1 - v), (1 - u) * v, u * (1 - v), u * v},
+            {scale_1, scale_2},
+            {v, u},
+            poison};
+#endif
+}
+
+// Elements between row 0 of a cell and the row of a corner, O = out_features.
+__device__ __forceinline__ long long corner_offset(int corner, long long out_features) {
+    return ((corner >> 1) * NUM_KNOTS + (corner & 1)) * out_features;
+}

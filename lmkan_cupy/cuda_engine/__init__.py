@@ -1,0 +1,137 @@
+"""The CUDA engine: CuPy arrays, kernels in ``cuda/``, which hold all of its mathematics.
+
+The functions have the arguments of those in ``cpu_engine``: checked, C-contiguous arrays on one
+device, ``knots`` on the host, results overwritten. They start kernels on CuPy's current stream of
+the current device, wait for nothing, and allocate workspace through :mod:`..allocation`.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from .. import allocation
+from ..array_library import Array
+from . import kernel_cache, launch_plan
+from .launch import run
+
+
+def forward(x: Array, tables: Array, knots: Array, out: Array) -> None:
+    """Overwrite ``out`` [B, O] with the layer of ``x`` [B, I] and ``tables`` [P, S, S, O]."""
+    _layer(x, tables, knots, None, False, out)
+
+
+def _layer(
+    x: Array, tables: Array, knots: Array, ggx: Array | None, accumulate: bool, out: Array
+) -> None:
+    layer = launch_plan.layer(x, tables)
+    launch = launch_plan.forward(layer, len(x), direction=ggx is not None)
+    run(launch, knots, x, ggx, tables, out, len(x), x.shape[1], out.shape[1], accumulate)
+
+
+def backward(
+    grad_y: Array,
+    x: Array,
+    tables: Array,
+    knots: Array,
+    grad_x: Array | None,
+    grad_tables: Array | None,
+) -> None:
+    """Overwrite ``grad_x`` [B, I] and ``grad_tables`` [P, S, S, O], where not None."""
+    _pull_back(grad_y, x, tables, knots, None, False, grad_x, grad_tables)
+
+
+def _pull_back(
+    grad_y: Array,
+    x: Array,
+    tables: Array,
+    knots: Array,
+    ggx: Array | None,
+    accumulate: bool,
+    grad_x: Array | None,
+    grad_tables: Array | None,
+) -> None:
+    if grad_tables is not None:
+        grad_tables.fill(0)
+    batch, in_features = x.shape
+    out_features = tables.shape[3]
+    layer = launch_plan.layer(x, tables)
+    plan = launch_plan.backward(
+        layer,
+        batch,
+        kernel_cache.device(),
+        direction=ggx is not None,
+        need_x=grad_x is not None,
+        need_tables=grad_tables is not None,
+    )
+    order, spare = (
+        allocation.empty((layer.pairs, plan.chunk), np.dtype(np.int32), x) for _ in range(2)
+    )
+    evens = allocation.empty((layer.pairs,), np.dtype(np.int32), x)
+    slots = None
+    if grad_tables is not None:
+        slots = allocation.empty((layer.pairs, plan.stretches, 2, 4, out_features), x.dtype, x)
+    # Cells that share rows of the tables' gradient lie in different halves, see backward.cu.
+    halves = (2,) if grad_tables is None else (0, 1)
+
+    for first in range(0, batch, plan.chunk):
+        count = min(plan.chunk, batch - first)
+        samples = (first, count, plan.chunk)
+        run(plan.sort, knots, x, order, spare, evens, *samples, in_features)
+        for half in halves:
+            part = (*samples, plan.stretches, plan.stretch, half, in_features, out_features)
+            inputs = (grad_y, x, ggx, tables, order, evens)
+            run(plan.walk, knots, *inputs, grad_x, grad_tables, slots, *part, accumulate)
+            if grad_tables is not None:
+                run(plan.boundaries, knots, x, order, evens, grad_tables, slots, *part)
+
+
+def backward_backward(
+    ggx: Array | None,
+    ggt: Array | None,
+    grad_y: Array,
+    x: Array,
+    tables: Array,
+    knots: Array,
+    grad_grad_y: Array,
+    grad_x: Array,
+    grad_tables: Array,
+) -> None:
+    """Overwrite the cotangents of ``grad_y``, ``x`` and ``tables``.
+
+    The double backward is the forward and the backward of the layer's derivative along ``ggx``,
+    plus those of the layer with the tables ``ggt``.
+    """
+    if ggx is not None:
+        _layer(x, tables, knots, ggx, False, grad_grad_y)
+        _pull_back(grad_y, x, tables, knots, ggx, False, grad_x, grad_tables)
+    else:
+        grad_tables.fill(0)
+    if ggt is not None:
+        _layer(x, ggt, knots, None, ggx is not None, grad_grad_y)
+        _pull_back(grad_y, x, ggt, knots, None, ggx is not None, grad_x, None)
+
+
+def hessian_penalty(tables: Array, knots: Array, scale: float, grad: Array | None) -> Array:
+    """Return the roughness R of all functions, 0-d; ``grad`` becomes ``scale dR/dT``."""
+    pairs, _, _, out_features = tables.shape
+    layer = launch_plan.Layer(
+        2 * pairs, out_features, len(knots) - 1, knots.dtype.name, tables.dtype.name
+    )
+    plan = launch_plan.penalty(layer)
+    partial = allocation.empty((plan.partials,), np.dtype(np.float64), tables)
+    penalty = allocation.empty((), knots.dtype, tables)
+    run(plan.penalty, knots, tables, grad, partial, pairs, out_features, scale)
+    run(plan.total, knots, partial, penalty, plan.partials)
+    return penalty
+
+
+def warmup(
+    in_features: int, out_features: int, knots: Array, dtype: np.dtype[Any], device: int
+) -> None:
+    """Compile, or load from the disk cache, what layers with tables of ``dtype`` need."""
+    layer = launch_plan.Layer(
+        in_features, out_features, len(knots) - 1, knots.dtype.name, dtype.name
+    )
+    with kernel_cache.on_device(device):
+        for launch in launch_plan.launches(layer, kernel_cache.device()):
+            kernel_cache.kernel(launch, knots)

@@ -1,0 +1,116 @@
+"""Compiled kernels, by device and source: the only module of the core that calls CuPy's compiler.
+
+CuPy keeps what it compiled in a folder (``CUPY_CACHE_DIR``, else ``~/.cupy/kernel_cache``), so that
+a second process compiles nothing.
+"""
+
+import logging
+import os
+import threading
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+from ..array_library import Array
+from . import kernel_source
+from .launch_plan import Device, Launch, Source
+
+_log = logging.getLogger("lmkan_cupy")
+
+#: (device, source, kernel) -> compiled kernel.
+_kernels: dict[tuple[int, Source, str], Any] = {}
+_compiling = threading.Lock()
+
+_WITHOUT_ATTRIBUTE = 48 * 1024  # bytes of dynamic shared memory that every kernel may have
+
+
+def _cupy() -> Any:
+    """CuPy, which must not be imported before it is needed."""
+    return import_module("cupy")
+
+
+def on_device(index: int) -> AbstractContextManager[Any]:
+    """Return a context in which a device is CuPy's current one."""
+    context: AbstractContextManager[Any] = _cupy().cuda.Device(index)
+    return context
+
+
+def device() -> Device:
+    """Return the limits of CuPy's current device."""
+    return _limits(_cupy().cuda.runtime.getDevice())
+
+
+@lru_cache
+def _limits(index: int) -> Device:
+    handle = _cupy().cuda.Device(index)
+    attributes = handle.attributes
+    return Device(
+        capability=int(handle.compute_capability),
+        multiprocessors=attributes["MultiProcessorCount"],
+        shared_bytes=attributes["MaxSharedMemoryPerBlockOptin"],
+    )
+
+
+def kernel(launch: Launch, knots: Array) -> Any:
+    """Return the compiled kernel of a launch for the current device.
+
+    Raises
+    ------
+    RuntimeError
+        If it has to be compiled and cannot be; the text says what to do.
+    """
+    key = (_cupy().cuda.runtime.getDevice(), launch.source, launch.kernel)
+    if key not in _kernels:
+        with _compiling:
+            if key not in _kernels:
+                _kernels[key] = _compile(launch, knots)
+    return _kernels[key]
+
+
+def _compile(launch: Launch, knots: Array) -> Any:
+    described = f"{launch.kernel} of {launch.source.file}, {launch.source}"
+    if _cupy().cuda.get_current_stream().is_capturing():
+        raise RuntimeError(
+            f"the kernel {described} is not compiled yet, which cannot be done while a CUDA graph "
+            "is captured: call lmkan_cupy.warmup, or the same function once, before the capture"
+        )
+    _log.info("compiling %s, or loading it from CuPy's cache", described)
+    text = kernel_source.text(launch.source, knots)
+    try:
+        compiled = _load(text, launch.kernel)
+    except OSError as error:
+        _log.warning(
+            "CuPy's kernel cache cannot be written (%s), so kernels are compiled by every process; "
+            "set CUPY_CACHE_DIR to a folder that can be",
+            error,
+        )
+        os.environ["CUPY_CACHE_IN_MEMORY"] = "1"
+        compiled = _load(text, launch.kernel)
+    if launch.shared_bytes > _WITHOUT_ATTRIBUTE:
+        compiled.max_dynamic_shared_size_bytes = launch.shared_bytes
+    return compiled
+
+
+def _load(text: str, name: str) -> Any:
+    cupy = _cupy()
+    try:
+        return cupy.RawModule(code=text, options=("--std=c++17",)).get_function(name)
+    except cupy.cuda.compiler.CompileException as error:
+        raise RuntimeError(_advice(str(error))) from error
+
+
+def _advice(log: str) -> str:
+    """Return what to do about a failed compilation, then the compiler's messages."""
+    major, minor = _cupy().cuda.nvrtc.getVersion()
+    if "could not open source file" in log or "cannot open source file" in log:
+        advice = (
+            "CUDA's headers, which tables in half precision need, were not found: "
+            f"pip install 'cupy-cuda{major}x[ctk]'"
+        )
+    else:
+        advice = (
+            "if headers and compiler are of different CUDA versions, unset CUDA_PATH or "
+            f"pip install 'cupy-cuda{major}x[ctk]'; else please report it"
+        )
+    return f"NVRTC {major}.{minor} could not compile a kernel: {advice}\n{log}"

@@ -1,0 +1,93 @@
+"""The text of a kernel: a preamble of constants, then a file of ``cuda/`` with its headers.
+
+Headers are pasted and not left to ``-I``, because CuPy's disk cache does not see what they hold.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib.resources import files
+
+import numpy as np
+
+from ..array_library import Array
+from .launch_plan import Source
+
+#: dtype -> its name in CUDA C, and the header that defines it.
+_CUDA_TYPES = {
+    "float32": ("float", None),
+    "float64": ("double", None),
+    "float16": ("__half", "cuda_fp16.h"),
+    "bfloat16": ("__nv_bfloat16", "cuda_bf16.h"),
+}
+
+
+def text(source: Source, knots: Array) -> str:
+    """Return the text to compile.
+
+    Parameters
+    ----------
+    source : Source
+    knots : array [S]
+        The grid, on the host, in the dtype ``source.real``: it becomes part of the text.
+
+    Returns
+    -------
+    str
+        Errors of the compiler name the files of ``cuda/`` and their lines.
+    """
+    return _preamble(source, knots) + _pasted(source.file)
+
+
+def _preamble(source: Source, knots: Array) -> str:
+    table, header = _CUDA_TYPES[source.table]
+    real, _ = _CUDA_TYPES[source.real]
+    constants = {
+        "REAL": real,
+        "TABLE": table,
+        "TABLE_IS_FLOAT16": int(source.table == "float16"),
+        "TABLE_IS_BFLOAT16": int(source.table == "bfloat16"),
+        "NUM_GRIDS": source.num_grids,
+        **dict(source.constants),
+    }
+    lines = [f"#include <{header}>"] if header else []
+    lines += [f"#define {name} {value}" for name, value in constants.items()]
+
+    lines.append(f"__device__ const REAL GRID[NUM_GRIDS + 1][3] = {_grid(knots, source.real)};")
+    return "\n".join(lines) + "\n"
+
+
+def _grid(knots: Array, real: str) -> str:
+    """Return an initialiser: per knot itself and the reciprocals of h_i and of h_{i-1} + h_i.
+
+    Zero stands where an outermost knot has none.
+    """
+    wide = knots.astype(np.float64)
+    inverse_width = np.append(1 / np.diff(wide), 0)
+    inverse_span = np.pad(1 / (wide[2:] - wide[:-2]), 1)
+    suffix = "f" if real == "float32" else ""
+    rows = np.column_stack([wide, inverse_width, inverse_span]).astype(real)
+    # repr gives enough digits for every value to be exact
+    return _braced(_braced(f"{float(each)!r}{suffix}" for each in row) for row in rows)
+
+
+def _braced(items: Iterable[str]) -> str:
+    return "{" + ", ".join(items) + "}"
+
+
+@lru_cache
+def _pasted(file: str) -> str:
+    """Return a file of ``cuda/``, every ``#include "header"`` replaced by the header, once."""
+    pasted: set[str] = set()
+
+    def paste(name: str) -> str:
+        pasted.add(name)
+        lines = files("lmkan_cupy.cuda").joinpath(name).read_text("utf-8").splitlines()
+        for number, line in enumerate(lines):
+            if include := re.fullmatch(r'#include "(.+)"', line):
+                header = include[1]
+                body = "" if header in pasted else paste(header)
+                lines[number] = f'{body}#line {number + 2} "{name}"'
+        return "\n".join([f'#line 1 "{name}"', *lines, ""])
+
+    return paste(file)

@@ -1,0 +1,40 @@
+"""The CUDA engine on NumPy arrays: its own plans and arguments, kernels run by the emulator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import emulator
+import pytest
+from oracle import Array
+
+from lmkan_cupy.cuda_engine import kernel_cache, kernel_source
+from lmkan_cupy.cuda_engine.launch_plan import Device, Launch
+
+DEVICE = Device(capability=90, multiprocessors=1, shared_bytes=227 * 1024)
+"""With a single multiprocessor, so that small problems fill it."""
+
+
+@lru_cache
+def module(text: str) -> emulator.Module:
+    return emulator.compile(text, re.findall(r"__global__[^;{]*?(\w+)\(const", text))
+
+
+def install(monkeypatch: pytest.MonkeyPatch, order: str = "ascending", seed: int = 0) -> None:
+    """Let the engine's kernels run here instead of on a GPU, threads in one of `ORDERS`."""
+
+    def kernel(launch: Launch, knots: Array) -> Callable[..., None]:
+        compiled = module(kernel_source.text(launch.source, knots))
+
+        def call(grid: Any, block: Any, arguments: Any, *, shared_mem: int) -> None:
+            compiled.launch(
+                launch.kernel, grid, block, arguments, shared_mem, order=order, seed=seed
+            )
+
+        return call
+
+    monkeypatch.setattr(kernel_cache, "kernel", kernel)
+    monkeypatch.setattr(kernel_cache, "device", lambda: DEVICE)

@@ -1,0 +1,170 @@
+"""The CUDA engine around its kernels: texts, cache, errors with the command that mends them."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import lmkan_cupy
+from lmkan_cupy import configuration, sigma_grid
+from lmkan_cupy.cuda_engine import kernel_cache, kernel_source, launch_plan
+
+LAYER = launch_plan.Layer(2, 5, 8, "float32", "float32")
+FORWARD = launch_plan.forward(LAYER, 1, direction=False)
+KNOTS = sigma_grid(8)
+
+
+class CompileError(Exception):
+    """In the place of CuPy's."""
+
+
+class FakeCuda:
+    """CuPy as far as the engine uses it, with a compiler that counts."""
+
+    def __init__(self) -> None:
+        self.compiled: list[str] = []
+        self.failures: list[Exception] = []
+        self.capturing = False
+        self.driver, self.local = 13000, 13000
+        stream = SimpleNamespace(is_capturing=lambda: self.capturing)
+        self.cuda = SimpleNamespace(
+            compiler=SimpleNamespace(CompileException=CompileError),
+            get_current_stream=lambda: stream,
+            get_local_runtime_version=lambda: self.local,
+            nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),
+            runtime=SimpleNamespace(
+                CUDARuntimeError=RuntimeError,
+                driverGetVersion=lambda: self.driver,
+                getDevice=lambda: 0,
+                getDeviceCount=lambda: 1,
+            ),
+        )
+
+    def RawModule(self, code: str, options: tuple[str, ...]) -> Any:
+        if self.failures:
+            raise self.failures.pop()
+        self.compiled.append(code)
+        return SimpleNamespace(get_function=lambda name: SimpleNamespace(name=name))
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+    monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(kernel_cache, "_kernels", {})
+    monkeypatch.setattr(configuration, "_cupy_distributions", lambda: ["cupy-cuda13x 14.2.0"])
+    return fake
+
+
+class TestText:
+    def test_headers_are_pasted_once_under_their_own_lines(self) -> None:
+        text = kernel_source.text(FORWARD.source, KNOTS)
+        assert text.count("struct Position {") == 1
+        assert '#include "' not in text
+        after = text.split('#line 1 "position.cuh"')[1]
+        assert re.search(r'\n#line 14 "forward.cu"\n', after)
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_grid_is_exact(self, dtype: str) -> None:
+        layer = launch_plan.Layer(2, 5, 40, dtype, dtype)
+        knots = sigma_grid(40, dtype=dtype)
+        text = kernel_source.text(launch_plan.forward(layer, 1, direction=False).source, knots)
+        rows = re.search(r"GRID\[.*\] = \{(.*)\};", text)
+        assert rows
+        written = [row.split(", ")[0].rstrip("f") for row in rows[1][1:-1].split("}, {")]
+        assert [knots.dtype.type(number) for number in written] == list(knots)
+
+    def test_only_half_tables_need_a_header(self) -> None:
+        for table, header in (("float32", None), ("float16", "fp16"), ("bfloat16", "bf16")):
+            layer = launch_plan.Layer(2, 5, 8, "float32", table)
+            source = launch_plan.forward(layer, 1, direction=False).source
+            found = re.findall("#include.*", kernel_source.text(source, KNOTS))
+            assert found == ([f"#include <cuda_{header}.h>"] if header else [])
+
+
+class TestCache:
+    def test_a_kernel_is_compiled_once(self, cupy: FakeCuda) -> None:
+        first = kernel_cache.kernel(FORWARD, KNOTS)
+        assert kernel_cache.kernel(FORWARD, KNOTS) is first
+        assert len(cupy.compiled) == 1
+
+    def test_not_during_graph_capture(self, cupy: FakeCuda) -> None:
+        cupy.capturing = True
+        with pytest.raises(RuntimeError, match=r"forward of forward\.cu.*lmkan_cupy\.warmup"):
+            kernel_cache.kernel(FORWARD, KNOTS)
+        assert not cupy.compiled
+        cupy.capturing = False
+        kernel_cache.kernel(FORWARD, KNOTS)
+        cupy.capturing = True
+        kernel_cache.kernel(FORWARD, KNOTS)
+
+    def test_compiler_messages_are_shown(self, cupy: FakeCuda) -> None:
+        cupy.failures = [CompileError("forward.cu(30): error: no such thing")]
+        with pytest.raises(RuntimeError, match=r"NVRTC 13\.0 could not(?s:.*)no such thing"):
+            kernel_cache.kernel(FORWARD, KNOTS)
+
+    def test_missing_headers(self, cupy: FakeCuda) -> None:
+        cupy.failures = [CompileError('could not open source file "cuda_fp16.h"')]
+        with pytest.raises(RuntimeError, match=r"pip install 'cupy-cuda13x\[ctk\]'"):
+            kernel_cache.kernel(FORWARD, KNOTS)
+
+    def test_folder_that_cannot_be_written(
+        self, cupy: FakeCuda, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "0")
+        cupy.failures = [PermissionError("read-only")]
+        with caplog.at_level(logging.WARNING, "lmkan_cupy"):
+            assert kernel_cache.kernel(FORWARD, KNOTS).name == "forward"
+        assert "CUPY_CACHE_DIR" in caplog.text
+
+    def test_large_shared_memory_is_asked_for(self, cupy: FakeCuda) -> None:
+        large = launch_plan.Launch(FORWARD.source, "forward", 1, 128, shared_bytes=100_000)
+        assert kernel_cache.kernel(large, KNOTS).max_dynamic_shared_size_bytes == 100_000
+
+
+class TestObstacle:
+    def test_none(self, cupy: FakeCuda) -> None:
+        assert configuration.cuda_obstacle() is None
+
+    def test_no_cupy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "cupy", None)
+        monkeypatch.setattr(configuration, "_cupy_distributions", list)
+        obstacle = configuration.cuda_obstacle()
+        assert obstacle
+        assert "pip install 'lmkan-cupy[cuda13]'" in obstacle
+        with pytest.raises(RuntimeError, match="warmup: CuPy cannot be imported"):
+            lmkan_cupy.warmup(4, 4, 8, device="cuda")
+
+    def test_several_distributions(self, cupy: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+        names = ["cupy-cuda12x 14.2.0", "cupy-cuda13x 14.2.0"]
+        monkeypatch.setattr(configuration, "_cupy_distributions", lambda: names)
+        obstacle = configuration.cuda_obstacle()
+        assert obstacle
+        assert "pip uninstall cupy-cuda12x cupy-cuda13x" in obstacle
+
+    def test_no_driver(self, cupy: FakeCuda) -> None:
+        cupy.driver = 0
+        obstacle = configuration.cuda_obstacle()
+        assert obstacle
+        assert "no NVIDIA driver" in obstacle
+
+    def test_old_driver(self, cupy: FakeCuda) -> None:
+        cupy.driver = 12040
+        obstacle = configuration.cuda_obstacle()
+        assert obstacle
+        assert "driver is for CUDA 12.4, CuPy for 13.0" in obstacle
+        assert "pip install 'lmkan-cupy[cuda12]'" in obstacle
+
+    def test_no_device(self, cupy: FakeCuda) -> None:
+        def fail() -> int:
+            raise RuntimeError("cudaErrorNoDevice")
+
+        cupy.cuda.runtime.getDeviceCount = fail
+        obstacle = configuration.cuda_obstacle()
+        assert obstacle
+        assert "nvidia-smi" in obstacle

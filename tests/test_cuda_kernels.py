@@ -1,0 +1,252 @@
+"""The kernels of the CUDA engine in the emulator: every row of the plan, against the oracle.
+
+Each call runs in three orders of threads and blocks and must give the same bits in all of them. The
+emulator reports every access out of bounds, race and read of memory that was not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import emulated
+import emulator
+import numpy as np
+import pytest
+import tolerances
+from problems import DTYPES, FLOAT32, HALF_TABLES, Dtypes, Problem, Sizes, make_problem
+
+# The tests of special values, collected here once more: they run on the engine that is in place.
+from test_special_values import (  # noqa: F401
+    TestNonFinite,
+    TestOnKnots,
+    test_far_outside,
+    test_zero_belongs_to_the_cell_on_its_right,
+)
+
+import lmkan_cupy
+from lmkan_cupy import cuda_engine, functional, sigma_grid
+from lmkan_cupy.cuda_engine import launch, launch_plan
+from lmkan_cupy.cuda_engine.launch_plan import Launch
+
+pytest_plugins = ["emulator.fixtures"]
+pytestmark = pytest.mark.usefixtures("emulator_tools")
+
+SIZES = [
+    Sizes(1, 1, 1, 3),
+    Sizes(33, 2, 32, 3),
+    Sizes(70, 5, 33, 8),
+    Sizes(50, 4, 129, 8),
+    Sizes(3, 67, 5, 8),
+    Sizes(65, 3, 9, 40),
+]
+"""Every number of outputs per lane, one and two tiles, odd numbers of inputs, more pairs than a
+warp has lanes, one and two digits of the sort; batches beside the chunk of 32 samples."""
+
+
+@pytest.fixture(autouse=True)
+def engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CUDA engine in the place of the CPU engine, its kernels in the emulator."""
+    monkeypatch.setattr(functional, "_engine", lambda xp: cuda_engine)
+    emulated.install(monkeypatch)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks and stretches short enough for several of each in a small batch."""
+    monkeypatch.setattr(launch_plan, "CHUNK", 32)
+    monkeypatch.setattr(launch_plan, "STRETCHES", (8, 5))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, small_chunks: None) -> Callable[..., tuple[Any, ...]]:
+    """Calls a function in every order and returns its results, which must not differ."""
+
+    def in_every_order(function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+        all_results = []
+        for order in emulator.ORDERS:
+            emulated.install(monkeypatch, order, seed=7)
+            results = function(*arguments, **more)
+            all_results.append(results if isinstance(results, tuple) else (results,))
+        for results in all_results[1:]:
+            for result, first in zip(results, all_results[0], strict=True):
+                np.testing.assert_array_equal(result, first)
+        return all_results[0]
+
+    return in_every_order
+
+
+def check(results: tuple[Any, ...], all_expected: Any) -> None:
+    for result, expected in zip(results, all_expected, strict=True):
+        expected.check(result)
+
+
+def check_layer(run: Callable[..., Any], problem: Problem) -> None:
+    x, tables, grad_y, *_ = problem
+    check(run(lmkan_cupy.forward, x, tables), [tolerances.forward(x, tables)])
+    check(run(lmkan_cupy.backward, grad_y, x, tables), tolerances.backward(grad_y, x, tables))
+    check(run(lmkan_cupy.backward_backward, *cotangents(problem)), expected_twice(problem))
+
+
+def cotangents(problem: Problem) -> tuple[Any, ...]:
+    return problem.ggx, problem.ggt, problem.grad_y, problem.x, problem.tables
+
+
+def expected_twice(problem: Problem) -> Any:
+    return tolerances.backward_backward(*cotangents(problem))
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_layer(run: Any, rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes) -> None:
+    check_layer(run, make_problem(rng, sizes, dtypes))
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [Sizes(0, 1, 1, 3), Sizes(0, 5, 33, 8), Sizes(0, 2, 65, 8)])
+def test_penalty(run: Any, rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes) -> None:
+    tables = make_problem(rng, sizes, dtypes).tables
+    results = run(lmkan_cupy.hessian_penalty_and_grad, tables)
+    check(results, tolerances.hessian_penalty(tables, dtypes.x))
+    assert run(lmkan_cupy.hessian_penalty, tables) == results[:1]
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("value", [0.1, 100.0])
+def test_all_samples_in_one_cell(
+    run: Any, rng: np.random.Generator, dtypes: Dtypes, value: float
+) -> None:
+    """Every stretch begins and ends in this cell, and no launch of the other half has samples."""
+    problem = make_problem(rng, Sizes(70, 3, 7, 8), dtypes)
+    check_layer(run, problem._replace(x=np.full_like(problem.x, value)))
+
+
+def test_many_cells_per_stretch(
+    run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warp adds rows of neighbouring cells itself, and only its ends go through slots."""
+    monkeypatch.setattr(launch_plan, "CHUNK", 500)
+    monkeypatch.setattr(launch_plan, "STRETCHES", (100,))
+    check_layer(run, make_problem(rng, Sizes(500, 3, 5, 8)))
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("needed", ["x", "tables"])
+def test_one_gradient_alone(
+    run: Any, rng: np.random.Generator, needed: str, dtypes: Dtypes
+) -> None:
+    x, tables, grad_y, *_ = make_problem(rng, Sizes(70, 5, 33, 8), dtypes)
+    options = {"need_x": needed == "x", "need_tables": needed == "tables"}
+    both = lmkan_cupy.backward(grad_y, x, tables)
+
+    def call() -> Any:
+        results = lmkan_cupy.backward(grad_y, x, tables, **options)
+        assert results[needed == "x"] is None
+        return results[needed == "tables"]
+
+    np.testing.assert_array_equal(run(call)[0], both[needed == "tables"])
+
+
+@pytest.mark.parametrize("without", ["ggx", "ggt"])
+@pytest.mark.parametrize("dtypes", [FLOAT32, HALF_TABLES], ids=str)
+def test_missing_cotangent_is_zero(
+    run: Any, rng: np.random.Generator, without: str, dtypes: Dtypes
+) -> None:
+    problem = make_problem(rng, Sizes(40, 5, 33, 8), dtypes)
+    given = problem._replace(**{without: None})
+    zeros = problem._replace(**{without: np.zeros_like(getattr(problem, without))})
+    check(run(lmkan_cupy.backward_backward, *cotangents(given)), expected_twice(zeros))
+
+
+def test_empty_batch(run: Any, rng: np.random.Generator) -> None:
+    x, tables, grad_y, ggx, ggt = make_problem(rng, Sizes(0, 4, 3, 8))
+    (y,) = run(lmkan_cupy.forward, x, tables)
+    grad_x, grad_tables = run(lmkan_cupy.backward, grad_y, x, tables)
+    *empty, twice = run(lmkan_cupy.backward_backward, ggx, ggt, grad_y, x, tables)
+    assert y.size == grad_x.size == sum(each.size for each in empty) == 0
+    assert not grad_tables.any()
+    assert not twice.any()
+
+
+def test_bfloat16_tables(run: Any, rng: np.random.Generator) -> None:
+    """Their check is left out: without CuPy they are no argument of the public functions."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    x, tables, grad_y, *_ = make_problem(rng, Sizes(40, 5, 33, 8))
+    tables = tables.astype(bfloat16)
+    knots = sigma_grid(8)
+
+    def call() -> tuple[Any, ...]:
+        y, grad_x = np.full_like(grad_y, np.nan), np.full_like(x, np.nan)
+        grad_tables = np.full(tables.shape, np.nan, np.float32)
+        grad = np.full(tables.shape, np.nan, np.float32)
+        cuda_engine.forward(x, tables, knots, y)
+        cuda_engine.backward(grad_y, x, tables, knots, grad_x, grad_tables)
+        penalty = cuda_engine.hessian_penalty(tables, knots, 1.0, grad)
+        return y, grad_x, grad_tables, penalty, grad
+
+    check(
+        run(call),
+        [
+            tolerances.forward(x, tables),
+            *tolerances.backward(grad_y, x, tables),
+            *tolerances.hessian_penalty(tables, "float32"),
+        ],
+    )
+
+
+def test_samples_do_not_depend_on_each_other(small_chunks: None, rng: np.random.Generator) -> None:
+    x, tables, grad_y, *_ = make_problem(rng, Sizes(70, 5, 33, 8))
+    y = lmkan_cupy.forward(x, tables)
+    grad_x, _ = lmkan_cupy.backward(grad_y, x, tables)
+    for part in (slice(0, 31), slice(31, 70)):
+        np.testing.assert_array_equal(lmkan_cupy.forward(x[part], tables), y[part])
+        alone, _ = lmkan_cupy.backward(grad_y[part], x[part], tables, need_tables=False)
+        np.testing.assert_array_equal(alone, grad_x[part])
+
+
+def test_few_blocks_do_the_work_of_many(
+    run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A grid is limited: warps and blocks then take several tasks in turn."""
+    monkeypatch.setattr(launch_plan, "MOST_BLOCKS", 2)
+    sizes = Sizes(40, 7, 65, 8)
+    check_layer(run, make_problem(rng, sizes))
+    tables = make_problem(rng, sizes).tables
+    results = run(lmkan_cupy.hessian_penalty_and_grad, tables)
+    check(results, tolerances.hessian_penalty(tables, "float32"))
+
+
+class TestLaunch:
+    """What CuPy's raw kernels would take silently."""
+
+    @pytest.fixture
+    def plan(self) -> Launch:
+        layer = launch_plan.Layer(2, 1, 3, "float32", "float32")
+        return launch_plan.forward(layer, 1, direction=False)
+
+    @pytest.fixture
+    def arguments(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        """Those of the last launch."""
+        seen: list[Any] = []
+
+        def call(grid: Any, block: Any, arguments: Any, *, shared_mem: int) -> None:
+            seen[:] = arguments
+
+        monkeypatch.setattr(launch.kernel_cache, "kernel", lambda *_: call)
+        return seen
+
+    def test_numbers_have_exact_types(self, plan: Launch, arguments: list[Any]) -> None:
+        launch.run(plan, sigma_grid(3), 2**40, True, 0.5, None)
+        types = [np.int64, np.int64, np.float64, np.uint64]
+        assert [type(argument) for argument in arguments] == types
+        assert arguments == [2**40, 1, 0.5, 0]
+
+    def test_strides_are_refused(self, plan: Launch, arguments: list[Any]) -> None:
+        with pytest.raises(ValueError, match="C-contiguous"):
+            launch.run(plan, sigma_grid(3), np.zeros((3, 2)).T)
+        assert not arguments
+
+    def test_an_empty_grid_starts_nothing(self, arguments: list[Any]) -> None:
+        layer = launch_plan.Layer(2, 1, 3, "float32", "float32")
+        launch.run(launch_plan.forward(layer, 0, direction=False), sigma_grid(3), 1)
+        assert not arguments
