@@ -19,15 +19,17 @@ DEVICE = Device(capability=90, multiprocessors=1, shared_bytes=227 * 1024)
 
 
 @lru_cache
-def module(text: str) -> emulator.Module:
-    return emulator.compile(text, re.findall(r"__global__[^;{]*?(\w+)\(const", text))
+def module(text: str, arch: int) -> emulator.Module:
+    return emulator.compile(text, re.findall(r"__global__[^;{]*?(\w+)\(const", text), arch=arch)
 
 
-def install(monkeypatch: pytest.MonkeyPatch, order: str = "ascending", seed: int = 0) -> None:
+def install(
+    monkeypatch: pytest.MonkeyPatch, order: str = "ascending", seed: int = 0, arch: int = 900
+) -> None:
     """Let the engine's kernels run here instead of on a GPU, threads in one of `ORDERS`."""
 
     def kernel(launch: Launch, knots: Array) -> Callable[..., None]:
-        compiled = module(kernel_source.text(launch.source, knots))
+        compiled = module(kernel_source.text(launch.source, knots), arch)
 
         def call(grid: Any, block: Any, arguments: Any, *, shared_mem: int) -> None:
             compiled.launch(

@@ -15,7 +15,14 @@ from lmkan_cupy import configuration, sigma_grid
 from lmkan_cupy.cuda_engine import kernel_cache, kernel_source, launch_plan
 
 LAYER = launch_plan.Layer(2, 5, 8, "float32", "float32")
-FORWARD = launch_plan.forward(LAYER, 1, direction=False)
+DEVICE = launch_plan.Device(90, 132, 227 * 1024)
+
+
+def plan_forward(layer: launch_plan.Layer) -> launch_plan.Launch:
+    return launch_plan.forward(layer, 1, DEVICE, direction=False, aligned=True)
+
+
+FORWARD = plan_forward(LAYER)
 KNOTS = sigma_grid(8)
 
 
@@ -73,7 +80,7 @@ class TestText:
     def test_grid_is_exact(self, dtype: str) -> None:
         layer = launch_plan.Layer(2, 5, 40, dtype, dtype)
         knots = sigma_grid(40, dtype=dtype)
-        text = kernel_source.text(launch_plan.forward(layer, 1, direction=False).source, knots)
+        text = kernel_source.text(plan_forward(layer).source, knots)
         rows = re.search(r"GRID\[.*\] = \{(.*)\};", text)
         assert rows
         written = [row.split(", ")[0].rstrip("f") for row in rows[1][1:-1].split("}, {")]
@@ -82,7 +89,7 @@ class TestText:
     def test_only_half_tables_need_a_header(self) -> None:
         for table, header in (("float32", None), ("float16", "fp16"), ("bfloat16", "bf16")):
             layer = launch_plan.Layer(2, 5, 8, "float32", table)
-            source = launch_plan.forward(layer, 1, direction=False).source
+            source = plan_forward(layer).source
             found = re.findall("#include.*", kernel_source.text(source, KNOTS))
             assert found == ([f"#include <cuda_{header}.h>"] if header else [])
 

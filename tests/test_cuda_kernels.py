@@ -44,6 +44,10 @@ SIZES = [
 warp has lanes, one and two digits of the sort; batches beside the chunk of 32 samples."""
 
 
+SHARED_SIZES = [Sizes(37, 5, 32, 8), Sizes(520, 3, 64, 4)]
+"""For the tables in shared memory: odd pairs; two blocks of samples by two tiles."""
+
+
 @pytest.fixture(autouse=True)
 def engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CUDA engine in the place of the CPU engine, its kernels in the emulator."""
@@ -158,6 +162,52 @@ def test_missing_cotangent_is_zero(
     check(run(lmkan_cupy.backward_backward, *cotangents(given)), expected_twice(zeros))
 
 
+class TestForwardFromSharedMemory:
+    """The plan takes it for 32 outputs or multiples on a device of one multiprocessor."""
+
+    @pytest.mark.parametrize("sizes", SHARED_SIZES, ids=str)
+    def test_order_is_that_of_global_memory(
+        self, run: Any, rng: np.random.Generator, sizes: Sizes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        x, tables, *_ = make_problem(rng, sizes)
+        plan = launch_plan.forward(
+            launch_plan.layer(x, tables), len(x), emulated.DEVICE, direction=False, aligned=True
+        )
+        assert plan.kernel == "forward_shared"
+        (y,) = run(lmkan_cupy.forward, x, tables)
+        tolerances.forward(x, tables).check(y)
+        monkeypatch.setattr(cuda_engine, "aligned", lambda *_: False)
+        np.testing.assert_array_equal(lmkan_cupy.forward(x, tables), y)
+
+    def test_plain_copies(self, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+        x, tables, *_ = make_problem(rng, SHARED_SIZES[0])
+        y = lmkan_cupy.forward(x, tables)
+        emulated.install(monkeypatch, arch=750)
+        np.testing.assert_array_equal(lmkan_cupy.forward(x, tables), y)
+
+    def test_double_backward(self, run: Any, rng: np.random.Generator) -> None:
+        problem = make_problem(rng, SHARED_SIZES[0])
+        check(run(lmkan_cupy.backward_backward, *cotangents(problem)), expected_twice(problem))
+
+    def test_blocks_take_several_tiles(
+        self, run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(launch_plan, "MOST_BLOCKS", 2)
+        x, tables, *_ = make_problem(rng, SHARED_SIZES[1])
+        (y,) = run(lmkan_cupy.forward, x, tables)
+        tolerances.forward(x, tables).check(y)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_one_bad_sample(self, rng: np.random.Generator, value: float) -> None:
+        x, tables, *_ = make_problem(rng, SHARED_SIZES[0])
+        expected = lmkan_cupy.forward(x, tables)
+        x[7, 2] = value
+        y = lmkan_cupy.forward(x, tables)
+        others = np.arange(len(x)) != 7
+        assert not np.isfinite(y[7]).any()
+        np.testing.assert_array_equal(y[others], expected[others])
+
+
 def test_empty_batch(run: Any, rng: np.random.Generator) -> None:
     x, tables, grad_y, ggx, ggt = make_problem(rng, Sizes(0, 4, 3, 8))
     (y,) = run(lmkan_cupy.forward, x, tables)
@@ -222,7 +272,7 @@ class TestLaunch:
     @pytest.fixture
     def plan(self) -> Launch:
         layer = launch_plan.Layer(2, 1, 3, "float32", "float32")
-        return launch_plan.forward(layer, 1, direction=False)
+        return launch_plan.forward(layer, 1, emulated.DEVICE, direction=False, aligned=True)
 
     @pytest.fixture
     def arguments(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -248,5 +298,6 @@ class TestLaunch:
 
     def test_an_empty_grid_starts_nothing(self, arguments: list[Any]) -> None:
         layer = launch_plan.Layer(2, 1, 3, "float32", "float32")
-        launch.run(launch_plan.forward(layer, 0, direction=False), sigma_grid(3), 1)
+        plan = launch_plan.forward(layer, 0, emulated.DEVICE, direction=False, aligned=True)
+        launch.run(plan, sigma_grid(3), 1)
         assert not arguments

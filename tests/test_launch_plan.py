@@ -55,7 +55,7 @@ def test_limits(device: Device) -> None:
             )
             of_penalty = launch_plan.penalty(layer)
             for launch in (
-                launch_plan.forward(layer, batch, direction=True),
+                launch_plan.forward(layer, batch, device, direction=True, aligned=True),
                 plan.sort,
                 plan.walk,
                 plan.boundaries,
@@ -67,7 +67,8 @@ def test_limits(device: Device) -> None:
 
 def test_nothing_is_started_for_an_empty_batch(device: Device) -> None:
     for layer in LAYERS:
-        assert launch_plan.forward(layer, 0, direction=False).blocks == 0
+        launch = launch_plan.forward(layer, 0, device, direction=False, aligned=True)
+        assert launch.blocks == 0
 
 
 def owners(out_features: int, lane_outputs: int) -> np.ndarray:
@@ -88,13 +89,47 @@ def test_every_output_has_one_owner() -> None:
         assert (layer.tiles - 1) * tile < layer.out_features <= layer.tiles * tile
 
 
-def test_every_sample_and_tile_has_a_warp() -> None:
-    """Unless the grid is at its limit, where warps take several in turn."""
+def test_every_sample_and_tile_is_taken(device: Device) -> None:
+    """By a warp, or by a thread of a block; at a grid's limit they take several in turn."""
     for layer in LAYERS:
         for batch in BATCHES:
-            launch = launch_plan.forward(layer, batch, direction=False)
-            warps = launch.blocks * launch.threads // launch_plan.LANES
-            assert warps >= batch * layer.tiles or launch.blocks == launch_plan.MOST_BLOCKS
+            launch = launch_plan.forward(layer, batch, device, direction=False, aligned=True)
+            if launch.kernel == "forward":
+                covered = launch.blocks * launch.threads // launch_plan.LANES
+                needed = batch * layer.tiles
+            else:
+                tiles, rest = divmod(layer.out_features, launch_plan.SHARED_TILE)
+                assert rest == 0
+                covered = launch.blocks // tiles * launch.threads
+                needed = batch
+            assert covered >= needed or launch.blocks == launch_plan.MOST_BLOCKS
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [("sm_75", 15), ("sm_80", 24), ("sm_86", 18), ("sm_90", 29), ("sm_100", 29)],
+)
+def test_tables_go_through_shared_memory_while_they_fit(name: str, largest: int) -> None:
+    for num_grids in (3, largest, largest + 1):
+        layer = Layer(64, 128, num_grids, "float32", "float32")
+        launch = launch_plan.forward(layer, 2**20, DEVICES[name], direction=False, aligned=True)
+        assert (launch.kernel == "forward_shared") == (num_grids <= largest)
+
+
+@pytest.mark.parametrize(
+    ("layer", "batch", "aligned"),
+    [
+        (Layer(64, 128, 8, "float32", "float32"), 2**20, False),
+        (Layer(64, 128, 8, "float32", "float32"), 64, True),
+        (Layer(64, 100, 8, "float32", "float32"), 2**20, True),
+        (Layer(64, 128, 8, "float64", "float64"), 2**20, True),
+        (Layer(64, 128, 8, "float32", "float16"), 2**20, True),
+    ],
+    ids=["not-aligned", "few-samples", "outputs", "double", "half"],
+)
+def test_else_they_are_read_from_global_memory(layer: Layer, batch: int, aligned: bool) -> None:
+    launch = launch_plan.forward(layer, batch, DEVICES["sm_90"], direction=False, aligned=aligned)
+    assert launch.kernel == "forward"
 
 
 def test_every_sample_is_in_one_stretch(device: Device) -> None:
@@ -135,6 +170,6 @@ def test_sources_do_not_depend_on_the_batch(device: Device) -> None:
             plan = launch_plan.backward(
                 layer, batch, device, direction=True, need_x=True, need_tables=True
             )
-            forward = launch_plan.forward(layer, batch, direction=False)
+            forward = launch_plan.forward(layer, batch, device, direction=False, aligned=True)
             for launch in (forward, plan.sort, plan.walk, plan.boundaries):
                 assert (launch.source, launch.kernel) in warm

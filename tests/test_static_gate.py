@@ -27,8 +27,13 @@ DTYPES = [
     ("float32", "float16"),
     ("float32", "bfloat16"),
 ]
-ENDS = {"smallest": (1, 3), "largest": (512, 40)}
-"""Of the plan's choices: outputs, which decide the outputs per lane, and intervals."""
+LAYERS = [
+    *(Layer(512, 1, 3, *dtypes) for dtypes in DTYPES),
+    *(Layer(512, 512, 40, *dtypes) for dtypes in DTYPES),
+    Layer(512, 32, 3, *DTYPES[0]),
+    Layer(512, 32, 28, *DTYPES[0]),
+]
+"""At both ends of the plan's choices: outputs per lane by O, then tables in shared memory by G."""
 
 DEVICE = launch_plan.Device(capability=90, multiprocessors=132, shared_bytes=227 * 1024)
 
@@ -81,11 +86,10 @@ def compile_source(core: Any, source: Source, architecture: int) -> tuple[list[C
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize(("real", "table"), DTYPES, ids=lambda name: name)
-def test_kernels_fit(core: Any, real: str, table: str, end: str, architecture: int) -> None:
-    out_features, num_grids = ENDS[end]
-    layer = Layer(512, out_features, num_grids, real, table)
+@pytest.mark.parametrize(
+    "layer", LAYERS, ids=lambda layer: f"O{layer.out_features}-G{layer.num_grids}-{layer.table}"
+)
+def test_kernels_fit(core: Any, layer: Layer, architecture: int) -> None:
     sources = {each.source for each in launch_plan.launches(layer, DEVICE)}
     for source in sorted(sources, key=str):
         kernels, warnings = compile_source(core, source, architecture)
@@ -93,7 +97,7 @@ def test_kernels_fit(core: Any, real: str, table: str, end: str, architecture: i
         assert kernels
         for kernel in kernels:
             constants = " ".join(f"{name}={number}" for name, number in source.constants)
-            print(f"sm_{architecture} {table} G={num_grids} {kernel.kernel} {constants}: {kernel}")
+            print(f"sm_{architecture} {layer.table} G={layer.num_grids} {constants}: {kernel}")
             threads = launch_plan.LANES * launch_plan.WARPS[source.file]
             assert kernel.spills == 0, kernel
             assert kernel.stack == 0, kernel

@@ -12,7 +12,7 @@ import numpy as np
 from .. import allocation
 from ..array_library import Array
 from . import kernel_cache, launch_plan
-from .launch import run
+from .launch import aligned, run
 
 
 def forward(x: Array, tables: Array, knots: Array, out: Array) -> None:
@@ -24,7 +24,13 @@ def _layer(
     x: Array, tables: Array, knots: Array, ggx: Array | None, accumulate: bool, out: Array
 ) -> None:
     layer = launch_plan.layer(x, tables)
-    launch = launch_plan.forward(layer, len(x), direction=ggx is not None)
+    launch = launch_plan.forward(
+        layer,
+        len(x),
+        kernel_cache.device(),
+        direction=ggx is not None,
+        aligned=aligned(tables, out),
+    )
     run(launch, knots, x, ggx, tables, out, len(x), x.shape[1], out.shape[1], accumulate)
 
 

@@ -4,7 +4,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..array_library import Array
+from ..array_library import Array, is_cupy_array
 from . import kernel_cache
 from .launch_plan import Launch
 
@@ -33,6 +33,15 @@ def run(launch: Launch, knots: Array, *arguments: Argument) -> None:
         tuple(map(_exact, arguments)),
         shared_mem=launch.shared_bytes,
     )
+
+
+def aligned(*arrays: Array) -> bool:
+    """Tell whether all arrays begin at multiples of 16 bytes, the most that a thread reads."""
+    return all(_address(each) % 16 == 0 for each in arrays)
+
+
+def _address(array: Any) -> int:
+    return int(array.data.ptr if is_cupy_array(array) else array.ctypes.data)
 
 
 def _exact(argument: Argument) -> Any:

@@ -16,7 +16,17 @@ MOST_BLOCKS = 2**31 - 1
 LANE_OUTPUTS = {32: 1, 64: 2, 128: 4}
 
 #: File of a kernel -> warps of a block. The sort needs a thread for each of 256 digits.
-WARPS = {"forward.cu": 4, "sort.cu": 16, "backward.cu": 4, "hessian_penalty.cu": 8}
+WARPS = {
+    "forward.cu": 4,
+    "forward_shared.cu": 16,
+    "sort.cu": 16,
+    "backward.cu": 4,
+    "hessian_penalty.cu": 8,
+}
+
+#: Outputs of a block of forward_shared.cu, and the stages of its tables.
+SHARED_TILE = 32
+SHARED_STAGES = 2
 
 #: Samples that the backward sorts and walks at a time: their rows of grad_y stay in the L2 cache.
 CHUNK = 16384
@@ -140,8 +150,32 @@ def layer(x: Any, tables: Any) -> Layer:
     return Layer(x.shape[1], tables.shape[3], tables.shape[1] - 1, x.dtype.name, tables.dtype.name)
 
 
-def forward(layer: Layer, batch: int, *, direction: bool) -> Launch:
-    """Return the launch for ``batch`` samples; ``direction``: the derivative along a direction."""
+def forward(layer: Layer, batch: int, device: Device, *, direction: bool, aligned: bool) -> Launch:
+    """Return the launch for ``batch`` samples.
+
+    The tables go through shared memory where two stages of a tile fit and there are enough samples
+    to keep the device busy with blocks of them; else they are read from global memory.
+
+    Parameters
+    ----------
+    layer, batch, device
+    direction : bool
+        The derivative along a direction instead of the layer.
+    aligned : bool
+        Tables and outputs begin at multiples of 16 bytes.
+    """
+    samples = LANES * WARPS["forward_shared.cu"]
+    blocks = _ceil(batch, samples) * (layer.out_features // SHARED_TILE)
+    shared_bytes = SHARED_STAGES * (layer.num_grids + 1) ** 2 * SHARED_TILE * 4
+    if (
+        aligned
+        and layer.real == layer.table == "float32"
+        and layer.out_features % SHARED_TILE == 0
+        and shared_bytes <= device.shared_bytes
+        and blocks >= device.multiprocessors
+    ):
+        source = _source("forward_shared.cu", layer, DIRECTION=direction)
+        return Launch(source, "forward_shared", min(blocks, MOST_BLOCKS), samples, shared_bytes)
     return _launch("forward", batch * layer.tiles, _row_source("forward.cu", layer, direction))
 
 
@@ -198,7 +232,11 @@ def launches(layer: Layer, device: Device) -> list[Launch]:
             plan = backward(
                 each, 1, device, direction=direction, need_x=need_x, need_tables=need_tables
             )
-            found += [forward(each, 1, direction=direction), plan.sort, plan.walk]
+            found += [plan.sort, plan.walk]
+            found += [
+                forward(each, batch, device, direction=direction, aligned=True)
+                for batch in (1, 2**40)
+            ]
             if need_tables:
                 found.append(plan.boundaries)
     return list(dict.fromkeys(found))
