@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import settings
-from oracle import Array
+from problems import nan_filled
 
 from lmkan_cupy import allocation
-from lmkan_cupy.array_library import array_library
 
 # The same examples in every run, so that a failure can be repeated; compiling takes longer than any
 # deadline.
@@ -28,17 +27,8 @@ def xp(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(autouse=True)
 def nan_filled_memory() -> Iterator[None]:
-    """Whatever the core allocates is full of NaN, so that an element left unwritten shows.
-
-    Whole numbers have no NaN: theirs is the largest.
-    """
-
-    def allocate(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:
-        poison = np.nan if dtype.kind == "f" else np.iinfo(dtype).max
-        filled: Array = array_library(beside).full(shape, poison, dtype)
-        return filled
-
-    with allocation.allocator(allocate):
+    """Whatever the core allocates is full of NaN, so that an element left unwritten shows."""
+    with allocation.allocator(nan_filled):
         yield
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import emulator
@@ -18,7 +20,20 @@ DEVICE = Device(capability=90, multiprocessors=1, shared_bytes=227 * 1024)
 """With a single multiprocessor, so that small problems fill it."""
 
 
-@lru_cache
+_read: ContextVar[Callable[[str], str]] = ContextVar("read", default=kernel_source.read)
+
+
+@contextmanager
+def sources(texts: Mapping[str, str]) -> Iterator[None]:
+    """Let these files stand in the place of those of `cuda/`, in this thread."""
+    token = _read.set(texts.__getitem__)
+    try:
+        yield
+    finally:
+        _read.reset(token)
+
+
+@cache
 def module(text: str, arch: int) -> emulator.Module:
     return emulator.compile(text, re.findall(r"__global__[^;{]*?(\w+)\(const", text), arch=arch)
 
@@ -29,7 +44,7 @@ def install(
     """Let the engine's kernels run here instead of on a GPU, threads in one of `ORDERS`."""
 
     def kernel(launch: Launch, knots: Array) -> Callable[..., None]:
-        compiled = module(kernel_source.text(launch.source, knots), arch)
+        compiled = module(kernel_source.text(launch.source, knots, _read.get()), arch)
 
         def call(grid: Any, block: Any, arguments: Any, *, shared_mem: int) -> None:
             compiled.launch(

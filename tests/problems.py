@@ -9,6 +9,7 @@ import numpy as np
 from oracle import Array
 
 from lmkan_cupy import sigma_grid
+from lmkan_cupy.array_library import array_library
 
 
 class Sizes(NamedTuple):
@@ -111,3 +112,10 @@ LAYOUTS: dict[str, Callable[[Any, Any], Any]] = {
     "broadcast": lambda xp, array: xp.broadcast_to(array[:1], array.shape),
 }
 """Views of a memory layout; all but "broadcast", which repeats its first row, keep the values."""
+
+
+def nan_filled(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:
+    """An array full of NaN, or of the largest number where a dtype of whole numbers has none."""
+    poison = np.nan if dtype.kind == "f" else np.iinfo(dtype).max
+    filled: Array = array_library(beside).full(shape, poison, dtype)
+    return filled

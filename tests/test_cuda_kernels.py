@@ -20,7 +20,6 @@ from problems import DTYPES, FLOAT32, HALF_TABLES, Dtypes, Problem, Sizes, make_
 from test_special_values import (  # noqa: F401
     TestNonFinite,
     TestOnKnots,
-    test_far_outside,
     test_zero_belongs_to_the_cell_on_its_right,
 )
 
@@ -123,6 +122,13 @@ def test_all_samples_in_one_cell(
     """Every stretch begins and ends in this cell, and no launch of the other half has samples."""
     problem = make_problem(rng, Sizes(70, 3, 7, 8), dtypes)
     check_layer(run, problem._replace(x=np.full_like(problem.x, value)))
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [90, 1e15])
+def test_far_outside(run: Any, rng: np.random.Generator, dtypes: Dtypes, size: float) -> None:
+    problem = make_problem(rng, Sizes(50, 3, 7, 8), dtypes)
+    check_layer(run, problem._replace(x=problem.x * np.asarray(size, dtypes.x)))
 
 
 def test_many_cells_per_stretch(

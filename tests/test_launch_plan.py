@@ -134,22 +134,19 @@ def test_else_they_are_read_from_global_memory(layer: Layer, batch: int, aligned
 
 def test_every_sample_is_in_one_stretch(device: Device) -> None:
     """In both halves, wherever one ends and the other begins: `stretch_of` of backward.cu."""
-    for layer in LAYERS:
-        for batch in BATCHES[1:]:
-            plan = launch_plan.backward(
-                layer, batch, device, direction=False, need_x=True, need_tables=True
-            )
-            assert plan.chunk <= batch
-            for evens in {0, 1, plan.chunk // 2, plan.chunk - 1, plan.chunk}:
-                covered = np.zeros(plan.chunk, int)
-                for half_begin, half_end in ((0, evens), (evens, plan.chunk)):
-                    begin = half_begin + plan.stretch * np.arange(plan.stretches)
-                    begin = np.minimum(begin, half_end)
-                    for first, last in zip(
-                        begin, np.minimum(begin + plan.stretch, half_end), strict=True
-                    ):
-                        covered[first:last] += 1
-                assert (covered == 1).all()
+    plans = [
+        launch_plan.backward(layer, batch, device, direction=False, need_x=True, need_tables=True)
+        for layer in LAYERS
+        for batch in BATCHES[1:]
+    ]
+    for chunk, stretch, stretches in {(each.chunk, each.stretch, each.stretches) for each in plans}:
+        for evens in {0, 1, chunk // 2, chunk - 1, chunk}:
+            covered = np.zeros(chunk, int)
+            for half_begin, half_end in ((0, evens), (evens, chunk)):
+                for index in range(stretches):
+                    begin = min(half_begin + index * stretch, half_end)
+                    covered[begin : min(begin + stretch, half_end)] += 1
+            assert (covered == 1).all()
 
 
 def test_stretches_are_as_long_as_the_device_stays_busy(device: Device) -> None:

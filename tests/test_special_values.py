@@ -104,7 +104,7 @@ class TestNonFinite:
 
     @pytest.fixture
     def good(self, rng: np.random.Generator, dtypes: Dtypes) -> Problem:
-        return make_problem(rng, Sizes(7, 5, 3, 6), dtypes)
+        return make_problem(rng, Sizes(7, 5, 3, 8), dtypes)
 
     @pytest.fixture
     def bad(self, good: Problem, feature: int, value: float) -> Problem:
@@ -133,10 +133,10 @@ class TestNonFinite:
         # The pair's other coordinate is where it was; the bad one is in an outermost cell, and an
         # odd last feature is paired with 0.
         partner = (*bad.x[BAD_SAMPLE], 0.0)[feature ^ 1]
-        knots = oracle.sigma_grid(6)
+        knots = oracle.sigma_grid(8)
         cell = [0, int(np.searchsorted(knots[1:-1], partner, side="right"))]
         if value == np.inf:
-            cell[0] = 5
+            cell[0] = 7
         i, j = cell if feature % 2 == 0 else reversed(cell)
         poisoned = np.zeros(bad.tables.shape, bool)
         poisoned[feature // 2, i : i + 2, j : j + 2] = True

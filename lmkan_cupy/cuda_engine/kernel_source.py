@@ -4,8 +4,7 @@ Headers are pasted and not left to ``-I``, because CuPy's disk cache does not se
 """
 
 import re
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 
 import numpy as np
@@ -22,7 +21,12 @@ _CUDA_TYPES = {
 }
 
 
-def text(source: Source, knots: Array) -> str:
+def read(file: str) -> str:
+    """Return a file of ``cuda/``."""
+    return files("lmkan_cupy.cuda").joinpath(file).read_text("utf-8")
+
+
+def text(source: Source, knots: Array, read: Callable[[str], str] = read) -> str:
     """Return the text to compile.
 
     Parameters
@@ -30,13 +34,15 @@ def text(source: Source, knots: Array) -> str:
     source : Source
     knots : array [S]
         The grid, on the host, in the dtype ``source.real``: it becomes part of the text.
+    read : callable
+        Gives the files; tests put broken ones in their place.
 
     Returns
     -------
     str
         Errors of the compiler name the files of ``cuda/`` and their lines.
     """
-    return _preamble(source, knots) + _pasted(source.file)
+    return _preamble(source, knots) + _pasted(source.file, read)
 
 
 def _preamble(source: Source, knots: Array) -> str:
@@ -75,14 +81,13 @@ def _braced(items: Iterable[str]) -> str:
     return "{" + ", ".join(items) + "}"
 
 
-@lru_cache
-def _pasted(file: str) -> str:
-    """Return a file of ``cuda/``, every ``#include "header"`` replaced by the header, once."""
+def _pasted(file: str, read: Callable[[str], str]) -> str:
+    """Return a file, every ``#include "header"`` in it replaced by the header, once."""
     pasted: set[str] = set()
 
     def paste(name: str) -> str:
         pasted.add(name)
-        lines = files("lmkan_cupy.cuda").joinpath(name).read_text("utf-8").splitlines()
+        lines = read(name).splitlines()
         for number, line in enumerate(lines):
             if include := re.fullmatch(r'#include "(.+)"', line):
                 header = include[1]

@@ -1,0 +1,152 @@
+"""The tests of the kernels notice when a kernel is broken on purpose.
+
+A few mutants are tried here. All of them: `python tests/test_cuda_mutants.py`; every fifth: with
+the argument 5. They run in a process of their own, because each leaves its libraries behind.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # as pytest's pythonpath does
+    sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+
+import emulated
+import emulator
+import numpy as np
+import pytest
+import tolerances
+from emulator.mutate import Mutant, Sources, run_mutants
+from problems import Sizes, make_problem, nan_filled
+
+from lmkan_cupy import allocation, cuda_engine, sigma_grid
+from lmkan_cupy.cuda_engine import kernel_source, launch_plan
+
+pytest_plugins = ["emulator.fixtures"]
+pytestmark = pytest.mark.usefixtures("emulator_tools")
+
+POSITION, WARP, FORWARD, SHARED, COPIES, SORT, BACKWARD, PENALTY = FILES = (
+    "position.cuh",
+    "warp.cuh",
+    "forward.cu",
+    "forward_shared.cu",
+    "async_copy.cuh",
+    "sort.cu",
+    "backward.cu",
+    "hessian_penalty.cu",
+)
+
+MUTANTS = [
+    Mutant(POSITION, "? 1 - tail : tail", "? tail : 1 - tail", "sigma mirrored"),
+    Mutant(POSITION, "REAL(NUM_GRIDS - 1)))", "REAL(NUM_GRIDS)))", "last interval + 1"),
+    Mutant(POSITION, "max(position, REAL(0))", "position", "NaN converted"),
+    Mutant(POSITION, "2 * pair + 1 < in_features ?", "true ?", "no constant for an odd I"),
+    Mutant(POSITION, "{(1 - u) * (1 - v), (1 - u) * v, u", "{(1 - u) * (1 - v), u, u", "weight 1"),
+    Mutant(POSITION, "b * (1 - u) - a * v,", "b * (1 - u) + a * v,", "sign along a direction"),
+    Mutant(POSITION, "{v, u},", "{u, v},", "slopes: u and v exchanged"),
+    Mutant(POSITION, "0 * u + 0 * v", "0 * u", "not finite: first coordinate only"),
+    Mutant(POSITION, "(corner >> 1) * NUM_KNOTS", "(corner >> 1) * NUM_GRIDS", "row above"),
+    Mutant(WARP, "if (o < out_features) use(k, o);", "use(k, o);", "tail not masked"),
+    Mutant(WARP, "offset = LANES / 2", "offset = LANES / 4", "sum over half a warp"),
+    Mutant(FORWARD, "accumulate ? own_y[o] + sum[k] : sum[k]", "sum[k]", "forward: overwrites"),
+    Mutant(FORWARD, "begin += LANES", "begin += LANES - 1", "forward: a pair twice"),
+    Mutant(FORWARD, "task / tiles", "task / (tiles + 1)", "forward: tiles miscounted"),
+    Mutant(SHARED, "wait_for_copies();", "", "shared: no wait"),
+    Mutant(SHARED, "__syncthreads();  // this", "//", "shared: no barrier for a pair"),
+    Mutant(SHARED, "__syncthreads();  // the next", "//", "shared: no barrier for a task"),
+    Mutant(SHARED, "stages + (pair + 1) % 2 * STAGE", "stages + pair % 2 * STAGE", "same stage"),
+    Mutant(SHARED, "row[t ^ swizzle]", "row[t]", "shared: chunks stored in another order"),
+    Mutant(COPIES, "cp.async.wait_all;", "", "copies: wait is empty"),
+    Mutant(SORT, "i % 2 == 0", "i % 2 == 1", "sort: halves exchanged"),
+    Mutant(SORT, "(1u << lane) - 1u", "(2u << lane) - 1u", "sort: counts oneself"),
+    Mutant(SORT, "counts[warp][digit] = next + __popc(equals);", "", "sort: place not advanced"),
+    Mutant(SORT, "digit > 0 ? totals[digit - 1] : 0", "totals[digit]", "sort: counts itself"),
+    Mutant(SORT, "(PASSES - pass) % 2 ? order", "(PASSES - pass) % 2 ? spare", "sort: target"),
+    Mutant(BACKWARD, "half == 1 ? evens : 0", "0", "backward: odd half begins at 0"),
+    Mutant(BACKWARD, "cell == first_cell || cell", "cell", "backward: first cell is no end"),
+    Mutant(BACKWARD, "first_cell || cell == last_cell", "first_cell", "backward: last cell"),
+    Mutant(BACKWARD, "2 * task + (cell != first_cell)", "2 * task", "backward: one slot for both"),
+    Mutant(BACKWARD, "target[o] += row", "target[o] = row", "backward: rows overwritten"),
+    Mutant(BACKWARD, "if (TABLES_GRADIENT) leave_cell();", "", "backward: last cell forgotten"),
+    Mutant(BACKWARD, "accumulate || first > 0", "accumulate", "backward: one tile of slopes"),
+    Mutant(BACKWARD, "lane_index() == n", "lane_index() == 0", "backward: slopes to one lane"),
+    Mutant(BACKWARD, "? 1 : 2;", "? 2 : 2;", "boundaries: a slot that nobody wrote"),
+    Mutant(PENALTY, "i > 0 && i < NUM_GRIDS", "i >= 0 && i < NUM_GRIDS", "penalty: border"),
+    Mutant(PENALTY, "di * dj * factor", "factor", "penalty: signs of the mixed difference"),
+    Mutant(PENALTY, "2 * f_xy * f_xy", "f_xy * f_xy", "penalty: mixed term once"),
+]
+
+
+def check(results: Sequence[Any], all_expected: Sequence[tolerances.Expected]) -> None:
+    for result, expected in zip(results, all_expected, strict=True):
+        expected.check(result)
+
+
+def trial(texts: Sources) -> None:
+    """Every kernel once, with several chunks, stretches, tiles and tasks of a block."""
+    with emulated.sources(texts), allocation.allocator(nan_filled):
+        check_forward(Sizes(2, 67, 33, 17))
+        check_forward(Sizes(40, 5, 64, 17))  # tables in shared memory
+        check_gradients(Sizes(90, 3, 129, 17))
+        check_penalty(Sizes(0, 1, 1, 5))
+
+
+def check_forward(sizes: Sizes) -> None:
+    x, tables, *_ = make_problem(np.random.default_rng(0), sizes)
+    x[0, :3] = [30, -30, 2]  # sigma of the first is 1 in float32
+    y = np.full((sizes.batch, sizes.out_features), np.nan, np.float32)
+    cuda_engine.forward(x, tables, sigma_grid(sizes.num_grids), y)
+    check([y], [tolerances.forward(x, tables)])
+
+
+def check_gradients(sizes: Sizes) -> None:
+    x, tables, grad_y, ggx, ggt = make_problem(np.random.default_rng(0), sizes)
+    knots = sigma_grid(sizes.num_grids)
+    results = [np.full_like(each, np.nan) for each in (grad_y, x, tables)]
+    cuda_engine.backward(grad_y, x, tables, knots, *results[1:])
+    check(results[1:], tolerances.backward(grad_y, x, tables))
+    cuda_engine.backward_backward(ggx, ggt, grad_y, x, tables, knots, *results)
+    check(results, tolerances.backward_backward(ggx, ggt, grad_y, x, tables))
+
+    x[0, :2] = np.nan
+    x[1, 1] = np.inf
+    cuda_engine.backward(grad_y, x, tables, knots, *results[1:])
+    _, grad_x, grad_tables = results
+    assert not np.isfinite(grad_x[:2, :2]).any(), "a coordinate that is not finite, hidden"
+    assert not np.isfinite(grad_tables[0, :2, :2]).any(), "NaN belongs to cell 0"
+
+
+def check_penalty(sizes: Sizes) -> None:
+    tables = make_problem(np.random.default_rng(0), sizes).tables
+    grad = np.full_like(tables, np.nan)
+    penalty = cuda_engine.hessian_penalty(tables, sigma_grid(sizes.num_grids), 1.0, grad)
+    check([penalty, grad], tolerances.hessian_penalty(tables, "float32"))
+
+
+def survivors(mutants: list[Mutant], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Try the mutants; print all, return those that nothing noticed."""
+    emulated.install(monkeypatch, "random")
+    monkeypatch.setattr(launch_plan, "CHUNK", 64)
+    monkeypatch.setattr(launch_plan, "STRETCHES", (8,))
+    monkeypatch.setattr(launch_plan, "MOST_BLOCKS", 1)
+    outcomes = run_mutants(mutants, {file: kernel_source.read(file) for file in FILES}, trial)
+    print(*outcomes, sep="\n")
+    return [str(outcome) for outcome in outcomes if outcome.survived]
+
+
+def test_every_sixth_mutant_is_noticed() -> None:
+    tried = subprocess.run([sys.executable, __file__, "6"], capture_output=True, text=True)
+    assert tried.returncode == 0, tried.stdout + tried.stderr
+
+
+if __name__ == "__main__":
+    if missing := emulator.missing_tools():
+        sys.exit(missing)
+    step = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    with pytest.MonkeyPatch.context() as patch:
+        surviving = survivors(MUTANTS[::step], patch)
+    sys.exit("\n".join(["survived:", *surviving]) if surviving else 0)
