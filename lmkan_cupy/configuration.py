@@ -1,6 +1,5 @@
 """What this installation can do, and the command that mends what it cannot."""
 
-import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, distributions, version
@@ -25,23 +24,26 @@ def show_config() -> None:
 def _configuration() -> dict[str, str]:
     import numba
 
+    from . import cpu_engine
+
     rows = {
-        "lmkan-cupy": _version("lmkan-cupy") or "run from a checkout, not installed",
+        "lmkan-cupy": installed_version("lmkan-cupy") or "run from a checkout, not installed",
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
-        "numpy": _version("numpy") or "",
-        "numba": _version("numba") or "",
+        "numpy": installed_version("numpy") or "",
+        "numba": installed_version("numba") or "",
     }
     for name, (purpose, command) in _OPTIONAL.items():
-        rows[name] = _version(name) or f"missing, needed for {purpose}: {command}"
+        rows[name] = installed_version(name) or f"missing, needed for {purpose}: {command}"
     rows["cupy"] = ", ".join(_cupy_distributions()) or "not installed"
     rows["engines"] = "cpu (Numba), for NumPy arrays; CuPy arrays have no engine in this version"
     rows["cpu threads"] = f"{numba.get_num_threads()} (set NUMBA_NUM_THREADS to change it)"
-    rows["kernel cache"] = os.environ.get("NUMBA_CACHE_DIR", "")
+    rows["kernel cache"] = f"{cpu_engine.kernel_cache()} (set NUMBA_CACHE_DIR to change it)"
     return rows
 
 
-def _version(distribution: str) -> str | None:
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, None where there is none."""
     try:
         return version(distribution)
     except PackageNotFoundError:
