@@ -4,7 +4,7 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, distributions, version
 
-#: Distribution -> what it is for and how it is installed; None where it is always there.
+#: Distribution -> what needs it, and the command that installs it.
 _OPTIONAL = {
     "torch": ("lmkan_cupy.adapters.torch and fit", "pip install 'lmkan-cupy[torch]'"),
     "safetensors": ("fit", "pip install 'lmkan-cupy[fit]'"),
@@ -22,9 +22,7 @@ def show_config() -> None:
 
 
 def _configuration() -> dict[str, str]:
-    import numba
-
-    from . import cpu_engine
+    from . import cpu_engine  # on demand: Numba is slow to import
 
     rows = {
         "lmkan-cupy": installed_version("lmkan-cupy") or "run from a checkout, not installed",
@@ -37,7 +35,7 @@ def _configuration() -> dict[str, str]:
         rows[name] = installed_version(name) or f"missing, needed for {purpose}: {command}"
     rows["cupy"] = ", ".join(_cupy_distributions()) or "not installed"
     rows["engines"] = "cpu (Numba), for NumPy arrays; CuPy arrays have no engine in this version"
-    rows["cpu threads"] = f"{numba.get_num_threads()} (set NUMBA_NUM_THREADS to change it)"
+    rows["cpu threads"] = f"{cpu_engine.num_threads()} (set NUMBA_NUM_THREADS to change it)"
     rows["kernel cache"] = f"{cpu_engine.kernel_cache()} (set NUMBA_CACHE_DIR to change it)"
     return rows
 

@@ -157,7 +157,7 @@ def _pull_back(
             *(grad_y[b], x[b], tables, knots, direction[b], accumulate, grad_x[b], no_tables),
         )
 
-    if grad_tables is not None and pairs >= _num_threads():
+    if grad_tables is not None and pairs >= num_threads():
         _in_ranges(by_pair, pairs, most=kernels.PAIR_TILE, work=2 * work)
         return
     if grad_tables is not None:
@@ -178,7 +178,8 @@ def _none(dtype: np.dtype[Any], ndim: int) -> Array:
 
 def _work(x: Array, tables: Array) -> int:
     """Return about how many table elements one evaluation touches; locating counts as 32."""
-    return len(x) * len(tables) * (tables.shape[3] + 32)
+    out_features: int = tables.shape[3]
+    return len(x) * len(tables) * (out_features + 32)
 
 
 # --- Compiling ------------------------------------------------------------------------------------
@@ -277,7 +278,7 @@ def _note_fork() -> None:
 os.register_at_fork(after_in_child=_note_fork)
 
 
-def _num_threads() -> int:
+def num_threads() -> int:
     """Numba's number of threads; 1 after a fork, which the threads of the pool do not survive.
 
     Before someone has set it, asking Numba would launch its threads and reset those of torch.
@@ -294,7 +295,7 @@ def _in_ranges(run: Callable[[int, int], None], count: int, *, most: int, work: 
     Ranges have at most the length ``most``. Threads take the next range when they are done with
     one, so that a thread which the machine holds up does not hold up the others.
     """
-    threads = max(1, min(_num_threads(), work // _WORK_PER_THREAD))
+    threads = max(1, min(num_threads(), work // _WORK_PER_THREAD))
     rounds = -(-count // (most * threads))
     length = max(1, -(-count // max(1, rounds * threads)))
     begins = deque(range(0, count, length))
