@@ -32,13 +32,17 @@ class Layer:
     backward: Callable[[Any], object]
     share: float = 1.0
 
-    def measure(self) -> tuple[float, float, float]:
-        """Seconds of a forward alone, of the backward in a training step, and of that step."""
+    def time_forward(self) -> tuple[float]:
+        """Seconds of a forward that keeps nothing for a backward."""
         with torch.no_grad():
-            forward_alone, _ = stopwatch(self.forward)
+            forward, _ = stopwatch(self.forward)
+        return (forward / self.share,)
+
+    def time_step(self) -> tuple[float, float]:
+        """Seconds of the backward in a training step, and of forward and backward together."""
         forward, y = stopwatch(self.forward)
         backward, _ = stopwatch(self.backward, y)
-        return forward_alone / self.share, backward / self.share, (forward + backward) / self.share
+        return backward / self.share, (forward + backward) / self.share
 
 
 def lmkan(workload: Workload) -> Layer:

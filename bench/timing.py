@@ -35,27 +35,30 @@ def interleave(
     measurements : mapping to functions
         Each gives the seconds of the one or more things it measures.
     seconds : float
-        No new round is begun after this time.
+        No new round is begun after this time,
     rounds : (int, int)
-        Fewest and most rounds.
+        but there are at least and at most so many.
 
     Returns
     -------
     dict of arrays [things, rounds]
         Seconds.
     """
-    fewest, most = rounds
-    taken: dict[Key, list[Sequence[float]]] = {key: [] for key in measurements}
-    end = float("inf")
-    for round_ in range(most + 1):
-        if round_ > fewest and time.perf_counter() > end:
-            break
+
+    def one_round() -> dict[Key, Sequence[float]]:
+        taken = {}
         for key, measure in measurements.items():
             time.sleep(0.005)  # the thread pool of the one before spins for a while when done
-            taken[key].append(measure())
-        if round_ == 0:
-            end = time.perf_counter() + seconds
-    return {key: np.array(values[1:]).T for key, values in taken.items()}
+            taken[key] = measure()
+        return taken
+
+    one_round()  # compiles
+    fewest, most = rounds
+    kept: list[dict[Key, Sequence[float]]] = []
+    end = time.perf_counter() + seconds
+    while len(kept) < fewest or (len(kept) < most and time.perf_counter() < end):
+        kept.append(one_round())
+    return {key: np.array([taken[key] for taken in kept]).T for key in measurements}
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,91 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 
 def main() -> int:
     """Run the sub-command that the arguments name; return the exit code."""
+    arguments = vars(_parser().parse_args())
+    command = arguments.pop("command")
+    if command == "info":
+        from .configuration import show_config
+
+        show_config()
+        return 0
+    try:
+        from .adapters import datasets, fitting
+
+        return (fitting.run_fit if command == "fit" else fitting.run_predict)(**arguments)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        return _fail(f"{command} needs {package}: pip install 'lmkan-cupy[fit]'")
+    except KeyboardInterrupt:
+        _fail("interrupted before there was a result; nothing was written")
+        return 130
+    except datasets.InputError as error:
+        return _fail(str(error))
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lmkan_cupy", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="versions, engines, threads, and what is missing")
-    parser.parse_args()
 
-    from .configuration import show_config
+    fit = commands.add_parser(
+        "fit",
+        help="fit a network of lmKAN layers to a table of numbers",
+        description="Fit a network of lmKAN layers to a table, and an MLP of equal inference FLOPs "
+        "beside it; write the model, metrics.json and pictures. Exit code: 0; 2 for a wrong "
+        "argument or file; 130 after Ctrl-C, which keeps the best model so far.",
+    )
+    fit.add_argument(
+        "path",
+        nargs="?",
+        type=Path,
+        metavar="DATA",
+        help=".csv or .parquet: all columns but the target are features; .npz: arrays 'features' "
+        "[rows, columns] and targets [rows], optionally 'feature_names'; default: the bundled "
+        "methane sample",
+    )
+    fit.add_argument(
+        "--target", metavar="NAME", help="default: the last column, or the last array [rows]"
+    )
+    fit.add_argument("--width", type=int, default=32, metavar="N", help="default: %(default)s")
+    fit.add_argument("--layers", type=int, default=3, metavar="N", help="default: %(default)s")
+    fit.add_argument("--num-grids", type=int, default=8, metavar="N", help="default: %(default)s")
+    fit.add_argument(
+        "--epochs", type=int, metavar="N", help="default: as many as make about 10,000 steps"
+    )
+    fit.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    fit.add_argument("--device", default="cpu", metavar="D", help="default and only one: cpu")
+    fit.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="a new or empty folder; default: lmkan_fit, or lmkan_fit-2, ... where that exists",
+    )
+    fit.add_argument(
+        "--no-baseline", action="store_false", dest="baseline", help="leave the MLP out"
+    )
 
-    show_config()
-    return 0
+    predict = commands.add_parser("predict", help="predict the target for the rows of a table")
+    predict.add_argument("model", type=Path, metavar="MODEL", help="a folder that fit wrote")
+    predict.add_argument(
+        "data",
+        type=Path,
+        metavar="DATA",
+        help="a table with the model's features, as for fit; other columns do no harm",
+    )
+    predict.add_argument(
+        "--out", type=Path, metavar="FILE", help="a CSV file; default: standard output"
+    )
+    return parser
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distributions, version
 
-#: Distribution -> what it is for and how it is installed; None where it is always there.
+#: Distribution -> what needs it, and the command that installs it.
 _OPTIONAL = {
     "torch": ("lmkan_cupy.adapters.torch and fit", "pip install 'lmkan-cupy[torch]'"),
     "safetensors": ("fit", "pip install 'lmkan-cupy[fit]'"),
@@ -26,25 +26,25 @@ def show_config() -> None:
 
 
 def _configuration() -> dict[str, str]:
-    import numba
+    from . import cpu_engine  # on demand: Numba is slow to import
 
     rows = {
-        "lmkan-cupy": _version("lmkan-cupy") or "run from a checkout, not installed",
+        "lmkan-cupy": installed_version("lmkan-cupy") or "run from a checkout, not installed",
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
-        "numpy": _version("numpy") or "",
-        "numba": _version("numba") or "",
+        "numpy": installed_version("numpy") or "",
+        "numba": installed_version("numba") or "",
     }
     for name, (purpose, command) in _OPTIONAL.items():
-        rows[name] = _version(name) or f"missing, needed for {purpose}: {command}"
+        rows[name] = installed_version(name) or f"missing, needed for {purpose}: {command}"
     rows["cupy"] = ", ".join(_cupy_distributions()) or "not installed"
     rows["cpu engine"] = "ready, for NumPy arrays"
     obstacle = cuda_obstacle()
     rows["cuda engine"] = obstacle or "ready, for CuPy arrays"
     if obstacle is None:
         rows |= _cuda_configuration()
-    rows["cpu threads"] = f"{numba.get_num_threads()} (set NUMBA_NUM_THREADS to change it)"
-    rows["kernel cache"] = os.environ.get("NUMBA_CACHE_DIR", "")
+    rows["cpu threads"] = f"{cpu_engine.num_threads()} (set NUMBA_NUM_THREADS to change it)"
+    rows["kernel cache"] = f"{cpu_engine.kernel_cache()} (set NUMBA_CACHE_DIR to change it)"
     return rows
 
 
@@ -113,7 +113,8 @@ def _dotted(cuda_version: int) -> str:
     return f"{cuda_version // 1000}.{cuda_version % 1000 // 10}"
 
 
-def _version(distribution: str) -> str | None:
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, None where there is none."""
     try:
         return version(distribution)
     except PackageNotFoundError:

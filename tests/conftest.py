@@ -15,7 +15,7 @@ from lmkan_cupy import allocation
 
 # The same examples in every run, so that a failure can be repeated; compiling takes longer than any
 # deadline.
-settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
+settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 

@@ -75,7 +75,7 @@ def test_needed_package_would_be_missed(tmp_path: Path) -> None:
 
 
 def test_public_names(tmp_path: Path) -> None:
-    """All names of the interface are there and listed; the version is the metadata's."""
+    """All names of the interface are there and listed."""
     code = """
         import lmkan_cupy
         for name in lmkan_cupy.__all__:

@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from oracle import Array
-from problems import DTYPES, LAYOUTS, Dtypes, Problem, Sizes, away_from_knots, make_problem
+from problems import (
+    DTYPES,
+    LAYOUTS,
+    SMALL,
+    Dtypes,
+    Problem,
+    Sizes,
+    all_results,
+    away_from_knots,
+    make_problem,
+)
 from tolerances import Expected, host, to_float64
 
 import lmkan_cupy
@@ -191,17 +201,6 @@ def test_penalty_by_polarisation(xp: Any, problem: Problem) -> None:
     assert host(lmkan_cupy.hessian_penalty(2 * tables)) == 4 * host(penalty)
 
 
-def everything(problem: Problem) -> list[Any]:
-    """All results of all functions that promise the same bits for the same arguments."""
-    x, tables, grad_y, ggx, ggt = problem
-    return [
-        lmkan_cupy.forward(x, tables),
-        *lmkan_cupy.backward(grad_y, x, tables),
-        *lmkan_cupy.backward_backward(ggx, ggt, grad_y, x, tables),
-        *lmkan_cupy.hessian_penalty_and_grad(tables),
-    ]
-
-
 def assert_same_bits(actual: Any, expected: Any) -> None:
     actual, expected = host(actual), host(expected)
     assert actual.shape == expected.shape
@@ -214,17 +213,34 @@ class TestSameBits:
     def test_in_repeated_runs_and_any_layout(self, xp: Any, problem: Problem, layout: str) -> None:
         laid_out = problem.on(xp, layout)
         contiguous = Problem(*map(xp.ascontiguousarray, laid_out))
-        for repeated in (laid_out, contiguous):
-            for actual, expected in zip(everything(repeated), everything(contiguous), strict=True):
+        for again in (laid_out, contiguous):
+            for actual, expected in zip(all_results(again), all_results(contiguous), strict=True):
                 assert_same_bits(actual, expected)
+
+    @pytest.mark.parametrize("leading", [(), (6,), (2, 3), (1, 2, 3), (2, 0)], ids=str)
+    def test_in_any_leading_axes(
+        self, xp: Any, rng: np.random.Generator, leading: tuple[int, ...]
+    ) -> None:
+        batch = int(np.prod(leading))
+        flat = make_problem(rng, SMALL._replace(batch=batch)).on(xp)
+
+        def shaped(array: Any) -> Any:
+            return array.reshape(*leading, array.shape[-1]) if array.ndim == 2 else array
+
+        for actual, expected in zip(
+            all_results(Problem(*map(shaped, flat))), all_results(flat), strict=True
+        ):
+            assert_same_bits(actual, shaped(expected))
 
     @given(problem=problems, layout=layouts)
     def test_in_out_and_allocated_results(self, xp: Any, problem: Problem, layout: str) -> None:
-        x, tables, grad_y, *_ = problem.on(xp, layout)
-        y, grad_x, grad_tables, *_ = everything(problem.on(xp, layout))
+        x, tables, grad_y, *_ = laid_out = problem.on(xp, layout)
+        y, grad_x, grad_tables, *_ = all_results(laid_out)
         out_y, out_x, out_tables = (xp.full_like(each, np.nan) for each in (y, grad_x, grad_tables))
-        lmkan_cupy.forward(x, tables, out=out_y)
-        lmkan_cupy.backward(grad_y, x, tables, out_x=out_x, out_tables=out_tables)
+        assert lmkan_cupy.forward(x, tables, out=out_y) is out_y
+        grads = lmkan_cupy.backward(grad_y, x, tables, out_x=out_x, out_tables=out_tables)
+        assert grads[0] is out_x
+        assert grads[1] is out_tables
         assert_same_bits(out_y, y)
         assert_same_bits(out_x, grad_x)
         assert_same_bits(out_tables, grad_tables)
@@ -275,3 +291,23 @@ def test_large_batches_are_their_parts(xp: Any, rng: np.random.Generator, batch:
     part = problem._replace(x=problem.x[rows], grad_y=problem.grad_y[rows])
     for expected, actual in zip(whole, by_sample(part.on(xp)), strict=True):
         assert_same_bits(actual, expected[rows])
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+def test_arguments_may_be_read_only(rng: np.random.Generator, dtypes: Dtypes) -> None:
+    """As those of memory maps and other frameworks are; NumPy alone has such arrays."""
+    problem = make_problem(rng, SMALL, dtypes)
+    expected = all_results(problem)
+    for array in problem:
+        array.flags.writeable = False
+    for result, same in zip(all_results(problem), expected, strict=True):
+        assert_same_bits(result, same)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+def test_arguments_are_left_alone(xp: Any, rng: np.random.Generator, dtypes: Dtypes) -> None:
+    problem = make_problem(rng, SMALL, dtypes)
+    given_arrays = problem.on(xp)
+    all_results(given_arrays)
+    for array, untouched in zip(given_arrays, problem, strict=True):
+        assert_same_bits(array, untouched)

@@ -10,7 +10,7 @@ import pytest
 import tolerances
 from oracle import Array
 from problems import DTYPES, FLOAT64, SMALL, Dtypes, Problem, Sizes, make_problem
-from tolerances import host, to_float64
+from tolerances import check_each, host, to_float64
 
 import lmkan_cupy
 
@@ -23,33 +23,29 @@ def test_far_outside(xp: Any, rng: np.random.Generator, size: float, dtypes: Dty
     problem = problem._replace(x=problem.x * np.asarray(size, dtypes.x))
     x, tables, grad_y, ggx, ggt = problem.on(xp)
     tolerances.forward(x, tables).check(lmkan_cupy.forward(x, tables))
-    for results, all_expected in (
-        (
-            lmkan_cupy.backward(grad_y, x, tables),
-            tolerances.backward(grad_y, x, tables),
-        ),
-        (
-            lmkan_cupy.backward_backward(ggx, ggt, grad_y, x, tables),
-            tolerances.backward_backward(ggx, ggt, grad_y, x, tables),
-        ),
-    ):
-        for result, expected in zip(results, all_expected, strict=True):
-            expected.check(result)
+    check_each(
+        lmkan_cupy.backward(grad_y, x, tables),
+        tolerances.backward(grad_y, x, tables),
+    )
+    check_each(
+        lmkan_cupy.backward_backward(ggx, ggt, grad_y, x, tables),
+        tolerances.backward_backward(ggx, ggt, grad_y, x, tables),
+    )
 
 
-def knot_pairs(num_grids: int, dtype: str) -> Array:
-    """x [B, 2]: all pairs of knots, and of the numbers just before and just after them."""
+def around_knots(num_grids: int, dtype: str) -> Array:
+    """All knots, and the numbers just before and just after them."""
     knots = lmkan_cupy.sigma_grid(num_grids, dtype=dtype)
     beside = [np.nextafter(knots, np.asarray(side, dtype)) for side in (-np.inf, np.inf)]
-    points = np.concatenate([knots, *beside])
-    return np.stack(np.meshgrid(points, points), axis=-1).reshape(-1, 2)
+    return np.concatenate([knots, *beside])
 
 
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 @pytest.mark.parametrize("num_grids", [3, 8, 40])
 class TestOnKnots:
     def test_value(self, xp: Any, rng: np.random.Generator, num_grids: int, dtypes: Dtypes) -> None:
-        x = xp.asarray(knot_pairs(num_grids, dtypes.x))
+        points = around_knots(num_grids, dtypes.x)
+        x = xp.asarray(np.stack(np.meshgrid(points, points), axis=-1).reshape(-1, 2))
         tables = xp.asarray(make_problem(rng, Sizes(0, 2, 3, num_grids), dtypes).tables)
         tolerances.forward(x, tables).check(lmkan_cupy.forward(x, tables))
 
@@ -68,8 +64,8 @@ class TestOnKnots:
     ) -> None:
         """The first coordinate runs over the knots, the second stays in a cell."""
         tables = xp.asarray(make_problem(rng, Sizes(0, 2, 3, num_grids), dtypes).tables)
-        x = knot_pairs(num_grids, dtypes.x)
-        x[:, 1] = 0.1
+        points = around_knots(num_grids, dtypes.x)
+        x = np.stack([points, np.full_like(points, 0.1)], axis=1)
         step = np.asarray([1e-3, 0], dtypes.x)
         grad_y = xp.asarray(rng.normal(size=(len(x), 3)).astype(dtypes.x))
         slope = lmkan_cupy.backward(grad_y, xp.asarray(x), tables)[0][:, 0]
@@ -87,9 +83,10 @@ def test_zero_belongs_to_the_cell_on_its_right(
     """sigma(0) = 1/2 without rounding, so that for even G even the slope is defined."""
     problem = make_problem(rng, Sizes(1, 4, 3, 8), dtypes)
     x, tables, grad_y, *_ = problem._replace(x=np.full_like(problem.x, zero)).on(xp)
-    grads = lmkan_cupy.backward(grad_y, x, tables)
-    for grad, expected in zip(grads, tolerances.backward(grad_y, x, tables), strict=True):
-        expected.check(grad)
+    check_each(
+        lmkan_cupy.backward(grad_y, x, tables),
+        tolerances.backward(grad_y, x, tables),
+    )
 
 
 BAD_VALUES = {"nan": np.nan, "inf": np.inf, "minus-inf": -np.inf}

@@ -10,22 +10,13 @@ import fresh_process
 import numba
 import numpy as np
 import pytest
-from problems import Problem, Sizes, make_problem
+from problems import Problem, Sizes, all_results, make_problem
 
-import lmkan_cupy
-
-SIZES = Sizes(batch=3000, in_features=10, out_features=20, num_grids=8)
+SIZES = Sizes(batch=9000, in_features=10, out_features=20, num_grids=8)
 
 
 def results_of(problem: Problem) -> list[bytes]:
-    x, tables, grad_y, ggx, ggt = problem
-    results = [
-        lmkan_cupy.forward(x, tables),
-        *lmkan_cupy.backward(grad_y, x, tables),
-        *lmkan_cupy.backward_backward(ggx, ggt, grad_y, x, tables),
-        *lmkan_cupy.hessian_penalty_and_grad(tables),
-    ]
-    return [result.tobytes() for result in results]
+    return [result.tobytes() for result in all_results(problem)]
 
 
 def test_several_python_threads(rng: np.random.Generator) -> None:
@@ -76,7 +67,7 @@ FORK = """
     import lmkan_cupy
 
     warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: what is tested
-    x = np.random.default_rng(0).normal(size=(3000, 10)).astype("float32")
+    x = np.random.default_rng(0).normal(size=(9000, 10)).astype("float32")
     tables = lmkan_cupy.init_tables(10, 20, 8, rng=0)
 
     def results():

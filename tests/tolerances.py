@@ -113,6 +113,11 @@ class Expected:
             )
 
 
+def check_each(results: Iterable[Any], all_expected: Iterable[Expected]) -> None:
+    for result, expected in zip(results, all_expected, strict=True):
+        expected.check(result)
+
+
 def expected(value: Array, magnitude: Array, terms: int, dtype: Any) -> Expected:
     """`value`, a sum of `terms` products, bounded by the oracle's result on magnitudes.
 

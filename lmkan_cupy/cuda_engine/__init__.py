@@ -17,10 +17,10 @@ from .launch import aligned, run
 
 def forward(x: Array, tables: Array, knots: Array, out: Array) -> None:
     """Overwrite ``out`` [B, O] with the layer of ``x`` [B, I] and ``tables`` [P, S, S, O]."""
-    _layer(x, tables, knots, None, False, out)
+    _evaluate(x, tables, knots, None, False, out)
 
 
-def _layer(
+def _evaluate(
     x: Array, tables: Array, knots: Array, ggx: Array | None, accumulate: bool, out: Array
 ) -> None:
     layer = launch_plan.layer(x, tables)
@@ -108,12 +108,12 @@ def backward_backward(
     plus those of the layer with the tables ``ggt``.
     """
     if ggx is not None:
-        _layer(x, tables, knots, ggx, False, grad_grad_y)
+        _evaluate(x, tables, knots, ggx, False, grad_grad_y)
         _pull_back(grad_y, x, tables, knots, ggx, False, grad_x, grad_tables)
     else:
         grad_tables.fill(0)
     if ggt is not None:
-        _layer(x, ggt, knots, None, ggx is not None, grad_grad_y)
+        _evaluate(x, ggt, knots, None, ggx is not None, grad_grad_y)
         _pull_back(grad_y, x, ggt, knots, None, ggx is not None, grad_x, None)
 
 

@@ -1,0 +1,56 @@
+"""`show_config` and `python -m lmkan_cupy info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fresh_process
+import numba
+import numpy as np
+
+SHOW = "import lmkan_cupy; lmkan_cupy.show_config()"
+INFO = """
+    import runpy, sys
+    sys.argv = ["lmkan_cupy", "info"]
+    try:
+        runpy.run_module("lmkan_cupy", run_name="__main__")
+    except SystemExit as end:
+        assert not end.code
+"""
+
+
+def test_every_line_has_a_value(tmp_path: Path) -> None:
+    """A value that is empty leaves the spaces that align it."""
+    shown = fresh_process.run(SHOW, tmp_path).splitlines()
+    assert shown
+    assert [line for line in shown if line != line.rstrip()] == []
+
+
+def test_versions_and_threads(tmp_path: Path) -> None:
+    shown = fresh_process.run(SHOW, tmp_path, NUMBA_NUM_THREADS="1")
+    for part in (np.__version__, numba.__version__, "NUMBA_NUM_THREADS", " 1 "):
+        assert part in shown
+
+
+def test_what_is_missing_comes_with_its_command(tmp_path: Path) -> None:
+    hidden = f"""
+        import importlib.metadata as metadata
+        found = metadata.version
+        def version(name):
+            if name == "torch":
+                raise metadata.PackageNotFoundError(name)
+            return found(name)
+        metadata.version = version
+        {SHOW}
+    """
+    (line,) = (
+        line
+        for line in fresh_process.run(hidden, tmp_path).splitlines()
+        if line.startswith("torch")
+    )
+    assert "missing" in line
+    assert "pip install 'lmkan-cupy[torch]'" in line
+
+
+def test_info_is_the_configuration(tmp_path: Path) -> None:
+    assert fresh_process.run(INFO, tmp_path) == fresh_process.run(SHOW, tmp_path)
