@@ -62,6 +62,7 @@ def test_heavy_import_would_be_seen(tmp_path: Path) -> None:
 
 def test_adapters_load_their_own_framework_only(tmp_path: Path) -> None:
     assert heavy_packages("import lmkan_cupy.adapters.array", tmp_path) == []
+    pytest.importorskip("torch")
     assert "numba" not in heavy_packages("import lmkan_cupy.adapters.torch", tmp_path)
 
 
