@@ -71,10 +71,11 @@ void* scheduler_stack_pointer;
 void (*kernel)(void** arguments);
 void** kernel_arguments;
 
-// Stacks are kept for the next launch. The page below each is not accessible, so that an overflow
-// becomes a signal.
+// Stacks serve all blocks of a launch. The page below each is not accessible, so that an overflow
+// becomes a signal. That makes two mappings of each, and a process may have some 65,000.
+std::vector<char*> stacks;
+
 char* stack_of(unsigned index) {
-    static std::vector<char*> stacks;
     while (stacks.size() <= index) {
         void* memory = mmap(nullptr, PAGE + STACK_BYTES, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -82,6 +83,11 @@ char* stack_of(unsigned index) {
         stacks.push_back(static_cast<char*>(memory) + PAGE);
     }
     return stacks[index];
+}
+
+void unmap_stacks() {
+    for (char* stack : stacks) munmap(stack - PAGE, PAGE + STACK_BYTES);
+    stacks.clear();
 }
 
 void thread_main() {
@@ -429,6 +435,7 @@ EXPORTED uint64_t emulator_launch(const LaunchRequest* request, const emulator::
         run_block(number, ordering);
     }
     restore_signal_handlers();
+    unmap_stacks();
     launch = nullptr;
 
     last_reports = std::move(fresh.reports);
