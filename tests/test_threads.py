@@ -34,8 +34,13 @@ def test_several_python_threads(rng: np.random.Generator) -> None:
             assert all(results == once for results in repeated)
 
 
-def test_thread_count_does_not_change_a_bit(rng: np.random.Generator) -> None:
-    problem = make_problem(rng, SIZES)
+@pytest.mark.parametrize(
+    "sizes",
+    [SIZES, SIZES._replace(in_features=2, out_features=600)],
+    ids=["cut-by-pair", "fewer-pairs-than-threads"],
+)
+def test_thread_count_does_not_change_a_bit(rng: np.random.Generator, sizes: Sizes) -> None:
+    problem = make_problem(rng, sizes)
     before = numba.get_num_threads()
     results = []
     try:
