@@ -101,31 +101,37 @@ def check_same_place(function: str, name: str, array: Array, reference: Array) -
 def check_samples(function: str, x: Any) -> None:
     """Require ``x [..., I]`` in float32 or float64."""
     check_array(function, "x", x)
-    if x.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{function}: x must be float32 or float64, got {x.dtype}")
-    if x.ndim == 0 or x.shape[-1] == 0:
+    _check_samples_like(function, x.shape, str(x.dtype))
+
+
+def _check_samples_like(function: str, shape: tuple[int, ...], dtype: str) -> None:
+    if dtype not in ("float32", "float64"):
+        raise TypeError(f"{function}: x must be float32 or float64, got {dtype}")
+    if len(shape) == 0 or shape[-1] == 0:
         raise ValueError(
             f"{function}: x must have shape [..., in_features] with at least one feature, "
-            f"got x.shape={x.shape}"
+            f"got x.shape={tuple(shape)}"
         )
 
 
 def check_tables(function: str, tables: Any, name: str = "tables") -> None:
     """Require ``tables [P, S, S, O]`` in one of their dtypes."""
     check_array(function, name, tables)
-    dtype = tables.dtype
-    on_cpu = array_library(tables) is np
-    if (
-        dtype.name not in _COMPUTE_DTYPE
-        or not dtype.isnative
-        or (on_cpu and dtype.name == "bfloat16")
-    ):
+    if array_library(tables) is np and tables.dtype.name == "bfloat16":
+        raise TypeError(f"{function}: {name} must be {_TABLE_DTYPES}, got {tables.dtype}")
+    check_tables_like(function, tables.shape, str(tables.dtype), name)
+
+
+def check_tables_like(
+    function: str, shape: tuple[int, ...], dtype: str, name: str = "tables"
+) -> None:
+    """Require shape and dtype of tables; a dtype of foreign byte order has another name."""
+    if dtype not in _COMPUTE_DTYPE:
         raise TypeError(f"{function}: {name} must be {_TABLE_DTYPES}, got {dtype}")
-    shape = tables.shape
     if len(shape) != 4 or shape[1] != shape[2] or shape[1] < 4 or 0 in shape:
         raise ValueError(
             f"{function}: {name} must have shape [pairs, knots, knots, out_features] with at "
-            f"least 4 knots (num_grids + 1), got {name}.shape={shape}"
+            f"least 4 knots (num_grids + 1), got {name}.shape={tuple(shape)}"
         )
 
 
@@ -134,16 +140,40 @@ def check_layer(function: str, x: Any, tables: Any) -> None:
     check_tables(function, tables)
     check_samples(function, x)
     check_same_place(function, "x", x, tables)
-    if x.dtype != compute_dtype_of(tables.dtype):
+    _check_fit(function, x.shape, str(x.dtype), tables.shape, str(tables.dtype))
+
+
+def check_layer_like(
+    function: str,
+    x_shape: tuple[int, ...],
+    x_dtype: str,
+    tables_shape: tuple[int, ...],
+    tables_dtype: str,
+) -> None:
+    """Require shapes and dtypes, by name, of samples and tables that belong together."""
+    check_tables_like(function, tables_shape, tables_dtype)
+    _check_samples_like(function, x_shape, x_dtype)
+    _check_fit(function, x_shape, x_dtype, tables_shape, tables_dtype)
+
+
+def _check_fit(
+    function: str,
+    x_shape: tuple[int, ...],
+    x_dtype: str,
+    tables_shape: tuple[int, ...],
+    tables_dtype: str,
+) -> None:
+    if x_dtype != _COMPUTE_DTYPE[tables_dtype]:
         raise TypeError(
-            f"{function}: x must be {compute_dtype_of(tables.dtype)} where tables is "
-            f"{tables.dtype}, got {x.dtype}"
+            f"{function}: x must be {_COMPUTE_DTYPE[tables_dtype]} where tables is "
+            f"{tables_dtype}, got {x_dtype}"
         )
-    pairs, in_features = tables.shape[0], x.shape[-1]
+    pairs, in_features = tables_shape[0], x_shape[-1]
     if pairs != (in_features + 1) // 2:
         raise ValueError(
             f"{function}: tables has {pairs} pairs, but x has {in_features} features "
-            f"({(in_features + 1) // 2} pairs): tables.shape={tables.shape}, x.shape={x.shape}"
+            f"({(in_features + 1) // 2} pairs): tables.shape={tuple(tables_shape)}, "
+            f"x.shape={tuple(x_shape)}"
         )
 
 
