@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,11 +35,25 @@ def repeatable() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def tensors_of(rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes) -> list[Any]:
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("this torch cannot use the GPU")
+    return name
+
+
+def tensors_of(
+    rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes, device: str = "cpu"
+) -> list[Any]:
     """x, tables, grad_y, ggx and ggt; autograd has the last in the dtype of the tables."""
     problem = make_problem(rng, sizes, dtypes)
-    *others, ggt = map(torch.from_numpy, problem)
+    *others, ggt = (torch.from_numpy(each).to(device) for each in problem)
     return [*others, ggt.to(others[1].dtype)]
+
+
+def hosts(tensors: Iterable[Any]) -> list[Any]:
+    return [each.detach().cpu().numpy() for each in tensors]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -48,45 +63,70 @@ class TestNumbers:
 
     @pytest.mark.parametrize("sizes", SIZES, ids=str)
     def test_values_and_derivatives(
-        self, rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes, engine: str | None
+        self,
+        rng: np.random.Generator,
+        sizes: Sizes,
+        dtypes: Dtypes,
+        engine: str | None,
+        device: str,
     ) -> None:
-        x, tables, grad_y, ggx, ggt = tensors_of(rng, sizes, dtypes)
-        arrays = [each.numpy() for each in (x, tables, grad_y, ggx, ggt)]
+        x, tables, grad_y, ggx, ggt = tensors_of(rng, sizes, dtypes, device)
+        arrays = hosts((x, tables, grad_y, ggx, ggt))
         leaves = [each.requires_grad_() for each in (grad_y, x, tables)]
         y = lmkan(x, tables, engine=engine)
         assert y.dtype == x.dtype
-        tolerances.forward(*arrays[:2]).check(y.detach())
+        tolerances.forward(*arrays[:2]).check(*hosts([y]))
 
         grads = torch.autograd.grad(y, (x, tables), grad_y, create_graph=True)
         assert [each.dtype for each in grads] == [x.dtype, tables.dtype]
         of_x, of_tables = tolerances.backward(arrays[2], *arrays[:2])
-        check_each((each.detach() for each in grads), (of_x, of_tables.stored(arrays[1].dtype)))
+        check_each(hosts(grads), (of_x, of_tables.stored(arrays[1].dtype)))
 
         second = torch.autograd.grad(grads, leaves, (ggx, ggt))
         *of_samples, of_tables = tolerances.backward_backward(*arrays[3:], arrays[2], *arrays[:2])
-        check_each(second, (*of_samples, of_tables.stored(arrays[1].dtype)))
+        check_each(hosts(second), (*of_samples, of_tables.stored(arrays[1].dtype)))
 
-    def test_penalty(self, rng: np.random.Generator, dtypes: Dtypes, engine: str | None) -> None:
-        tables = torch.from_numpy(make_problem(rng, SMALL, dtypes).tables)
-        layer = LMKANLinear(*SMALL[1:], engine=engine, dtype=tables.dtype)
+    def test_penalty(
+        self, rng: np.random.Generator, dtypes: Dtypes, engine: str | None, device: str
+    ) -> None:
+        _, tables, *_ = tensors_of(rng, SMALL, dtypes, device)
+        layer = LMKANLinear(*SMALL[1:], engine=engine, dtype=tables.dtype, device=device)
         layer.tables.data = tables
         penalty = layer.hessian_penalty()
         penalty.backward()
-        of_penalty, of_grad = tolerances.hessian_penalty(tables.numpy(), dtypes.x)
-        of_penalty.check(penalty.detach())
-        of_grad.stored(dtypes.tables).check(layer.tables.grad)
+        of_penalty, of_grad = tolerances.hessian_penalty(*hosts([tables]), dtypes.x)
+        of_penalty.check(*hosts([penalty]))
+        of_grad.stored(dtypes.tables).check(*hosts([layer.tables.grad]))
 
     def test_bad_coordinates(
-        self, rng: np.random.Generator, dtypes: Dtypes, engine: str | None
+        self, rng: np.random.Generator, dtypes: Dtypes, engine: str | None, device: str
     ) -> None:
         """They spoil their own sample only."""
-        x, tables, *_ = tensors_of(rng, SMALL, dtypes)
+        x, tables, *_ = tensors_of(rng, SMALL, dtypes, device)
         expected = lmkan(x, tables, engine=engine)
         for row, bad in enumerate((np.nan, np.inf, -np.inf)):
             x[row, row] = bad
         y = lmkan(x, tables, engine=engine)
         assert not torch.isfinite(y[:3]).any()
         assert torch.equal(y[3:], expected[3:])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bfloat16_tables_on_cuda(rng: np.random.Generator, engine: str | None) -> None:
+    """They go in as they are, and the layer is that of their values."""
+    x, tables, grad_y, *_ = tensors_of(rng, SMALL, FLOAT32, "cuda")
+    x.requires_grad_()
+    tables = tables.bfloat16().requires_grad_()
+    arrays = hosts((grad_y, x, tables.float()))
+    y = lmkan(x, tables, engine=engine)
+    tolerances.forward(*arrays[1:]).check(*hosts([y]))
+    grad_x, grad_tables = torch.autograd.grad(y, (x, tables), grad_y)
+    of_x, of_tables = tolerances.backward(*arrays)
+    of_x.check(*hosts([grad_x]))
+    assert grad_tables.dtype == torch.bfloat16
+    to_bfloat16 = torch.finfo(torch.bfloat16).eps / 2 * np.abs(of_tables.value)
+    replace(of_tables, bound=2 * of_tables.bound + to_bfloat16).check(*hosts([grad_tables.float()]))
 
 
 LAYOUTS: dict[str, Callable[[Any], Any]] = {
@@ -116,12 +156,18 @@ class TestRegistration:
         ("layout", "batch"), [*((name, 3) for name in LAYOUTS), ("contiguous", 0)]
     )
     def test_opcheck(
-        self, rng: np.random.Generator, name: str, dtypes: Dtypes, layout: str, batch: int
+        self,
+        rng: np.random.Generator,
+        name: str,
+        dtypes: Dtypes,
+        layout: str,
+        batch: int,
+        device: str,
     ) -> None:
         """Once without and once with derivatives, those of the last operator are not there."""
         operator = getattr(torch.ops.lmkan_cupy, name).default
         arguments = [
-            LAYOUTS[layout](each) if torch.is_tensor(each) else each
+            LAYOUTS[layout](each.to(device)) if torch.is_tensor(each) else each
             for each in arguments_of(rng, dtypes, batch)[name]
         ]
         torch.library.opcheck(operator, arguments)

@@ -68,7 +68,7 @@ class _Memory:
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:
         """Serve :mod:`lmkan_cupy.allocation`."""
-        tensor = torch.empty(shape, dtype=getattr(torch, dtype.name), device=self.device)
+        tensor = torch.empty(shape, dtype=_torch_dtype(dtype), device=self.device)
         array = self.array(tensor)
         self._allocated[id(array)] = array, tensor
         return array
@@ -114,6 +114,13 @@ def _pointer(tensor: Tensor, device_index: int) -> Any:
     cuda = import_module("cupy").cuda
     memory = cuda.UnownedMemory(tensor.data_ptr(), tensor.nbytes, tensor, device_index)
     return cuda.MemoryPointer(memory, 0)
+
+
+@lru_cache
+def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    """Return the torch dtype of the same name."""
+    named: torch.dtype = getattr(torch, dtype.name)
+    return named
 
 
 @lru_cache
