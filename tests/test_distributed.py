@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from fresh_process import ROOT
 
 pytest.importorskip("torch")
 import two_processes
+from lmkan_cupy.adapters.torch import sharding
 
 
 def torchrun(script: Path, *arguments: object) -> str:
@@ -44,6 +46,17 @@ def test_check(failures: list[dict[str, str]], check: str) -> None:
     assert len(failures) == two_processes.PROCESSES
     for of_process in failures:
         assert check not in of_process, of_process[check]
+
+
+@pytest.mark.parametrize(
+    ("processes", "size", "fills"),
+    [(2, 1, False), (2, 7, True), (4, 4, True), (4, 5, False), (4, 6, False), (4, 7, True)],
+)
+def test_no_process_is_left_without_tables(processes: int, size: int, fills: bool) -> None:
+    """Of 5 outputs four processes get 2, 2, 1 and 0, as of chunks in torch."""
+    mesh = SimpleNamespace(size=lambda: processes)
+    tables = SimpleNamespace(mesh=mesh, shape=(3, 7, 7, size))
+    assert sharding._fills_all(tables, sharding.Shard(3)) == fills
 
 
 def test_example(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -159,7 +160,7 @@ CHECKS = [
 
 def main(folder: Path) -> None:
     """Write what went wrong in which check into ``failures-<rank>.json``."""
-    distributed.init_process_group("gloo")
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
     failures = {}
     for check in CHECKS:
         try:
