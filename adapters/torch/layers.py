@@ -16,7 +16,8 @@ from .functional import Engine
 def hessian_penalty(module: nn.Module) -> Tensor:
     """Return the sum of the Hessian penalties of all lmKAN layers of a model, 0 for none."""
     layers = [each for each in module.modules() if isinstance(each, LMKANLinear)]
-    return sum((each.hessian_penalty() for each in layers), start=torch.zeros(()))
+    penalties = [each.hessian_penalty() for each in layers]
+    return sum(penalties[1:], penalties[0]) if penalties else torch.zeros(())
 
 
 class LMKANLinear(nn.Module):
