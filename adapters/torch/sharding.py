@@ -4,6 +4,7 @@ Importing this module registers how the operators are sharded; :mod:`.operators`
 there can be a DTensor. FSDP2 shards tables by pairs, :class:`ColumnParallel` by outputs.
 """
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -25,7 +26,7 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from .layers import LMKANLinear
 
 #: Where the results of an operator lie along one axis of a mesh, if its tensors do so.
-_Sharding: TypeAlias = tuple[list[Placement], list[Placement | None]]
+_Sharding: TypeAlias = tuple[Sequence[Placement], Sequence[Placement | None]]
 
 _WHOLE, _SUM = Replicate(), Partial()
 _PAIRS, _OUTPUTS = Shard(0), Shard(3)  # of tables [P, S, S, O]
@@ -92,7 +93,7 @@ def _of_layer(
     """
     last = len(x.shape) - 1
 
-    def sharding(of: dict[str, Placement], from_: dict[str, Placement]) -> _Sharding:
+    def sharding(of: Mapping[str, Placement], from_: Mapping[str, Placement]) -> _Sharding:
         return [of[each] for each in results], [each and from_[each] for each in arguments]
 
     whole = {"x": _WHOLE, "y": _WHOLE, "tables": _WHOLE}
@@ -106,32 +107,39 @@ def _of_layer(
     return found
 
 
-_operators: Any = torch.ops.lmkan_cupy
-
-
-@register_sharding(_operators.forward.default)
 def _forward(x: Any, tables: Any) -> list[_Sharding]:
     return _of_layer(x, tables, ["y"], ["x", "tables"])
 
 
-@register_sharding(_operators.backward.default)
 def _backward(grad_y: Any, x: Any, tables: Any, need_x: bool, need_tables: bool) -> list[_Sharding]:
     return _of_layer(x, tables, ["x", "tables"], ["y", "x", "tables", None, None])
 
 
-@register_sharding(_operators.backward_backward.default)
 def _backward_backward(ggx: Any, ggt: Any, grad_y: Any, x: Any, tables: Any) -> list[_Sharding]:
     given = [ggx and "x", ggt and "tables"]
     return _of_layer(x, tables, ["y", "x", "tables"], [*given, "y", "x", "tables"])
 
 
-@register_sharding(_operators.hessian_penalty.default)
 def _hessian_penalty(tables: Any) -> list[_Sharding]:
-    shards = [each for each in (_PAIRS, _OUTPUTS) if _fills_all(tables, each)]
-    return [([_WHOLE], [_WHOLE]), *(([_SUM], [each]) for each in shards)]
+    return [(of[:1], from_[:1]) for of, from_ in _hessian_penalty_and_grad(tables, 1.0)]
 
 
-@register_sharding(_operators.hessian_penalty_and_grad.default)
 def _hessian_penalty_and_grad(tables: Any, scale: float) -> list[_Sharding]:
     shards = [each for each in (_PAIRS, _OUTPUTS) if _fills_all(tables, each)]
-    return [([_WHOLE, _WHOLE], [_WHOLE, None]), *(([_SUM, each], [each, None]) for each in shards)]
+    return [
+        ([_WHOLE, _WHOLE], [_WHOLE, None]),
+        *(([_SUM, each], [each, None]) for each in shards),
+    ]
+
+
+_SHARDINGS = {
+    "forward": _forward,
+    "backward": _backward,
+    "backward_backward": _backward_backward,
+    "hessian_penalty": _hessian_penalty,
+    "hessian_penalty_and_grad": _hessian_penalty_and_grad,
+}
+
+for _name, _function in _SHARDINGS.items():
+    _operator: Any = getattr(torch.ops.lmkan_cupy, _name).default
+    register_sharding(_operator)(_function)
