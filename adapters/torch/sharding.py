@@ -51,8 +51,9 @@ class ColumnParallel(ParallelStyle):
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         if not isinstance(module, LMKANLinear):
             raise TypeError(f"ColumnParallel: expected an LMKANLinear, got {type(module).__name__}")
-        outputs = partial(_outputs, self.gather_output)
-        return distribute_module(module, device_mesh, _shard_parameters, _whole_inputs, outputs)
+        outputs: Any = partial(_outputs, self.gather_output)
+        inputs: Any = _whole_inputs  # torch's annotation says that these functions return nothing
+        return distribute_module(module, device_mesh, _shard_parameters, inputs, outputs)
 
 
 def _shard_parameters(name: str, module: nn.Module, mesh: DeviceMesh) -> None:
@@ -94,7 +95,9 @@ def _of_layer(
     last = len(x.shape) - 1
 
     def sharding(of: Mapping[str, Placement], from_: Mapping[str, Placement]) -> _Sharding:
-        return [of[each] for each in results], [each and from_[each] for each in arguments]
+        return [of[each] for each in results], [
+            None if each is None else from_[each] for each in arguments
+        ]
 
     whole = {"x": _WHOLE, "y": _WHOLE, "tables": _WHOLE}
     found = [sharding(whole, whole)]
