@@ -12,6 +12,7 @@ module              what
 ``authors_layer``   ``LMKAN2DLayer``, for checkpoints of the authors' package
 ``replacement``     ``replace_linear``: from a network of linear layers to lmKAN layers
 ``schedule``        the penalty's weight in the course of a fit
+``sharding``        sharded tensors, ``ColumnParallel``
 ``plots``           pictures of learned functions
 =================== ==============================================================================
 """

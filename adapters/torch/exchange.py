@@ -62,7 +62,8 @@ class _Memory:
         """Return an array over the memory of a tensor, copied only if it is not contiguous."""
         tensor = tensor.detach().contiguous()
         if self.device.type == "cpu":
-            array: Array = tensor.numpy()
+            # Not by tensor.numpy(), after which its storage cannot be resized: FSDP frees by that.
+            array: Array = np.from_dlpack(tensor)
             return array
         return cupy_array(tensor, self.device.index)
 

@@ -58,7 +58,9 @@ def hessian_penalty_of(tables: Tensor, *, engine: Engine = None) -> Tensor:
     if engine == "torch":
         return plain_torch.hessian_penalty(tables)
     check_device("tables", tables)
-    return operators.hessian_penalty(as_engine_takes(tables))
+    penalty = operators.hessian_penalty(as_engine_takes(tables))
+    # A loss is a plain tensor: of sharded tables, whose penalty is a DTensor, the sum of all parts.
+    return penalty.full_tensor() if hasattr(penalty, "full_tensor") else penalty
 
 
 def as_engine_takes(tables: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ Residual: TypeAlias = Literal["linear", "relu"] | None
 def hessian_penalty(module: nn.Module) -> Tensor:
     """Return the sum of the Hessian penalties of all lmKAN layers of a model, 0 for none."""
     layers = [each for each in module.modules() if isinstance(each, TablesModule)]
-    return sum((each.hessian_penalty() for each in layers), start=torch.zeros(()))
+    penalties = [each.hessian_penalty() for each in layers]
+    return sum(penalties[1:], penalties[0]) if penalties else torch.zeros(())
 
 
 class TablesModule(nn.Module):
@@ -36,7 +37,7 @@ class TablesModule(nn.Module):
 
     def hessian_penalty(self) -> Tensor:
         """Return the roughness of the tables: :func:`lmkan_cupy.hessian_penalty`."""
-        tables = self.tables.reshape(-1, *self.tables.shape[-3:])
+        tables = self.tables.flatten(0, -4)  # groups and pairs
         return functional.hessian_penalty_of(tables, engine=self.engine)
 
     def engine_name(self) -> str:

@@ -5,7 +5,10 @@ makes of it; the table at the end of this file has them all. They are defined by
 ``torch.library.custom_op``, which was measured to cost more per call.
 """
 
+import sys
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -30,10 +33,10 @@ def _backward(
     grad_x, grad_tables = exchange.run(
         lmkan_cupy.backward, grad_y, x, tables, need_x=need_x, need_tables=need_tables
     )
-    # An operator returns tensors only: an empty one stands for what is not needed.
+    # An operator returns tensors only: an empty one of as many axes stands for what is not needed.
     return (
-        x.new_empty(0) if grad_x is None else grad_x,
-        x.new_empty(0) if grad_tables is None else grad_tables,
+        x.new_empty([0] * x.ndim) if grad_x is None else grad_x,
+        x.new_empty([0] * tables.ndim) if grad_tables is None else grad_tables,
     )
 
 
@@ -68,7 +71,10 @@ def _forward_like(x: Tensor, tables: Tensor) -> Tensor:
 def _backward_like(
     grad_y: Tensor, x: Tensor, tables: Tensor, need_x: bool, need_tables: bool
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape if need_x else 0), x.new_empty(tables.shape if need_tables else 0)
+    return (
+        x.new_empty(x.shape if need_x else [0] * x.ndim),
+        x.new_empty(tables.shape if need_tables else [0] * tables.ndim),
+    )
 
 
 def _backward_backward_like(
@@ -292,6 +298,11 @@ def _register() -> Any:
     return library
 
 
+@cache
+def _register_sharding() -> None:
+    import_module(f"{__package__}.sharding")
+
+
 def _call(name: str) -> Callable[..., Any]:
     """Return what calls an operator, also inside the transforms of ``torch.func``.
 
@@ -312,8 +323,11 @@ def _call(name: str) -> Callable[..., Any]:
     )
 
     def call(*arguments: Any) -> Any:
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-            return function.apply(*arguments)
+        if not torch.compiler.is_compiling():
+            if "torch.distributed.tensor" in sys.modules:  # else there is no DTensor
+                _register_sharding()
+            if torch._C._are_functorch_transforms_active():
+                return function.apply(*arguments)
         return overload(*arguments)
 
     return call

@@ -164,8 +164,7 @@ def _samples_of(data: Tensor | ArrayLike, pair: int) -> NDArray[Any]:
 
 def _all_tables(layer: TablesModule) -> Tensor:
     """Return the tables [P, S, S, O] of all groups."""
-    tables = layer.tables.detach()
-    return tables.reshape(-1, *tables.shape[-3:])
+    return layer.tables.detach().flatten(0, -4)
 
 
 def _real(tables: Tensor) -> torch.dtype:
