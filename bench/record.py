@@ -48,6 +48,12 @@ def gpu_circumstances() -> dict[str, str]:
     return dict(zip(fields, answer.stdout.strip().split(", "), strict=True))
 
 
+def read(path: Path) -> dict[str, Any]:
+    """Return what was written there, nothing where there is no file."""
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return results
+
+
 def write(path: Path, results: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
