@@ -33,7 +33,8 @@ import lmkan_cupy
 from lmkan_cupy.configuration import cuda_obstacle
 
 from . import peers, record
-from .cases import LEGEND, OURS, Case, show, show_case, time_layers
+from .cases import LEGEND, Case, show, show_case, time_layers
+from .record import OURS
 from .workloads import check, make_workload
 
 ROOT = Path(__file__).parent.parent

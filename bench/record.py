@@ -13,6 +13,9 @@ from typing import Any
 import llvmlite.binding
 import numba
 
+#: The name of our layers in results.
+OURS = "lmkan_cupy"
+
 
 def circumstances() -> dict[str, Any]:
     """Return machine, versions, commit and date."""
