@@ -228,7 +228,7 @@ class TestLMKAN2DLayer:
         own = LMKANLinear(4, 3, 4)  # as the README says
         own.load_state_dict({"tables": checkpoint["func_parameter"].permute(3, 0, 1, 2)})
         torch.testing.assert_close(own(x.T), layer(x).T)
-        for penalty in (layer.get_frobenius_regularization(), adapter.hessian_penalty(layer)):
+        for penalty in (layer.get_hessian_regularization(), adapter.hessian_penalty(layer)):
             torch.testing.assert_close(penalty, own.hessian_penalty())
 
     def test_trains(self, checkpoint: dict[str, Any]) -> None:

@@ -96,7 +96,7 @@ class LMKAN2DLayer(TablesModule):
             )
         return functional.lmkan(x.T, self.tables, engine=self.engine).T
 
-    def get_frobenius_regularization(self) -> Tensor:
+    def get_hessian_regularization(self) -> Tensor:
         """Return the roughness of the tables, as the authors name it."""
         return self.hessian_penalty()
 
