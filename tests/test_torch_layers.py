@@ -386,6 +386,14 @@ class TestReplaceLinear:
             assert model[1] is model[3]
             assert isinstance(model[0], nn.ReLU if isinstance(second, nn.Tanh) else nn.Identity)
 
+    def test_only_a_sequence_says_what_is_before(self) -> None:
+        model = nn.ModuleDict({"relu": nn.ReLU(), "linear": nn.Linear(5, 3)})
+        x = torch.randn(33, 5)
+        y = model["linear"](x)
+        replace_linear(model)
+        assert isinstance(model["relu"], nn.ReLU)
+        torch.testing.assert_close(model["linear"](x), y)
+
     def test_of_a_single_layer(self) -> None:
         linear, x = nn.Linear(5, 3), torch.randn(33, 5)
         torch.testing.assert_close(replace_linear(linear)(x), linear(x))

@@ -464,6 +464,12 @@ class TestCompilers:
         with pytest.raises(Exception, match="x must have 5 features on its last axis"):
             compiled(torch.randn(33, 6))
 
+    def test_vmap(self) -> None:
+        tables, x = torch.randn(3, 5, 5, 7), torch.randn(33, 5)
+        mapped = torch.vmap(partial(lmkan, tables=tables))
+        compiled = torch.compile(mapped, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x), mapped(x))
+
     @pytest.mark.parametrize("engine", ENGINES)
     def test_export(self, engine: str | None) -> None:
         """With a batch of any size, through a file."""
