@@ -15,8 +15,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 adapter = pytest.importorskip("lmkan_cupy.adapters.torch")
 
-LMKAN2DLayer, LMKANBlock = adapter.LMKAN2DLayer, adapter.LMKANBlock
-LMKANConv2d, LMKANLinear = adapter.LMKANConv2d, adapter.LMKANLinear
+LMKANBlock, LMKANConv2d, LMKANLinear = adapter.LMKANBlock, adapter.LMKANConv2d, adapter.LMKANLinear
 nn = torch.nn
 
 
