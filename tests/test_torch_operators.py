@@ -225,6 +225,18 @@ class TestRegistration:
             assert result.device == torch.device("cuda:1")
             assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
 
+    @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+    def test_half_tables_go_to_cuda_as_they_are(
+        self, monkeypatch: pytest.MonkeyPatch, half: Any
+    ) -> None:
+        seen: list[Any] = []
+        monkeypatch.setattr(operators, "forward", lambda x, tables: seen.append(tables.dtype))
+        for device in ("cuda", "cpu"):
+            with FakeTensorMode():
+                tables = torch.empty(3, 5, 5, 7, device=device, dtype=half)
+                lmkan(torch.empty(4, 5, device=device), tables)
+        assert seen == [half, torch.float32]
+
     def test_meta_tensors(self) -> None:
         layer = LMKANLinear(5, 7, device="meta")
         assert layer(torch.empty(4, 5, device="meta")).shape == (4, 7)
