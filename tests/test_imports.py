@@ -7,7 +7,7 @@ from pathlib import Path
 import fresh_process
 import pytest
 
-HEAVY = ["cupy", "torch", "numba", "jax", "scipy", "matplotlib", "pandas"]
+HEAVY = ["cupy", "torch", "numba", "jax", "sklearn", "scipy", "matplotlib", "pandas"]
 LIMIT_IN_SECONDS = 0.3
 
 
