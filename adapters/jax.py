@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax import Array
 from jax import numpy as jnp
 from jax.core import ShapedArray
@@ -71,8 +70,7 @@ def lmkan(x: Any, tables: Any) -> Array:
     x, tables = jnp.asarray(x), jnp.asarray(tables)
     if tables.dtype in (jnp.float16, jnp.bfloat16):
         tables = tables.astype(jnp.float32)
-    placeholders = (np.broadcast_to(np.zeros((), each.dtype), each.shape) for each in (x, tables))
-    array_checks.check_layer("lmkan", *placeholders)
+    array_checks.check_layer_like("lmkan", x.shape, str(x.dtype), tables.shape, str(tables.dtype))
     return _apply("forward", ("y",), {"x": x, "tables": tables})[0]
 
 

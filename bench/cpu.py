@@ -6,64 +6,31 @@ number of threads, that of Numba (NUMBA_NUM_THREADS).
 """
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numba
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 import lmkan_cupy
 
 from . import peers, record
-from .timing import Ratio, interleave, ratio, stopwatch
+from .cases import LEGEND, OURS, Case, Verdict, show, show_case, time_layers
+from .timing import interleave, stopwatch
 from .workloads import Workload, check, make_workload
 
 BATCH = 8192
-OURS = "lmkan_cupy"
-PASSES = ("forward", "backward", "both")
 
 
-@dataclass(frozen=True)
-class Case:
-    """Layers of one shape and grid size, with the seconds [round] of each in each pass."""
-
-    features: int
-    num_grids: int
-    seconds: Mapping[str, Mapping[str, NDArray[np.float64]]]
-
-    def __str__(self) -> str:
-        return f"{self.features} x {self.features}, G = {self.num_grids}"
-
-    def milliseconds(self, layer: str, pass_: str) -> float:
-        return round(1e3 * float(np.median(self.seconds[layer][pass_])), 3)
-
-    def ratio(self, layer: str, pass_: str) -> Ratio:
-        """The time of a layer over that of ours."""
-        return ratio(self.seconds[layer][pass_], self.seconds[OURS][pass_])
-
-    def fastest_kan(self, pass_: str) -> str | None:
-        """The fastest KAN layer from PyPI, None where none is installed."""
-        kans = (layer for layer in self.seconds if layer in peers.KAN_LAYERS)
-        return min(kans, key=lambda layer: self.milliseconds(layer, pass_), default=None)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A target and what was measured; ``met`` is None where nothing could be."""
-
-    what: str
-    target: str
-    measured: str
-    met: bool | None
+def fastest_kan(case: Case, pass_: str) -> str | None:
+    """The fastest KAN layer from PyPI, None where none is installed."""
+    kans = (layer for layer in case.seconds if layer in peers.KAN_LAYERS)
+    return min(kans, key=lambda layer: case.milliseconds(layer, pass_), default=None)
 
 
 def run_case(features: int, num_grids: int, kans: Iterable[str], seconds: float) -> Case:
@@ -75,10 +42,7 @@ def run_case(features: int, num_grids: int, kans: Iterable[str], seconds: float)
         "nn.Linear": peers.linear(workload),
         **{package: peers.kan(package, workload) for package in kans},
     }
-    forward = interleave({n: layer.time_forward for n, layer in layers.items()}, seconds=seconds)
-    step = interleave({n: layer.time_step for n, layer in layers.items()}, seconds=seconds)
-    times = {n: dict(zip(PASSES, (*forward[n], *step[n]), strict=True)) for n in layers}
-    return Case(features, num_grids, times)
+    return Case(features, features, num_grids, BATCH, time_layers(layers, seconds))
 
 
 def case_verdicts(case: Case) -> list[Verdict]:
@@ -91,9 +55,9 @@ def case_verdicts(case: Case) -> list[Verdict]:
         return Verdict(what, target, str(measured), measured.median >= factor)
 
     return [
-        at_least({128: 1.3, 512: 2.7}[case.features], "embedding_bag", "forward"),
-        at_least(1.5, case.fastest_kan("forward"), "forward"),
-        at_least(1.0, case.fastest_kan("both"), "both"),
+        at_least({128: 1.3, 512: 2.7}[case.in_features], "embedding_bag", "forward"),
+        at_least(1.5, fastest_kan(case, "forward"), "forward"),
+        at_least(1.0, fastest_kan(case, "both"), "both"),
     ]
 
 
@@ -129,39 +93,6 @@ def flatness_verdict(what: str, times: Mapping[int, float]) -> Verdict:
     return Verdict(f"{what}: slowest / fastest", "<= 1.5", f"{spread:.2f}", spread <= 1.5)
 
 
-def show(
-    console: Console, title: str, header: Iterable[str], rows: Iterable[Iterable[str]]
-) -> None:
-    table = Table(*header, box=box.MARKDOWN)
-    for row in rows:
-        table.add_row(*row)
-    console.print(f"\n{title}", table)
-
-
-def show_case(console: Console, case: Case) -> None:
-    def row(layer: str) -> Iterator[str]:
-        yield layer
-        for pass_ in PASSES:
-            yield f"{case.milliseconds(layer, pass_):.1f}"
-            yield "" if layer == OURS else str(case.ratio(layer, pass_))
-
-    header = ["layer", *(name for pass_ in PASSES for name in (f"{pass_}, ms", "/ ours"))]
-    show(console, f"{case}, B = {BATCH}, float32", header, map(row, case.seconds))
-
-
-def case_json(case: Case) -> dict[str, Any]:
-    def measured(layer: str, pass_: str) -> dict[str, float]:
-        return {"ms": case.milliseconds(layer, pass_)} | asdict(case.ratio(layer, pass_))
-
-    layers = {layer: {pass_: measured(layer, pass_) for pass_ in PASSES} for layer in case.seconds}
-    return {
-        "features": case.features,
-        "num_grids": case.num_grids,
-        "batch": BATCH,
-        "layers": layers,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the small layer, few rounds")
@@ -180,9 +111,7 @@ def main() -> None:
         missing = "not installed: pip install -r bench/requirements.txt"
         console.print(f"{name}: {value or missing}")
     console.print(
-        "both: forward and backward of a training step\n"
-        "/ ours: its time over that of ours, median (quartiles); below 1, ours is slower\n"
-        "pykan, 512 x 512: the time of 512 samples, scaled; more need too much memory"
+        f"{LEGEND}\npykan, 512 x 512: the time of 512 samples, scaled; more need too much memory"
     )
 
     cases: list[Case] = []
@@ -208,7 +137,7 @@ def main() -> None:
         results = {
             "bench": "cpu",
             "circumstances": {**circumstances, "kans": kans},
-            "cases": [case_json(case) for case in cases],
+            "cases": [case.json() for case in cases],
             "picoseconds_per_evaluation": flatness,
             "targets": [asdict(verdict) for verdict in verdicts],
         }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lmkan_cupy
 
-from .timing import stopwatch
+from .timing import Stopwatch, stopwatch
 from .workloads import Workload, corners, weighted_sum
 
 
@@ -26,22 +26,25 @@ class Layer:
         Takes what ``forward`` gave; gives the gradients of the input and of all parameters.
     share : float
         The part of the workload's samples that one call does; times are scaled to all of them.
+    stopwatch : function
+        :func:`.timing.stopwatch`, or another clock of that form.
     """
 
     forward: Callable[[], Any]
     backward: Callable[[Any], object]
     share: float = 1.0
+    stopwatch: Stopwatch = stopwatch
 
     def time_forward(self) -> tuple[float]:
         """Seconds of a forward that keeps nothing for a backward."""
         with torch.no_grad():
-            forward, _ = stopwatch(self.forward)
+            forward, _ = self.stopwatch(self.forward)
         return (forward / self.share,)
 
     def time_step(self) -> tuple[float, float]:
         """Seconds of the backward in a training step, and of forward and backward together."""
-        forward, y = stopwatch(self.forward)
-        backward, _ = stopwatch(self.backward, y)
+        forward, y = self.stopwatch(self.forward)
+        backward, _ = self.stopwatch(self.backward, y)
         return backward / self.share, (forward + backward) / self.share
 
 
@@ -58,17 +61,17 @@ def embedding_bag(workload: Workload) -> Layer:
 
     The gradients are those of the tables and of the weights; ``grad_x`` would come on top.
     """
-    rows, weights = corners(torch.from_numpy(workload.x).double(), workload.num_grids)
+    rows, weights = corners(torch.from_dlpack(workload.x).double(), workload.num_grids)
     weights = weights.float().requires_grad_()
-    tables = torch.from_numpy(workload.tables).requires_grad_()
+    tables = torch.from_dlpack(workload.tables).requires_grad_()
     return _torch_layer(
         lambda: weighted_sum(tables, rows, weights), [tables, weights], _grad_y(workload)
     )
 
 
 def linear(workload: Workload) -> Layer:
-    layer = nn.Linear(workload.x.shape[1], workload.grad_y.shape[1])
-    x = torch.from_numpy(workload.x).requires_grad_()
+    x = torch.from_dlpack(workload.x).requires_grad_()
+    layer = nn.Linear(workload.x.shape[1], workload.grad_y.shape[1], device=x.device)
     return _torch_layer(lambda: layer(x), [x, *layer.parameters()], _grad_y(workload))
 
 
@@ -91,7 +94,7 @@ def kan(package: str, workload: Workload) -> Layer:
 
     # pykan has intermediate results [B, O, I]: one such array may take 512 MB.
     samples = min(batch, 2**27 // (in_features * out_features)) if package == "pykan" else batch
-    x = torch.from_numpy(workload.x[:samples]).requires_grad_()
+    x = torch.from_dlpack(workload.x[:samples]).requires_grad_()
     parameters = [p for p in layer.parameters() if p.requires_grad]
     grad_y = _grad_y(workload)[:samples]
     return _torch_layer(lambda: forward(x), [x, *parameters], grad_y, samples / batch)
@@ -115,7 +118,7 @@ def _torch_layer(
 
 
 def _grad_y(workload: Workload) -> Tensor:
-    return torch.from_numpy(workload.grad_y)
+    return torch.from_dlpack(workload.grad_y)
 
 
 # Nearly all of a standard normal input lies in this range; it does not change the time.

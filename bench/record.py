@@ -35,6 +35,19 @@ def circumstances() -> dict[str, Any]:
     }
 
 
+def gpu_circumstances() -> dict[str, str]:
+    """Return what ``nvidia-smi`` says of the first CUDA device: name, driver, clocks in MHz."""
+    fields = ["name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm"]
+    query = f"--query-gpu={','.join(fields)}"
+    answer = subprocess.run(
+        ["nvidia-smi", "--id=0", query, "--format=csv,noheader,nounits"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(zip(fields, answer.stdout.strip().split(", "), strict=True))
+
+
 def write(path: Path, results: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")

@@ -3,13 +3,16 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
+
+#: Takes a function and its arguments; gives the seconds that the call took, and its result.
+Stopwatch: TypeAlias = Callable[..., tuple[float, Any]]
 
 
 def stopwatch(call: Callable[..., Result], *arguments: object) -> tuple[float, Result]:

@@ -1,23 +1,24 @@
 """What is timed: the arrays of one layer, and a float64 evaluation that they are checked with."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 import lmkan_cupy
+from lmkan_cupy.array_library import Array
 
 
 @dataclass(frozen=True)
 class Workload:
     """The float32 arrays of one layer; ``x`` is standard normal, as after batch normalisation."""
 
-    x: NDArray[np.float32]  # [B, I]
-    tables: NDArray[np.float32]  # [P, S, S, O]
-    grad_y: NDArray[np.float32]  # [B, O]
+    x: Array  # [B, I]
+    tables: Array  # [P, S, S, O]
+    grad_y: Array  # [B, O]
 
     @property
     def num_grids(self) -> int:
@@ -29,12 +30,15 @@ class Workload:
         return int(self.x.shape[0] * self.tables.shape[0] * self.tables.shape[3])
 
 
-def make_workload(in_features: int, out_features: int, num_grids: int, batch: int) -> Workload:
+def make_workload(
+    in_features: int, out_features: int, num_grids: int, batch: int, xp: Any = np
+) -> Workload:
+    """Return arrays of the library ``xp``, numpy or cupy: the same numbers in either."""
     rng = np.random.default_rng(0)
     return Workload(
-        x=rng.standard_normal((batch, in_features), dtype=np.float32),
-        tables=lmkan_cupy.init_tables(in_features, out_features, num_grids, rng=rng),
-        grad_y=rng.standard_normal((batch, out_features), dtype=np.float32),
+        x=xp.asarray(rng.standard_normal((batch, in_features), dtype=np.float32)),
+        tables=lmkan_cupy.init_tables(in_features, out_features, num_grids, rng=rng, xp=xp),
+        grad_y=xp.asarray(rng.standard_normal((batch, out_features), dtype=np.float32)),
     )
 
 
@@ -54,14 +58,15 @@ def corners(x: Tensor, num_grids: int) -> tuple[Tensor, Tensor]:
     weights : Tensor [B, 4 P]
         float64; ``y[b] = sum_n weights[b, n] tables[rows[b, n]]``.
     """
-    knots = torch.from_numpy(lmkan_cupy.sigma_grid(num_grids, dtype="float64"))
+    knots = torch.from_numpy(lmkan_cupy.sigma_grid(num_grids, dtype="float64")).to(x.device)
     cell = _scaled_sigma(x, num_grids).floor().clamp(0, num_grids - 1).long()
     position = (x - knots[cell]) / (knots[cell + 1] - knots[cell])
     i, j = cell[:, 0::2], cell[:, 1::2]
     u, v = position[:, 0::2], position[:, 1::2]
 
     size = num_grids + 1
-    first = (torch.arange(x.shape[1] // 2) * size + i) * size + j  # row of T[p, i, j]
+    pair = torch.arange(x.shape[1] // 2, device=x.device)
+    first = (pair * size + i) * size + j  # row of T[p, i, j]
     rows = torch.stack([first, first + 1, first + size, first + size + 1], dim=-1)
     weights = torch.stack([(1 - u) * (1 - v), (1 - u) * v, u * (1 - v), u * v], dim=-1)
     return rows.flatten(1), weights.flatten(1)
@@ -85,7 +90,7 @@ def check(workload: Workload) -> None:
         Naming the result that is wrong, with its first wrong values.
     """
     x, tables, grad_y = (
-        torch.from_numpy(array) for array in (workload.x, workload.tables, workload.grad_y)
+        torch.from_dlpack(array) for array in (workload.x, workload.tables, workload.grad_y)
     )
     num_grids, some, ends = workload.num_grids, slice(None, None, 32), [0, -1]
 
@@ -98,9 +103,9 @@ def check(workload: Workload) -> None:
     y_ends = weighted_sum(tables_ends, *corners(x_ends, num_grids))
     (grad_tables,) = torch.autograd.grad(y_ends, tables_ends, grad_y.double())
 
-    our_y = torch.from_numpy(lmkan_cupy.forward(workload.x, workload.tables))
+    our_y = torch.from_dlpack(lmkan_cupy.forward(workload.x, workload.tables))
     our_grad_x, our_grad_tables = map(
-        torch.from_numpy, lmkan_cupy.backward(workload.grad_y, workload.x, workload.tables)
+        torch.from_dlpack, lmkan_cupy.backward(workload.grad_y, workload.x, workload.tables)
     )
     # At a knot the derivative is one of the two one-sided ones, and rounding decides which.
     scaled = _scaled_sigma(x[some].double(), num_grids)

@@ -6,6 +6,7 @@ arrays returns them as NumPy or CuPy arrays, on the memory they are in.
 
 import operator
 import re
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -15,11 +16,11 @@ from . import configuration
 from .array_library import AnyArray, Array, array_library, is_array, is_in_cuda_memory
 
 #: dtype of tables -> dtype of everything else that meets them (x, knots, gradients, sums).
-_COMPUTE_DTYPE: dict[str, np.dtype[Any]] = {
-    "float16": np.dtype(np.float32),
-    "bfloat16": np.dtype(np.float32),
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
+_COMPUTE_DTYPE = {
+    "float16": "float32",
+    "bfloat16": "float32",
+    "float32": "float32",
+    "float64": "float64",
 }
 #: Library -> its adapter, which takes also what the library does not hand out by DLPack.
 _ADAPTERS = {
@@ -85,7 +86,13 @@ def _checked_dtype(
 
 def compute_dtype_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype in which tables of ``dtype`` are evaluated: that of x and the sums."""
-    return _COMPUTE_DTYPE[dtype.name]
+    return np.dtype(_COMPUTE_DTYPE[_name(dtype)])
+
+
+@lru_cache
+def _name(dtype: np.dtype[Any]) -> str:
+    """Return the name of a dtype; NumPy takes a microsecond for it, a cache does not."""
+    return str(dtype)
 
 
 def check_array(function: str, name: str, value: Any) -> Array:
@@ -127,34 +134,40 @@ def check_same_place(function: str, name: str, array: AnyArray, reference: Array
 def check_samples(function: str, x: AnyArray) -> Array:
     """Require ``x [..., I]`` in float32 or float64."""
     x = check_array(function, "x", x)
-    if x.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{function}: x must be float32 or float64, got {x.dtype}")
-    if x.ndim == 0 or x.shape[-1] == 0:
+    _check_samples_like(function, x.shape, _name(x.dtype))
+    return x
+
+
+def _check_samples_like(function: str, shape: tuple[int, ...], dtype: str) -> None:
+    if dtype not in ("float32", "float64"):
+        raise TypeError(f"{function}: x must be float32 or float64, got {dtype}")
+    if len(shape) == 0 or shape[-1] == 0:
         raise ValueError(
             f"{function}: x must have shape [..., in_features] with at least one feature, "
-            f"got x.shape={x.shape}"
+            f"got x.shape={tuple(shape)}"
         )
-    return x
 
 
 def check_tables(function: str, tables: AnyArray, name: str = "tables") -> Array:
     """Require ``tables [P, S, S, O]`` in one of their dtypes."""
     tables = check_array(function, name, tables)
-    dtype = tables.dtype
-    on_cpu = array_library(tables) is np
-    if (
-        dtype.name not in _COMPUTE_DTYPE
-        or not dtype.isnative
-        or (on_cpu and dtype.name == "bfloat16")
-    ):
+    if array_library(tables) is np and _name(tables.dtype) == "bfloat16":
+        raise TypeError(f"{function}: {name} must be {_TABLE_DTYPES}, got {tables.dtype}")
+    check_tables_like(function, tables.shape, _name(tables.dtype), name)
+    return tables
+
+
+def check_tables_like(
+    function: str, shape: tuple[int, ...], dtype: str, name: str = "tables"
+) -> None:
+    """Require shape and dtype of tables; a dtype of foreign byte order has another name."""
+    if dtype not in _COMPUTE_DTYPE:
         raise TypeError(f"{function}: {name} must be {_TABLE_DTYPES}, got {dtype}")
-    shape = tables.shape
     if len(shape) != 4 or shape[1] != shape[2] or shape[1] < 4 or 0 in shape:
         raise ValueError(
             f"{function}: {name} must have shape [pairs, knots, knots, out_features] with at "
-            f"least 4 knots (num_grids + 1), got {name}.shape={shape}"
+            f"least 4 knots (num_grids + 1), got {name}.shape={tuple(shape)}"
         )
-    return tables
 
 
 def check_layer(function: str, x: AnyArray, tables: AnyArray) -> tuple[Array, Array]:
@@ -162,18 +175,42 @@ def check_layer(function: str, x: AnyArray, tables: AnyArray) -> tuple[Array, Ar
     tables = check_tables(function, tables)
     x = check_samples(function, x)
     check_same_place(function, "x", x, tables)
-    if x.dtype != compute_dtype_of(tables.dtype):
+    _check_fit(function, x.shape, _name(x.dtype), tables.shape, _name(tables.dtype))
+    return x, tables
+
+
+def check_layer_like(
+    function: str,
+    x_shape: tuple[int, ...],
+    x_dtype: str,
+    tables_shape: tuple[int, ...],
+    tables_dtype: str,
+) -> None:
+    """Require shapes and dtypes, by name, of samples and tables that belong together."""
+    check_tables_like(function, tables_shape, tables_dtype)
+    _check_samples_like(function, x_shape, x_dtype)
+    _check_fit(function, x_shape, x_dtype, tables_shape, tables_dtype)
+
+
+def _check_fit(
+    function: str,
+    x_shape: tuple[int, ...],
+    x_dtype: str,
+    tables_shape: tuple[int, ...],
+    tables_dtype: str,
+) -> None:
+    expected = _COMPUTE_DTYPE[tables_dtype]
+    if x_dtype != expected:
         raise TypeError(
-            f"{function}: x must be {compute_dtype_of(tables.dtype)} where tables is "
-            f"{tables.dtype}, got {x.dtype}"
+            f"{function}: x must be {expected} where tables is {tables_dtype}, got {x_dtype}"
         )
-    pairs, in_features = tables.shape[0], x.shape[-1]
+    pairs, in_features = tables_shape[0], x_shape[-1]
     if pairs != (in_features + 1) // 2:
         raise ValueError(
             f"{function}: tables has {pairs} pairs, but x has {in_features} features "
-            f"({(in_features + 1) // 2} pairs): tables.shape={tables.shape}, x.shape={x.shape}"
+            f"({(in_features + 1) // 2} pairs): tables.shape={tuple(tables_shape)}, "
+            f"x.shape={tuple(x_shape)}"
         )
-    return x, tables
 
 
 def check_companion(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import settings
 from problems import nan_filled
 
-from lmkan_cupy import allocation
+from lmkan_cupy import allocation, configuration
 
 # The same examples in every run, so that a failure can be repeated; compiling takes longer than any
 # deadline.
@@ -19,10 +21,20 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
-@pytest.fixture(scope="session", params=["numpy"])
+@cache
+def cuda_obstacle() -> str | None:
+    return configuration.cuda_obstacle()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and (obstacle := cuda_obstacle()):
+        pytest.skip(obstacle)
+
+
+@pytest.fixture(scope="session", params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
 def xp(request: pytest.FixtureRequest) -> Any:
     """The array library under test."""
-    return pytest.importorskip(request.param)
+    return import_module(request.param)
 
 
 @pytest.fixture(autouse=True)

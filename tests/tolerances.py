@@ -43,6 +43,7 @@ import oracle
 from oracle import Array
 
 from lmkan_cupy import sigma_grid
+from lmkan_cupy.array_library import is_cupy_array
 
 EXP_ULP = 4
 """Largest error of an exponential in use, in units in the last place: 4 in the less accurate
@@ -54,7 +55,8 @@ MAX_FACTORS = 5
 
 def host(array: Any) -> Array:
     """`array` as a NumPy array: the one place where results come back to the host."""
-    return np.asarray(array)
+    on_host: Array = array.get() if is_cupy_array(array) else np.asarray(array)
+    return on_host
 
 
 def to_float64(array: Any) -> Array:

@@ -81,7 +81,7 @@ def hessian_penalty(tables: Array, knots: Array, scale: float, grad: Array | Non
     _in_ranges(
         lambda begin, end: kernel(begin, end, words, knots, scale, penalties, grad),
         len(tables),
-        most=1,
+        most=kernels.PAIR_TILE,
         work=4 * tables.size,
     )
     return float(penalties.sum())
@@ -109,7 +109,7 @@ def _evaluate(
     _in_ranges(
         lambda begin, end: kernel(begin, end, x, tables, knots, direction, accumulate, out),
         len(x),
-        most=kernels.MOST_SAMPLES,
+        most=_block_size(knots),
         work=_work(x, tables),
     )
 
@@ -132,20 +132,20 @@ def _pull_back(
     tables = _stored(tables)
     kernel = _compiled(_backward_kernel, x.dtype, tables.dtype)
     pairs, out_features = tables.shape[0], tables.shape[3]
-    work = _work(x, tables)
+    work, block_size = _work(x, tables), _block_size(knots)
     direction = _none(x.dtype, 2) if ggx is None else ggx
     no_x, no_tables = _none(x.dtype, 2), _none(x.dtype, 4)
 
     def by_pair(begin: int, end: int) -> None:
         some_x = no_x if grad_x is None else grad_x
         kernel(
-            *(begin, end, 0, out_features),
+            *(begin, end, 0, out_features, block_size),
             *(grad_y, x, tables, knots, direction, accumulate, some_x, grad_tables),
         )
 
     def tables_by_output(begin: int, end: int) -> None:
         kernel(
-            *(0, pairs, begin, end),
+            *(0, pairs, begin, end, block_size),
             *(grad_y, x, tables, knots, direction, accumulate, no_x, grad_tables),
         )
 
@@ -153,7 +153,7 @@ def _pull_back(
         assert grad_x is not None
         b = slice(begin, end)
         kernel(
-            *(0, pairs, 0, out_features),
+            *(0, pairs, 0, out_features, block_size),
             *(grad_y[b], x[b], tables, knots, direction[b], accumulate, grad_x[b], no_tables),
         )
 
@@ -163,7 +163,7 @@ def _pull_back(
     if grad_tables is not None:
         _in_ranges(tables_by_output, out_features, most=out_features, work=work)
     if grad_x is not None:
-        _in_ranges(x_by_sample, len(x), most=kernels.MOST_SAMPLES, work=work)
+        _in_ranges(x_by_sample, len(x), most=_block_size(knots), work=work)
 
 
 def _stored(tables: Array) -> Array:
@@ -180,6 +180,11 @@ def _work(x: Array, tables: Array) -> int:
     """Return about how many table elements one evaluation touches; locating counts as 32."""
     out_features: int = tables.shape[3]
     return len(x) * len(tables) * (out_features + 32)
+
+
+def _block_size(knots: Array) -> int:
+    """Return how many samples to group: several for a cell, but no more than caches hold."""
+    return min(max(1024, 16 * knots.size**2), 4096)
 
 
 # --- Compiling ------------------------------------------------------------------------------------
@@ -251,7 +256,7 @@ def _compiled(kernel: Any, dtype: np.dtype[Any], tables: np.dtype[Any]) -> Calla
     arguments = {
         _forward_kernel: (matrix, table, vector, matrix, flag, matrix),
         _backward_kernel: (
-            *(index, index, matrix, matrix, table, vector, matrix, flag),
+            *(index, index, index, matrix, matrix, table, vector, matrix, flag),
             *(matrix, grad),
         ),
         _penalty_kernel: (table, vector, types.float64, types.float64[::1], grad),

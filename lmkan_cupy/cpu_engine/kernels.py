@@ -235,7 +235,10 @@ def _dot_products(typing_context, a, b, c, d):
             total = None
             for piece in pieces:
                 factors = [_lanes(builder, vector, list(piece)) for vector in (arguments[0], other)]
-                total = _fused(builder, *factors, total) if total else builder.fmul(*factors)
+                if total is None:
+                    total = builder.fmul(*factors)
+                else:
+                    total = _fused(builder, *factors, total)
             return total
 
         def join(first, second):
@@ -307,20 +310,18 @@ PAIR_TILE = 8
 #: Coordinates located together.
 _LANES = 32
 
-#: A block of N samples, for one pair.
-#:
-#: By sample: ``row, column [N]`` the two intervals (i, j) as i S and j, ``u, v [N]`` the position
-#: in the cell, ``slope_1, slope_2 [N]`` the reciprocals of the cell's two widths.
-#:
-#: Grouped, so that the samples of a cell stand together: ``sample [N]`` the samples,
-#: ``weights [N, 4]`` those of the corners (i, j), (i, j+1), (i+1, j), (i+1, j+1), and by group
-#: ``node`` i S + j of its cell and ``start`` its first place, with one more for the end.
-#:
-#: Workspace: ``coordinates [2 PAIR_TILE, N]`` and ``count [S S]``.
-_Block = namedtuple(
-    "_Block",
-    "row, column, u, v, slope_1, slope_2, sample, weights, node, start, scale, coordinates, count",
-)
+#: Where the N samples of a block lie for one pair: ``row, column`` the two intervals of their cell
+#: as i S and j, ``u, v`` the position in it, ``scale_1, scale_2`` one over its widths; all [N].
+_Positions = namedtuple("_Positions", "row, column, u, v, scale_1, scale_2")
+
+#: The samples of a block in an order in which those of a cell stand together: ``sample [N]`` their
+#: numbers, ``weights [N, 4]`` those of the corners (i, j), (i, j+1), (i+1, j), (i+1, j+1). By group
+#: ``node``, i S + j of its cell, and ``start``, its first place, with one more for the end.
+_Groups = namedtuple("_Groups", "node, start, sample, weights")
+
+#: With workspace: ``coordinates [2 PAIR_TILE, N]``, ``count [S S]``, and ``scale [G]``, one over
+#: the widths of the intervals.
+_Block = namedtuple("_Block", "positions, groups, coordinates, count, scale")
 
 
 @_jit
@@ -337,21 +338,24 @@ def _new_block(size, knots):
     """Room for ``size`` samples, and for reading on to a multiple of ``_LANES``."""
     # An odd multiple: else all rows of the coordinates would share the same few places of a cache.
     room = (-(-size // _LANES) | 1) * _LANES
-    return _Block(
+    dtype = knots.dtype
+    positions = _Positions(
         np.empty(room, np.uint32),
         np.empty(room, np.uint32),
-        np.empty(room, knots.dtype),
-        np.empty(room, knots.dtype),
-        np.empty(room, knots.dtype),
-        np.empty(room, knots.dtype),
-        np.empty(room, np.uint32),
-        np.empty((room, 4), knots.dtype),
-        np.empty(room, np.int64),
-        np.empty(room + 1, np.int64),
-        _reciprocals(knots, 1),
-        np.zeros((2 * PAIR_TILE, room), knots.dtype),
-        np.empty(knots.size * knots.size, np.uint32),
+        np.empty(room, dtype),
+        np.empty(room, dtype),
+        np.empty(room, dtype),
+        np.empty(room, dtype),
     )
+    groups = _Groups(
+        np.empty(room + 1, np.int64),
+        np.empty(room + 1, np.int64),
+        np.empty(room, np.uint32),
+        np.empty((room, 4), dtype),
+    )
+    coordinates = np.empty((2 * PAIR_TILE, room), dtype)
+    count = np.empty(knots.size * knots.size, np.uint32)
+    return _Block(positions, groups, coordinates, count, _reciprocals(knots, 1))
 
 
 @_jit
@@ -368,35 +372,45 @@ def _fetch(x, first_pair, coordinates):
 
 
 @_jit
-def _locate(coordinates, begin, size, knots, scale, stride, interval, position, slope):
-    """Find interval and position of ``size`` coordinates from element ``begin`` on.
+def _locate(coordinates, begin, size, knots, scale, stride, intervals, positions, scales):
+    """Find interval and position of ``size`` coordinates, from element ``begin`` on.
 
-    The interval, times ``stride``, is the number of inner knots that do not exceed the coordinate.
-    This is ``clamp(floor(G sigma(x)), 0, G - 1)`` with neither an exponential nor a clamp, and
-    a NaN, which exceeds nothing, falls into interval 0.
+    The interval, here times ``stride``, is the number of inner knots that do not exceed the
+    coordinate. That is ``clamp(floor(G sigma(x)), 0, G - 1)`` with neither an exponential nor a
+    clamp, and a NaN, which exceeds nothing, falls into interval 0.
     """
     for n in range(0, size, _LANES):
         x = _load(coordinates, begin + n, _LANES)
-        index = _zeros(interval, _LANES)
+        interval = _zeros(intervals, _LANES)
         left = knots[0] + _zeros(knots, _LANES)
         factor = scale[0] + _zeros(knots, _LANES)
         for k in range(1, scale.size):
-            index = _where_reached(x, knots[k], np.uint32(k * stride), index)
+            interval = _where_reached(x, knots[k], np.uint32(k * stride), interval)
             left = _where_reached(x, knots[k], knots[k], left)
             factor = _where_reached(x, knots[k], scale[k], factor)
-        _store(interval, n, index)
-        _store(position, n, (x - left) * factor)
-        _store(slope, n, factor)
+        _store(intervals, n, interval)
+        _store(positions, n, (x - left) * factor)
+        _store(scales, n, factor)
 
 
 @_jit
-def _put(n, place, pair, ggx, block):
+def _locate_pair(tile, size, knots, block):
+    """Find the cells and positions of ``size`` samples for pair ``tile`` of those fetched."""
+    at, coordinates, scale = block.positions, block.coordinates, block.scale
+    first = 2 * tile * coordinates.shape[1]
+    second = first + coordinates.shape[1]
+    _locate(coordinates, first, size, knots, scale, knots.size, at.row, at.u, at.scale_1)
+    _locate(coordinates, second, size, knots, scale, 1, at.column, at.v, at.scale_2)
+
+
+@_jit
+def _put(n, place, pair, ggx, at, groups):
     """Put sample ``n`` of a block into a place of the grouped order, with its weights."""
-    u, v = block.u[n], block.v[n]
-    one = block.u.dtype.type(1)
+    u, v = at.u[n], at.v[n]
+    one = at.u.dtype.type(1)
     if ggx.size:
-        a = ggx[n, 2 * pair] * block.slope_1[n]
-        b = ggx[n, 2 * pair + 1] * block.slope_2[n] if 2 * pair + 1 < ggx.shape[1] else 0 * a
+        a = ggx[n, 2 * pair] * at.scale_1[n]
+        b = ggx[n, 2 * pair + 1] * at.scale_2[n] if 2 * pair + 1 < ggx.shape[1] else 0 * a
         w_00 = -a * (one - v) - b * (one - u)
         w_01 = b * (one - u) - a * v
         w_10 = a * (one - v) - b * u
@@ -406,8 +420,8 @@ def _put(n, place, pair, ggx, block):
         w_01 = (one - u) * v
         w_10 = u * (one - v)
         w_11 = u * v
-    block.sample[place] = n
-    weights = block.weights[place]
+    groups.sample[place] = n
+    weights = groups.weights[place]
     weights[0], weights[1], weights[2], weights[3] = w_00, w_01, w_10, w_11
 
 
@@ -416,106 +430,87 @@ def _group(x, pair, first_pair, knots, ggx, block):
     """Locate the samples of a block ``x`` [N, I] for one pair and group them by their cell.
 
     The weights are those of the corners; with a cotangent ``ggx`` [N, I] (not empty) they are
-    instead the derivatives of these weights in the direction ``ggx``. ``first_pair`` is the first
-    one of this walk over the pairs.
+    instead the derivatives of these weights in the direction ``ggx``. Pairs are asked for in turn,
+    from ``first_pair`` on.
 
     Returns the number of groups.
     """
-    row, column, count, node, start = block.row, block.column, block.count, block.node, block.start
     size = x.shape[0]
     tile = (pair - first_pair) % PAIR_TILE
     if tile == 0:
         _fetch(x, pair, block.coordinates)
-    room = block.coordinates.shape[1]
-    first = 2 * tile * room
-    _locate(
-        block.coordinates, first, size, knots, block.scale, knots.size, row, block.u, block.slope_1
-    )
-    _locate(
-        block.coordinates, first + room, size, knots, block.scale, 1, column, block.v, block.slope_2
-    )
-    if size < count.size:  # so few samples rarely share a cell: each is a group
+    _locate_pair(tile, size, knots, block)
+
+    row, column = block.positions.row, block.positions.column
+    node, start, count = block.groups.node, block.groups.start, block.count
+    if 4 * size < count.size:  # so few samples rarely share a cell: each is a group
         for n in range(size):
             node[n] = row[n] + column[n]
             start[n] = n
-            _put(n, n, pair, ggx, block)
+            _put(n, n, pair, ggx, block.positions, block.groups)
         start[size] = size
         return size
 
+    # Count the samples of each cell, give each cell its places, then fill them: a stable sort.
     count[:] = 0
     for n in range(size):
         count[row[n] + column[n]] += np.uint32(1)
-    place = groups = 0
+    num_groups = place = 0
     for cell in range(count.size):
         members = count[cell]
         count[cell] = place
-        if members > 0:
-            node[groups] = cell
-            start[groups] = place
-            groups += 1
+        node[num_groups] = cell  # kept if there are members: no branch that cannot be foreseen
+        start[num_groups] = place
+        num_groups += members > 0
         place += members
-    start[groups] = size
+    start[num_groups] = size
     for n in range(size):
         cell = row[n] + column[n]
         place = count[cell]
         count[cell] = place + np.uint32(1)
-        _put(n, place, pair, ggx, block)
-    return groups
+        _put(n, place, pair, ggx, block.positions, block.groups)
+    return num_groups
 
 
 # --- Kernels --------------------------------------------------------------------------------------
-
 # Entered from Python with a range of samples or pairs. An empty array stands for None, so that
 # each kernel is compiled once for a pair of dtypes.
 
-#: Most samples that are grouped together.
-MOST_SAMPLES = 2048
-
 
 def forward_kernel(begin, end, x, tables, knots, ggx, accumulate, out):
-    """Compute ``out`` [B, O] for the samples from ``begin`` to ``end``, at most a block.
+    """Compute ``out`` [B, O] for the samples from ``begin`` to ``end``, one block.
 
     With ``ggx`` it is the derivative of the layer in the direction ``ggx``. ``accumulate`` adds.
     """
-    block = _new_block(end - begin, knots)
     x, ggx, out = x[begin:end], ggx[begin:end], out[begin:end]
+    block = _new_block(end - begin, knots)
     if not accumulate:
         out[:] = 0
     for pair in range(tables.shape[0]):
-        groups = _group(x, pair, 0, knots, ggx, block)
-        _add_rows(
-            0,
-            out.shape[1],
-            groups,
-            block.node,
-            block.start,
-            block.sample,
-            block.weights,
-            pair,
-            tables,
-            out,
-        )
+        num_groups = _group(x, pair, 0, knots, ggx, block)
+        _add_rows(0, out.shape[1], num_groups, block.groups, pair, tables, out)
 
 
 @_chunked(64, 32, 16, 8, 4, 2, 1)
 def _add_rows(width):
     """``out[b] += sum of w_n T[p, n]`` over the four corners n, for the samples of all groups."""
 
-    def walk(first, groups, nodes, start, sample, weights, pair, tables, out):
-        knots, num_outputs = tables.shape[2], tables.shape[3]
-        for group in range(groups):
-            row = (pair * knots * knots + _element(nodes, group)) * num_outputs + first
+    def walk(first, num_groups, groups, pair, tables, out):
+        num_knots, num_outputs = tables.shape[2], tables.shape[3]
+        for group in range(num_groups):
+            node = pair * num_knots * num_knots + _element(groups.node, group)
+            row = node * num_outputs + first
             row_00 = _load(tables, row, width)
             row_01 = _load(tables, row + num_outputs, width)
-            row_10 = _load(tables, row + knots * num_outputs, width)
-            row_11 = _load(tables, row + (knots + 1) * num_outputs, width)
-            for place in range(_element(start, group), _element(start, group + 1)):
-                target = _element(sample, place) * num_outputs + first
+            row_10 = _load(tables, row + num_knots * num_outputs, width)
+            row_11 = _load(tables, row + (num_knots + 1) * num_outputs, width)
+            for place in range(_element(groups.start, group), _element(groups.start, group + 1)):
+                target = _element(groups.sample, place) * num_outputs + first
                 y = _load(out, target, width)
-                y = _multiply_add(_element(weights, 4 * place), row_00, y)
-                y = _multiply_add(_element(weights, 4 * place + 1), row_01, y)
-                y = _multiply_add(_element(weights, 4 * place + 2), row_10, y)
-                y = _multiply_add(_element(weights, 4 * place + 3), row_11, y)
+                y = _multiply_add(_element(groups.weights, 4 * place), row_00, y)
+                y = _multiply_add(_element(groups.weights, 4 * place + 1), row_01, y)
+                y = _multiply_add(_element(groups.weights, 4 * place + 2), row_10, y)
+                y = _multiply_add(_element(groups.weights, 4 * place + 3), row_11, y)
                 _store(out, target, y)
 
     return walk
@@ -526,6 +521,7 @@ def backward_kernel(
     end,
     first_output,
     end_output,
+    block_size,
     grad_y,
     x,
     tables,
@@ -538,72 +534,52 @@ def backward_kernel(
     """Pull ``grad_y`` [B, O] back for the pairs from ``begin`` to ``end``.
 
     What is empty of ``grad_x`` and ``grad_tables`` is not computed; of ``grad_tables`` the outputs
-    from ``first_output`` to ``end_output`` are. With ``ggx`` the derivative of the layer in this
-    direction is pulled back. ``accumulate`` adds to ``grad_x``.
+    from ``first_output`` to ``end_output`` are. With ``ggx`` the derivative of the layer in the
+    direction ``ggx`` is pulled back. ``accumulate`` adds to ``grad_x``.
     """
     batch, num_outputs = grad_y.shape
-    size = min(MOST_SAMPLES, batch)
-    block = _new_block(size, knots)
-    slopes = np.empty((size, 4), knots.dtype)
+    block = _new_block(min(block_size, batch), knots)
+    slopes = np.empty((min(block_size, batch), 4), knots.dtype)
     if grad_tables.size:
         grad_tables[begin:end, :, :, first_output:end_output] = 0
-    for first in range(0, batch, MOST_SAMPLES):
-        last = min(first + MOST_SAMPLES, batch)
-        g, x_block, ggx_block = grad_y[first:last], x[first:last], ggx[first:last]
+    for first in range(0, batch, block_size):
+        chosen = slice(first, min(first + block_size, batch))
+        g = grad_y[chosen]
         for pair in range(begin, end):
-            groups = _group(x_block, pair, begin, knots, ggx_block, block)
+            num_groups = _group(x[chosen], pair, begin, knots, ggx[chosen], block)
             if grad_tables.size:
                 _add_row_gradients(
-                    first_output,
-                    end_output,
-                    groups,
-                    block.node,
-                    block.start,
-                    block.sample,
-                    block.weights,
-                    pair,
-                    g,
-                    grad_tables,
+                    first_output, end_output, num_groups, block.groups, pair, g, grad_tables
                 )
             if grad_x.size:
                 slopes[:] = 0
-                _add_slopes(
-                    0,
-                    num_outputs,
-                    groups,
-                    block.node,
-                    block.start,
-                    block.sample,
-                    pair,
-                    g,
-                    tables,
-                    slopes,
-                )
-                _finish(pair, block, slopes, ggx_block, accumulate, grad_x[first:last])
+                _add_slopes(0, num_outputs, num_groups, block.groups, pair, g, tables, slopes)
+                _finish(pair, block.positions, slopes, ggx[chosen], accumulate, grad_x[chosen])
 
 
 @_chunked(64, 32, 16, 8, 4, 2, 1)
 def _add_row_gradients(width):
     """``grad_tables[p, n] += sum over b of w_n grad_y[b]`` for the corners n of all groups."""
 
-    def walk(first, groups, nodes, start, sample, weights, pair, grad_y, grad_tables):
-        knots, num_outputs = grad_tables.shape[2], grad_tables.shape[3]
-        for group in range(groups):
-            row = (pair * knots * knots + _element(nodes, group)) * num_outputs + first
-            row_01 = row + num_outputs
-            row_10 = row + knots * num_outputs
+    def walk(first, num_groups, groups, pair, grad_y, grad_tables):
+        num_knots, num_outputs = grad_tables.shape[2], grad_tables.shape[3]
+        for group in range(num_groups):
+            node = pair * num_knots * num_knots + _element(groups.node, group)
+            row_00 = node * num_outputs + first
+            row_01 = row_00 + num_outputs
+            row_10 = row_00 + num_knots * num_outputs
             row_11 = row_10 + num_outputs
-            grad_00 = _load(grad_tables, row, width)
+            grad_00 = _load(grad_tables, row_00, width)
             grad_01 = _load(grad_tables, row_01, width)
             grad_10 = _load(grad_tables, row_10, width)
             grad_11 = _load(grad_tables, row_11, width)
-            for place in range(_element(start, group), _element(start, group + 1)):
-                g = _load(grad_y, _element(sample, place) * num_outputs + first, width)
-                grad_00 = _multiply_add(_element(weights, 4 * place), g, grad_00)
-                grad_01 = _multiply_add(_element(weights, 4 * place + 1), g, grad_01)
-                grad_10 = _multiply_add(_element(weights, 4 * place + 2), g, grad_10)
-                grad_11 = _multiply_add(_element(weights, 4 * place + 3), g, grad_11)
-            _store(grad_tables, row, grad_00)
+            for place in range(_element(groups.start, group), _element(groups.start, group + 1)):
+                g = _load(grad_y, _element(groups.sample, place) * num_outputs + first, width)
+                grad_00 = _multiply_add(_element(groups.weights, 4 * place), g, grad_00)
+                grad_01 = _multiply_add(_element(groups.weights, 4 * place + 1), g, grad_01)
+                grad_10 = _multiply_add(_element(groups.weights, 4 * place + 2), g, grad_10)
+                grad_11 = _multiply_add(_element(groups.weights, 4 * place + 3), g, grad_11)
+            _store(grad_tables, row_00, grad_00)
             _store(grad_tables, row_01, grad_01)
             _store(grad_tables, row_10, grad_10)
             _store(grad_tables, row_11, grad_11)
@@ -613,52 +589,54 @@ def _add_row_gradients(width):
 
 @_chunked(128, 64, 32, 16, 8, 4, 2, 1)
 def _add_slopes(width):
-    """``slopes[b] += (g.D1, g.D2, g.D12, 0)`` with ``g = grad_y[b]`` and the differences of the
-    cell's rows ``D1 = T[i+1,j] - T[i,j]``, ``D2 = T[i,j+1] - T[i,j]`` and
-    ``D12 = T[i+1,j+1] - T[i+1,j] - D2``.
+    """``slopes[b] += (g.D1, g.D2, g.D12, 0)`` for the samples of all groups, ``g = grad_y[b]``.
+
+    The differences of the cell's rows are ``D1 = T[i+1, j] - T[i, j]``,
+    ``D2 = T[i, j+1] - T[i, j]`` and ``D12 = T[i+1, j+1] - T[i+1, j] - D2``.
     """
 
-    def walk(first, groups, nodes, start, sample, pair, grad_y, tables, slopes):
-        knots, num_outputs = tables.shape[2], tables.shape[3]
-        for group in range(groups):
-            row = (pair * knots * knots + _element(nodes, group)) * num_outputs + first
+    def walk(first, num_groups, groups, pair, grad_y, tables, slopes):
+        num_knots, num_outputs = tables.shape[2], tables.shape[3]
+        for group in range(num_groups):
+            node = pair * num_knots * num_knots + _element(groups.node, group)
+            row = node * num_outputs + first
             row_00 = _load(tables, row, width)
-            row_10 = _load(tables, row + knots * num_outputs, width)
-            d1 = row_10 - row_00
-            d2 = _load(tables, row + num_outputs, width) - row_00
-            d12 = _load(tables, row + (knots + 1) * num_outputs, width) - row_10 - d2
-            for place in range(_element(start, group), _element(start, group + 1)):
-                b = _element(sample, place)
+            row_01 = _load(tables, row + num_outputs, width)
+            row_10 = _load(tables, row + num_knots * num_outputs, width)
+            row_11 = _load(tables, row + (num_knots + 1) * num_outputs, width)
+            d_1, d_2 = row_10 - row_00, row_01 - row_00
+            d_12 = row_11 - row_10 - d_2
+            for place in range(_element(groups.start, group), _element(groups.start, group + 1)):
+                b = np.int64(_element(groups.sample, place))
                 g = _load(grad_y, b * num_outputs + first, width)
-                target = np.int64(4) * b
-                _store(slopes, target, _load(slopes, target, 4) + _dot_products(g, d1, d2, d12))
+                sums = _load(slopes, 4 * b, 4) + _dot_products(g, d_1, d_2, d_12)
+                _store(slopes, 4 * b, sums)
 
     return walk
 
 
 @_jit
-def _finish(pair, block, slopes, ggx, accumulate, grad_x):
-    """Turn the slopes of all samples into ``grad_x[b, 2p]`` and ``grad_x[b, 2p + 1]``."""
+def _finish(pair, at, slopes, ggx, accumulate, grad_x):
+    """Turn the slopes of a block into ``grad_x[b, 2p]`` and ``grad_x[b, 2p + 1]``."""
     is_complete = 2 * pair + 1 < grad_x.shape[1]
     for n in range(grad_x.shape[0]):
-        u, v = block.u[n], block.v[n]
-        d1, d2, d12 = slopes[n, 0], slopes[n, 1], slopes[n, 2]
+        u, v, scale_1, scale_2 = at.u[n], at.v[n], at.scale_1[n], at.scale_2[n]
+        slope_12 = slopes[n, 2]
         if ggx.size:
-            d1 = ggx[n, 2 * pair + 1] * block.slope_2[n] * d12 if is_complete else 0 * d12
-            d2 = ggx[n, 2 * pair] * block.slope_1[n] * d12
+            slope_1 = ggx[n, 2 * pair + 1] * scale_2 * slope_12 if is_complete else 0 * slope_12
+            slope_2 = ggx[n, 2 * pair] * scale_1 * slope_12
         else:
-            d1, d2 = d1 + v * d12, d2 + u * d12
-        # A NaN or infinite coordinate is seen in both gradients of its pair.
-        bad = 0 * u + 0 * v
-        d1 = d1 * block.slope_1[n] + bad
-        d2 = d2 * block.slope_2[n] + bad
+            slope_1 = slopes[n, 0] + v * slope_12
+            slope_2 = slopes[n, 1] + u * slope_12
+        blemish = 0 * u + 0 * v  # NaN for a bad coordinate, which spoils both gradients of its pair
+        grad_1, grad_2 = slope_1 * scale_1 + blemish, slope_2 * scale_2 + blemish
         if accumulate:
-            d1 += grad_x[n, 2 * pair]
-        grad_x[n, 2 * pair] = d1
+            grad_1 += grad_x[n, 2 * pair]
+            if is_complete:
+                grad_2 += grad_x[n, 2 * pair + 1]
+        grad_x[n, 2 * pair] = grad_1
         if is_complete:
-            if accumulate:
-                d2 += grad_x[n, 2 * pair + 1]
-            grad_x[n, 2 * pair + 1] = d2
+            grad_x[n, 2 * pair + 1] = grad_2
 
 
 def penalty_kernel(begin, end, tables, knots, factor, penalties, grad):
@@ -666,60 +644,68 @@ def penalty_kernel(begin, end, tables, knots, factor, penalties, grad):
 
     ``grad`` becomes ``factor`` times the derivative of their sum, unless it is empty.
     """
-    scale, span_scale = _reciprocals(knots, 1), _reciprocals(knots, 2)
+    step, span = _reciprocals(knots, 1), _reciprocals(knots, 2)
     penalties[begin:end] = 0
     if grad.size:
         grad[begin:end] = 0
     for pair in range(begin, end):
-        _add_penalty(0, tables.shape[3], pair, tables, scale, span_scale, factor, penalties, grad)
+        _add_penalty(0, tables.shape[3], pair, tables, step, span, factor, penalties, grad)
 
 
 @_chunked(16, 4, 1)
 def _add_penalty(width):
-    """Add ``mean of f_xx^2 + 2 f_xy^2 + f_yy^2`` over the inner knots, summed over the outputs."""
+    """Add ``mean of f_xx^2 + 2 f_xy^2 + f_yy^2`` over the inner knots, summed over the outputs.
 
-    def walk(first, pair, tables, scale, span_scale, factor, penalties, grad):
+    ``step`` holds ``1 / (k_{i+1} - k_i)``, ``span`` holds ``1 / (k_{i+2} - k_i)``.
+    """
+
+    def walk(first, pair, tables, step, span, factor, penalties, grad):
         num_knots, num_outputs = tables.shape[2], tables.shape[3]
-        num_inner = (num_knots - 2) * (num_knots - 2)
-        step_i, step_j = num_knots * num_outputs, num_outputs
-        sums = _to_float64(_zeros(scale, width))
+        num_inner = (num_knots - 2) ** 2
+        # From the row of knot (i, j) to those of (i + 1, j) and (i, j + 1).
+        down, right = num_knots * num_outputs, num_outputs
+        total = _to_float64(_zeros(step, width))
         for i in range(1, num_knots - 1):
-            before_i, after_i, span_i = scale[i - 1], scale[i], 2 * span_scale[i - 1]
             for j in range(1, num_knots - 1):
-                before_j, after_j, span_j = scale[j - 1], scale[j], 2 * span_scale[j - 1]
-                place = ((pair * num_knots + i) * num_knots + j) * num_outputs + first
-                f = _load(tables, place, width)
-                after = after_i * (_load(tables, place + step_i, width) - f)
-                before = before_i * (f - _load(tables, place - step_i, width))
-                f_xx = span_i * (after - before)
-                after = after_j * (_load(tables, place + step_j, width) - f)
-                before = before_j * (f - _load(tables, place - step_j, width))
-                f_yy = span_j * (after - before)
-                after = _load(tables, place + step_i + step_j, width)
-                after = after - _load(tables, place + step_i - step_j, width)
-                before = _load(tables, place - step_i + step_j, width)
-                before = before - _load(tables, place - step_i - step_j, width)
-                span_ij = span_i * span_j / 4
-                f_xy = span_ij * (after - before)
-                squares = _multiply_add(f_xx, f_xx, _multiply_add(f_yy, f_yy, 2 * (f_xy * f_xy)))
-                sums = sums + _to_float64(squares)
+                row = ((pair * num_knots + i) * num_knots + j) * num_outputs + first
+                f = _load(tables, row, width)
+
+                ahead = step[i] * (_load(tables, row + down, width) - f)
+                behind = step[i - 1] * (f - _load(tables, row - down, width))
+                f_xx = 2 * span[i - 1] * (ahead - behind)
+
+                ahead = step[j] * (_load(tables, row + right, width) - f)
+                behind = step[j - 1] * (f - _load(tables, row - right, width))
+                f_yy = 2 * span[j - 1] * (ahead - behind)
+
+                ahead = _load(tables, row + down + right, width)
+                behind = _load(tables, row - down + right, width)
+                ahead = ahead - _load(tables, row + down - right, width)
+                behind = behind - _load(tables, row - down - right, width)
+                f_xy = span[i - 1] * span[j - 1] * (ahead - behind)
+
+                squares = _multiply_add(f_xx, f_xx, _multiply_add(f_yy, f_yy, 2 * f_xy * f_xy))
+                total = total + _to_float64(squares)
                 if grad.size:
-                    c_i, c_j = 2 * factor * span_i / num_inner, 2 * factor * span_j / num_inner
-                    c_ij = 4 * factor * span_ij / num_inner
-                    add(grad, place + step_i, c_i * after_i, f_xx)
-                    add(grad, place, -c_i * (after_i + before_i), f_xx)
-                    add(grad, place - step_i, c_i * before_i, f_xx)
-                    add(grad, place + step_j, c_j * after_j, f_yy)
-                    add(grad, place, -c_j * (after_j + before_j), f_yy)
-                    add(grad, place - step_j, c_j * before_j, f_yy)
-                    add(grad, place + step_i + step_j, c_ij, f_xy)
-                    add(grad, place + step_i - step_j, -c_ij, f_xy)
-                    add(grad, place - step_i + step_j, -c_ij, f_xy)
-                    add(grad, place - step_i - step_j, c_ij, f_xy)
-        penalties[pair] += _total(sums) / num_inner
+                    c_xx = 4 * factor / num_inner * span[i - 1]
+                    add(grad, row + down, c_xx * step[i], f_xx)
+                    add(grad, row, -c_xx * (step[i] + step[i - 1]), f_xx)
+                    add(grad, row - down, c_xx * step[i - 1], f_xx)
+
+                    c_yy = 4 * factor / num_inner * span[j - 1]
+                    add(grad, row + right, c_yy * step[j], f_yy)
+                    add(grad, row, -c_yy * (step[j] + step[j - 1]), f_yy)
+                    add(grad, row - right, c_yy * step[j - 1], f_yy)
+
+                    c_xy = 4 * factor / num_inner * span[i - 1] * span[j - 1]
+                    add(grad, row + down + right, c_xy, f_xy)
+                    add(grad, row + down - right, -c_xy, f_xy)
+                    add(grad, row - down + right, -c_xy, f_xy)
+                    add(grad, row - down - right, c_xy, f_xy)
+        penalties[pair] += _total(total) / num_inner
 
     @_jit
-    def add(array, place, factor, vector):
-        _store(array, place, _multiply_add(factor, vector, _load(array, place, width)))
+    def add(grad, row, coefficient, vector):
+        _store(grad, row, _multiply_add(coefficient, vector, _load(grad, row, width)))
 
     return walk

@@ -1,0 +1,268 @@
+"""What a GPU alone can show: the hardware against oracle and emulator, streams, devices, graphs.
+
+The tests of the functions themselves run here too, with CuPy arrays: see the fixture `xp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import emulated
+import fresh_process
+import numpy as np
+import pytest
+import tolerances
+from emulator.fixtures import require_tools
+from problems import DTYPES, Dtypes, Problem, Sizes, all_results, make_problem
+from test_cuda_kernels import SHARED_SIZES, SIZES, small_chunks  # noqa: F401
+from tolerances import Expected, check_each, host
+
+import lmkan_cupy
+from lmkan_cupy import cuda_engine, functional
+from lmkan_cupy.cuda_engine import kernel_cache
+
+pytestmark = pytest.mark.gpu
+
+LAYER = Sizes(batch=3000, in_features=33, out_features=64, num_grids=8)
+
+#: Keeps a multiprocessor busy for some tenths of a second.
+DELAY = r"""
+extern "C" __global__ void delay(long long cycles) {
+    const long long begin = clock64();
+    while (clock64() - begin < cycles) {}
+}
+"""
+DELAY_CYCLES = 3 * 10**8
+
+
+@pytest.fixture
+def cupy() -> Any:
+    return import_module("cupy")
+
+
+def expected_results(problem: Problem) -> list[Expected]:
+    """What `all_results` should give."""
+    x, tables, grad_y, ggx, ggt = problem
+    return [
+        tolerances.forward(x, tables),
+        *tolerances.backward(grad_y, x, tables),
+        *tolerances.backward_backward(ggx, ggt, grad_y, x, tables),
+        *tolerances.hessian_penalty(tables, x.dtype),
+    ]
+
+
+def assert_same_bits(results: list[Any], expected: list[Any]) -> None:
+    for result, same in zip(results, expected, strict=True):
+        assert host(result).tobytes() == host(same).tobytes()
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [*SIZES, *SHARED_SIZES], ids=str)
+class TestEveryRowOfThePlan:
+    """Small problems, on a device said to have one multiprocessor so that they fill it."""
+
+    @pytest.fixture(autouse=True)
+    def small_device(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        device = replace(kernel_cache.device(), multiprocessors=1)
+        monkeypatch.setattr(kernel_cache, "device", lambda: device)
+
+    def test_against_the_oracle(
+        self, cupy: Any, rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes
+    ) -> None:
+        problem = make_problem(rng, sizes, dtypes)
+        results = all_results(problem.on(cupy))
+        check_each(results, expected_results(problem))
+        assert_same_bits(all_results(problem.on(cupy)), results)
+
+    def test_against_the_emulator(
+        self,
+        cupy: Any,
+        rng: np.random.Generator,
+        sizes: Sizes,
+        dtypes: Dtypes,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Both keep to the bounds, so they are at most twice as far from each other.
+
+        The compilers round differently: NVRTC fuses products and sums.
+        """
+        require_tools()
+        problem = make_problem(rng, sizes, dtypes)
+        results, device = all_results(problem.on(cupy)), kernel_cache.device
+        emulated.install(monkeypatch)
+        monkeypatch.setattr(kernel_cache, "device", device)
+        monkeypatch.setattr(functional, "_engine", lambda xp: cuda_engine)
+        for result, same, expected in zip(
+            results, all_results(problem), expected_results(problem), strict=True
+        ):
+            Expected(same, 2 * expected.bound).check(result)
+
+
+def test_bfloat16_tables(cupy: Any, rng: np.random.Generator) -> None:
+    problem = make_problem(rng, Sizes(40, 5, 33, 8))
+    bfloat16 = import_module("ml_dtypes").bfloat16
+    problem = problem._replace(tables=problem.tables.astype(bfloat16))
+    results = all_results(problem.on(cupy))
+    assert all(each.dtype == "float32" for each in results)
+    check_each(results, expected_results(problem))
+
+
+def test_more_than_two_to_the_31_outputs(cupy: Any, rng: np.random.Generator) -> None:
+    """All samples but the first and the last are zero, and so are their gradients."""
+    batch, out_features, ends = 2**21 + 7, 1024, 40
+    if cupy.cuda.Device().mem_info[0] < 12 * 2**30:
+        pytest.skip("12 GB of free GPU memory are needed")
+    first, last = (make_problem(rng, Sizes(ends, 2, out_features, 4)) for _ in range(2))
+    tables = cupy.asarray(first.tables)
+    x = cupy.zeros((batch, 2), "float32")
+    x[:ends], x[-ends:] = cupy.asarray(first.x), cupy.asarray(last.x)
+
+    y = lmkan_cupy.forward(x, tables)
+    assert y.size > 2**31
+    tolerances.forward(first.x, tables).check(y[:ends])
+    tolerances.forward(last.x, tables).check(y[-ends:])
+
+    y.fill(0)
+    y[:ends], y[-ends:] = cupy.asarray(first.grad_y), cupy.asarray(last.grad_y)
+    grad_x, grad_tables = lmkan_cupy.backward(y, x, tables)
+    expected_x, expected_tables = tolerances.backward(
+        np.concatenate([first.grad_y, last.grad_y]), np.concatenate([first.x, last.x]), tables
+    )
+    expected_x.check(cupy.concatenate([grad_x[:ends], grad_x[-ends:]]))
+    assert not grad_x[ends:-ends].any()
+    expected_tables.check(grad_tables)
+
+
+class TestStreams:
+    def test_waits_for_a_slow_producer_on_the_current_stream(
+        self, cupy: Any, rng: np.random.Generator
+    ) -> None:
+        """Work on any other stream would find the NaN that the arguments hold before."""
+        problem = make_problem(rng, LAYER).on(cupy)
+        delay = cupy.RawKernel(DELAY, "delay")
+        late = Problem(*(cupy.full_like(each, np.nan) for each in problem))
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            expected = all_results(problem)  # compiles, and leaves the stream's memory in the pool
+            stream.synchronize()
+            delay((1,), (1,), (np.int64(DELAY_CYCLES),))
+            for array, value in zip(late, problem, strict=True):
+                array[...] = value
+            results = all_results(late)
+            assert not stream.done, "the host waited for the device"
+            stream.synchronize()
+        assert_same_bits(results, expected)
+
+    def test_several_python_threads_with_a_stream_each(
+        self, cupy: Any, rng: np.random.Generator
+    ) -> None:
+        given = [make_problem(rng, LAYER._replace(out_features=60 + n)).on(cupy) for n in range(4)]
+        expected = [all_results(problem) for problem in given]
+        cupy.cuda.Device().synchronize()
+
+        def work(problem: Problem) -> list[Any]:
+            with cupy.cuda.Stream(non_blocking=True) as stream:
+                results = all_results(problem)
+                stream.synchronize()
+            return results
+
+        with ThreadPoolExecutor(len(given)) as pool:
+            for results, same in zip(pool.map(work, given), expected, strict=True):
+                assert_same_bits(results, same)
+
+
+class TestSecondDevice:
+    @pytest.fixture(autouse=True)
+    def two_devices(self, cupy: Any) -> None:
+        if cupy.cuda.runtime.getDeviceCount() < 2:
+            pytest.skip("there is only one CUDA device")
+
+    def test_results_are_where_the_arguments_are(self, cupy: Any, rng: np.random.Generator) -> None:
+        problem = make_problem(rng, LAYER)
+        with cupy.cuda.Device(1):
+            there = problem.on(cupy)
+        results = all_results(there)
+        assert all(each.device.id == 1 for each in results)
+        check_each(results, expected_results(problem))
+
+    def test_arguments_on_two_devices(self, cupy: Any, rng: np.random.Generator) -> None:
+        x, tables, *_ = make_problem(rng).on(cupy)
+        with cupy.cuda.Device(1):
+            x = x.copy()
+        with pytest.raises(TypeError, match="forward: x must be a cupy array on <CUDA Device 0>"):
+            lmkan_cupy.forward(x, tables)
+
+
+def test_arguments_of_two_libraries(cupy: Any, rng: np.random.Generator) -> None:
+    x, tables, *_ = make_problem(rng)
+    with pytest.raises(TypeError, match="forward: x must be a numpy array on cpu as tables is"):
+        lmkan_cupy.forward(cupy.asarray(x), tables)
+
+
+class TestGraphs:
+    @pytest.fixture
+    def stream(self, cupy: Any) -> Iterator[Any]:
+        """A side stream, for a legacy default stream cannot be captured, with its own memory."""
+        memory = cupy.cuda.MemoryPool()
+        with cupy.cuda.using_allocator(memory.malloc), cupy.cuda.Stream(non_blocking=True) as own:
+            yield own
+
+    def test_capture_and_replay(self, cupy: Any, rng: np.random.Generator, stream: Any) -> None:
+        problem = make_problem(rng, LAYER).on(cupy)
+        all_results(problem)  # compiles
+        stream.begin_capture()
+        results = all_results(problem)
+        graph = stream.end_capture()
+
+        for _ in range(2):
+            other = make_problem(rng, LAYER).on(cupy)
+            for array, value in zip(problem, other, strict=True):
+                array[...] = value
+            # On the host: a replay writes where its workspace was, which is free for others now.
+            expected = [host(each) for each in all_results(other)]
+            graph.launch(stream)
+            stream.synchronize()
+            assert_same_bits(results, expected)
+
+    def test_capture_of_what_is_not_compiled(
+        self, cupy: Any, rng: np.random.Generator, stream: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        x, tables, grad_y, *_ = make_problem(rng).on(cupy)
+        monkeypatch.setattr(kernel_cache, "_kernels", {})
+        stream.begin_capture()
+        try:
+            with pytest.raises(RuntimeError, match="is not compiled yet"):
+                lmkan_cupy.forward(x, tables, out=grad_y)
+        finally:
+            stream.end_capture()
+
+
+class TestCompiling:
+    def test_nothing_is_left_after_warmup(
+        self, cupy: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: Any) -> None:
+            raise AssertionError("a kernel was compiled")
+
+        monkeypatch.setattr(kernel_cache, "_kernels", {})
+        _, in_features, out_features, num_grids = LAYER
+        lmkan_cupy.warmup(in_features, out_features, num_grids, device="cuda")
+        monkeypatch.setattr(kernel_cache, "_compile", fail)
+        for batch in (1, LAYER.batch):
+            all_results(make_problem(rng, LAYER._replace(batch=batch)).on(cupy))
+
+    def test_a_second_process_compiles_nothing(self, tmp_path: Path) -> None:
+        """It would write its kernels over those of the first."""
+        cache = tmp_path / "cache"
+        code = 'import lmkan_cupy; lmkan_cupy.warmup(5, 7, 8, device="cuda")'
+        written = []
+        for _ in range(2):
+            fresh_process.run(code, tmp_path, CUPY_CACHE_DIR=str(cache))
+            written.append({each: each.stat().st_mtime_ns for each in cache.iterdir()})
+        assert written[0]
+        assert written[1] == written[0]
