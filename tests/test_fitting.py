@@ -373,7 +373,9 @@ def test_predict_refuses_tables_that_do_not_fit(tmp_path: Path, command: Any) ->
         assert not (tmp_path / "y.csv").exists()
 
 
-@pytest.mark.parametrize("package", ["torch", "safetensors", "matplotlib", "pandas", "tqdm"])
+@pytest.mark.parametrize(
+    "package", ["torch", "sklearn", "safetensors", "matplotlib", "pandas", "tqdm"]
+)
 def test_a_missing_package_is_named_with_the_command_to_install_it(
     tmp_path: Path, package: str
 ) -> None:
