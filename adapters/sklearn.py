@@ -28,6 +28,10 @@ from lmkan_cupy.array_checks import check_num_grids, check_size
 
 from .training import BOUND, MOST_STEPS, TableNetwork, Trainer, epochs_for
 
+#: Steps, unless the number of epochs is given, over the root of the number of rows: 690 for 300
+#: rows of friedman1 gave an R^2 of 0.894 (1500: 0.901), 1790 for 2000 rows 0.946 (1500: 0.946).
+_STEPS_PER_ROOT = 40
+
 #: Fewer rows than this do not tell a good state of a network from a bad one.
 _LEAST_VALIDATION = 10
 
@@ -92,13 +96,14 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             model.standardise_targets_by(y)
             loss, targets = nn.functional.mse_loss, model.standardised_targets
             shown = model.error_in_units
+        steps = min(MOST_STEPS, _STEPS_PER_ROOT * math.sqrt(len(X)))
         lmkan_cupy.warmup(X.shape[1], self.width, self.num_grids)
         trainer = Trainer(
             features=model.standardised(X),
             target=targets(y),
             validation=validation and (model.standardised(validation[0]), targets(validation[1])),
             loss=loss,
-            epochs=self.epochs or epochs_for(len(X), min(MOST_STEPS, 40 * math.sqrt(len(X)))),
+            epochs=self.epochs or epochs_for(len(X), steps),
             seed=seed,
             penalty=self.penalty,
             patience=self.n_iter_no_change if self.early_stopping else None,
