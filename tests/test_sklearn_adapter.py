@@ -176,10 +176,10 @@ def test_rows_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = rows(200)
     for options in ({}, {"validation_fraction": 0.3}, {"early_stopping": False}):
         LMKANRegressor(**QUICK, **options).fit(x, y)
-    LMKANRegressor(**QUICK).fit(x[:99], y[:99])  # a tenth is less than ten rows
+    LMKANRegressor(**QUICK).fit(x[:9], y[:9])  # a tenth is less than one row
     LMKANRegressor(**QUICK).fit(x[:150], y[:150], X_val=x[150:], y_val=y[150:])
     counts = [(len(each.target), each.validation and len(each.validation[1])) for each in trainers]
-    assert counts == [(180, 20), (140, 60), (200, None), (99, None), (150, 50)]
+    assert counts == [(180, 20), (140, 60), (200, None), (9, None), (150, 50)]
 
 
 @BOTH
@@ -192,6 +192,7 @@ def test_training_stops_when_it_gets_no_better(kind: Any) -> None:
     assert first_part < kind(**options).fit(x, noise).n_iter_ < 50
     assert kind(**options, n_iter_no_change=None).fit(x, noise).n_iter_ == 50
     assert kind(**options, early_stopping=False).fit(x, noise).n_iter_ == 50
+    assert kind(**options).fit(x[:9], noise[:9]).n_iter_ == 50  # no rows to validate on
 
 
 @BOTH
