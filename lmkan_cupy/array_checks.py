@@ -1,16 +1,19 @@
 """Checks of arguments before anything runs: every error text of the core stands here.
 
-A message names the function, the argument, what it was and what it should have been.
+A message names the function, the argument, what it was and what it should have been. What checks
+arrays returns them as NumPy or CuPy arrays, on the memory they are in.
 """
 
 import operator
 import re
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from .array_library import Array, array_library, is_array
+from . import configuration
+from .array_library import AnyArray, Array, array_library, is_array, is_in_cuda_memory
 
 #: dtype of tables -> dtype of everything else that meets them (x, knots, gradients, sums).
 _COMPUTE_DTYPE = {
@@ -18,6 +21,12 @@ _COMPUTE_DTYPE = {
     "bfloat16": "float32",
     "float32": "float32",
     "float64": "float64",
+}
+#: Library -> its adapter, which takes also what the library does not hand out by DLPack.
+_ADAPTERS = {
+    "torch": "lmkan_cupy.adapters.torch.lmkan",
+    "jax": "lmkan_cupy.adapters.jax.lmkan",
+    "jaxlib": "lmkan_cupy.adapters.jax.lmkan",
 }
 _TABLE_DTYPES = "float32, float64, float16 or, for CuPy arrays, bfloat16"
 
@@ -86,29 +95,47 @@ def _name(dtype: np.dtype[Any]) -> str:
     return str(dtype)
 
 
-def check_array(function: str, name: str, value: Any) -> None:
-    """Require a NumPy or a CuPy array."""
+def check_array(function: str, name: str, value: Any) -> Array:
+    """Require a NumPy or a CuPy array, or one of another library that shares its memory."""
     if is_array(value):
-        return
+        array: Array = value
+        return array
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    hint = " (lmkan_cupy.adapters.torch takes tensors)" if kind.startswith("torch") else ""
-    raise TypeError(f"{function}: {name} must be a NumPy or CuPy array, got {kind}{hint}")
+    if not hasattr(value, "__dlpack__"):
+        raise TypeError(
+            f"{function}: {name} must be a NumPy or CuPy array or have __dlpack__, got {kind}"
+        )
+    on_cuda = False
+    try:
+        on_cuda = is_in_cuda_memory(value)
+        array = (import_module("cupy") if on_cuda else np).from_dlpack(value)
+    except (ImportError, AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        if on_cuda and (obstacle := configuration.cuda_obstacle()):
+            raise RuntimeError(f"{function}: {name} is in CUDA memory, but {obstacle}") from error
+        adapter = _ADAPTERS.get(kind.partition(".")[0])
+        hint = f" ({adapter} takes it as it is)" if adapter else ""
+        raise TypeError(
+            f"{function}: {name}, a {kind}, cannot be read by DLPack: {error}{hint}"
+        ) from error
+    return array
 
 
-def check_same_place(function: str, name: str, array: Array, reference: Array) -> None:
+def check_same_place(function: str, name: str, array: AnyArray, reference: Array) -> Array:
     """Require ``array`` to be of the library, and on the device, of ``reference``."""
-    check_array(function, name, array)
+    array = check_array(function, name, array)
     expected, got = (
         f"{array_library(each).__name__} array on {each.device}" for each in (reference, array)
     )
     if got != expected:
         raise TypeError(f"{function}: {name} must be a {expected} as tables is, got a {got}")
+    return array
 
 
-def check_samples(function: str, x: Any) -> None:
+def check_samples(function: str, x: AnyArray) -> Array:
     """Require ``x [..., I]`` in float32 or float64."""
-    check_array(function, "x", x)
+    x = check_array(function, "x", x)
     _check_samples_like(function, x.shape, _name(x.dtype))
+    return x
 
 
 def _check_samples_like(function: str, shape: tuple[int, ...], dtype: str) -> None:
@@ -121,12 +148,13 @@ def _check_samples_like(function: str, shape: tuple[int, ...], dtype: str) -> No
         )
 
 
-def check_tables(function: str, tables: Any, name: str = "tables") -> None:
+def check_tables(function: str, tables: AnyArray, name: str = "tables") -> Array:
     """Require ``tables [P, S, S, O]`` in one of their dtypes."""
-    check_array(function, name, tables)
+    tables = check_array(function, name, tables)
     if array_library(tables) is np and _name(tables.dtype) == "bfloat16":
         raise TypeError(f"{function}: {name} must be {_TABLE_DTYPES}, got {tables.dtype}")
     check_tables_like(function, tables.shape, _name(tables.dtype), name)
+    return tables
 
 
 def check_tables_like(
@@ -142,12 +170,13 @@ def check_tables_like(
         )
 
 
-def check_layer(function: str, x: Any, tables: Any) -> None:
+def check_layer(function: str, x: AnyArray, tables: AnyArray) -> tuple[Array, Array]:
     """Require samples and tables that belong together."""
-    check_tables(function, tables)
-    check_samples(function, x)
+    tables = check_tables(function, tables)
+    x = check_samples(function, x)
     check_same_place(function, "x", x, tables)
     _check_fit(function, x.shape, _name(x.dtype), tables.shape, _name(tables.dtype))
+    return x, tables
 
 
 def check_layer_like(
@@ -187,29 +216,30 @@ def _check_fit(
 def check_companion(
     function: str,
     name: str,
-    array: Any,
+    array: AnyArray,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     reference: Array,
-) -> None:
+) -> Array:
     """Require an array of exactly this shape and dtype beside ``reference``."""
-    check_same_place(function, name, array, reference)
+    array = check_same_place(function, name, array, reference)
     if array.dtype != dtype:
         raise TypeError(f"{function}: {name} must be {dtype}, got {array.dtype}")
     if array.shape != shape:
         raise ValueError(f"{function}: {name} must have shape {shape}, got {array.shape}")
+    return array
 
 
 def check_out(
     function: str,
     name: str,
-    out: Any,
+    out: AnyArray,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     inputs: dict[str, Array],
-) -> None:
+) -> Array:
     """Require a writable, C-contiguous array to fill that shares no memory with ``inputs``."""
-    check_companion(function, name, out, shape, dtype, next(iter(inputs.values())))
+    out = check_companion(function, name, out, shape, dtype, next(iter(inputs.values())))
     if not out.flags.c_contiguous:
         raise ValueError(f"{function}: {name} must be C-contiguous, got strides {out.strides}")
     xp = array_library(out)
@@ -218,6 +248,7 @@ def check_out(
     for other, array in inputs.items():
         if xp.may_share_memory(out, array):
             raise ValueError(f"{function}: {name} must not share memory with {other}")
+    return out
 
 
 def check_pair_and_output(function: str, tables: Any, pair: Any, output: Any) -> None:
@@ -229,11 +260,13 @@ def check_pair_and_output(function: str, tables: Any, pair: Any, output: Any) ->
             )
 
 
-def check_weight_and_bias(function: str, tables: Array, weight: Any, bias: Any) -> None:
+def check_weight_and_bias(
+    function: str, tables: Array, weight: AnyArray, bias: AnyArray | None
+) -> tuple[Array, Array | None]:
     """Require ``weight [O, I]`` and ``bias [O]`` or None beside checked ``tables``."""
     pairs, *_, out_features = tables.shape
     dtype = compute_dtype_of(tables.dtype)
-    check_same_place(function, "weight", weight, tables)
+    weight = check_same_place(function, "weight", weight, tables)
     if weight.dtype != dtype:
         raise TypeError(f"{function}: weight must be {dtype}, got {weight.dtype}")
     if weight.ndim != 2 or weight.shape not in (
@@ -245,4 +278,5 @@ def check_weight_and_bias(function: str, tables: Array, weight: Any, bias: Any) 
             f"number of features, [{out_features}, {2 * pairs - 1}], got {weight.shape}"
         )
     if bias is not None:
-        check_companion(function, "bias", bias, (out_features,), dtype, tables)
+        bias = check_companion(function, "bias", bias, (out_features,), dtype, tables)
+    return weight, bias

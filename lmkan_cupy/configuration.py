@@ -13,11 +13,13 @@ from pathlib import Path
 #: Distribution -> what needs it, and the command that installs it.
 _OPTIONAL = {
     "torch": ("lmkan_cupy.adapters.torch and fit", "pip install 'lmkan-cupy[torch]'"),
+    "jax": ("lmkan_cupy.adapters.jax", "pip install 'lmkan-cupy[jax]'"),
+    "scikit-learn": ("lmkan_cupy.adapters.sklearn and fit", "pip install 'lmkan-cupy[sklearn]'"),
     "safetensors": ("fit", "pip install 'lmkan-cupy[fit]'"),
     "matplotlib": ("fit and plots", "pip install 'lmkan-cupy[fit]'"),
     "pandas": ("fit", "pip install 'lmkan-cupy[fit]'"),
     "pyarrow": ("fit on Parquet files", "pip install 'lmkan-cupy[fit]'"),
-    "tqdm": ("fit", "pip install 'lmkan-cupy[fit]'"),
+    "tqdm": ("lmkan_cupy.adapters.sklearn and fit", "pip install 'lmkan-cupy[sklearn]'"),
 }
 
 _INSTALL_CUPY = "pip install 'lmkan-cupy[cuda13]', or [cuda12] for an older NVIDIA driver"
