@@ -63,7 +63,7 @@ MUTANTS = [
     Mutant(COPIES, "cp.async.wait_all;", "", "copies: wait is empty"),
     Mutant(SORT, "i % 2 == 0", "i % 2 == 1", "sort: halves exchanged"),
     Mutant(SORT, "(1u << lane) - 1u", "(2u << lane) - 1u", "sort: counts oneself"),
-    Mutant(SORT, "counts[warp][digit] = next + __popc(equals);", "", "sort: place not advanced"),
+    Mutant(SORT, "counts[warp][digit] += __popc(equals);", "", "sort: place not advanced"),
     Mutant(SORT, "digit > 0 ? totals[digit - 1] : 0", "totals[digit]", "sort: counts itself"),
     Mutant(SORT, "(PASSES - pass) % 2 ? order", "(PASSES - pass) % 2 ? spare", "sort: target"),
     Mutant(BACKWARD, "half == 1 ? evens : 0", "0", "backward: odd half begins at 0"),
