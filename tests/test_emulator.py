@@ -503,7 +503,9 @@ MUTANTS = [
     Mutant(KERNELS, "wait_for_phase(&full[tile % 2], tile / 2 % 2);", "", "ring: no wait"),
     Mutant(KERNELS, "&full[tile % 2], tile / 2 % 2)", "&full[tile % 2], tile % 2)", "ring: parity"),
     Mutant(KERNELS, "__syncwarp();\n    if (thr", "if (thr", "ring: leaves before its warp"),
-    Mutant(KERNELS, "if (threadIdx.x % 32 == 0) arr", "if (threadIdx.x == 0) arr", "ring: one warp"),
+    Mutant(
+        KERNELS, "if (threadIdx.x % 32 == 0) arr", "if (threadIdx.x == 0) arr", "ring: one warp"
+    ),
     Mutant(KERNELS, "start(&empty[stage], 2);", "start(&empty[stage], 1);", "ring: arrivals"),
     Mutant(KERNELS, "tile % 2], 256)", "tile % 2], 128)", "ring: bytes of half a tile"),
     Mutant(KERNELS, "+ 32, x + tile * 64 + 32, 128", ", x + tile * 64, 128", "ring: a half twice"),

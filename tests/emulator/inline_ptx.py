@@ -1,9 +1,9 @@
 """Inline PTX statements, replaced by calls that g++ can compile.
 
 A host assembler knows no PTX, so each `asm` statement of a kernel becomes a call of the function
-in `cuda_language.h` that does the same. Known are the asynchronous copies (`cp.async`, also in bulk)
-and the barriers in shared memory (`mbarrier`), whose model includes what goes wrong when a wait is
-missing, and vectors in shared memory by its own addresses. Any other instruction is an error, but
+in `cuda_language.h` that does the same. Known are asynchronous copies (`cp.async`, also in bulk),
+barriers in shared memory (`mbarrier`), whose model includes what goes wrong when a wait is missing,
+and vectors in shared memory by its own addresses. Any other instruction is an error, but
 only where the preprocessor keeps it: the branch for another `__CUDA_ARCH__` may hold any.
 """
 
