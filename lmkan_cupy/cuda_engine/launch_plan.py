@@ -95,6 +95,10 @@ class Device:
     l2_bytes: float = 50 * 2**20
 
 
+#: What the model of the forward is fitted to.
+H100 = Device(capability=90, multiprocessors=132, shared_bytes=227 * 1024)
+
+
 @dataclass(frozen=True)
 class Source:
     """A text to compile: a file of ``cuda/`` and the constants in its preamble.
@@ -258,13 +262,16 @@ def candidates(
     item = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}[layer.table]
     kernel = _launch("forward", batch * layer.tiles, _row_source("forward.cu", layer, direction))
     found = [Forward(kernel, None, forward_model.from_global(layer, batch, device, item))]
-    if layer.real == "float32" and batch > 0:
-        for packed in (True, False):
-            if shape := _fastest_shape(layer, device, packed, aligned):
-                for run in dict.fromkeys(_ceil(layer.pairs, each) for each in SPLITS):
-                    plan = through_ring(layer, batch, device, direction, packed, *shape, run)
-                    if _is_possible(plan, batch):
-                        found.append(plan)
+    found_shape = _fastest_shape(layer, device) if layer.real == "float32" and batch else None
+    if found_shape:
+        shape, stages = found_shape
+        exact = layer.out_features % (4 * shape.chunks) == 0
+        direct = aligned and exact and layer.table == layer.real
+        for packed in (True, False) if direct else (True,):
+            for run in dict.fromkeys(_ceil(layer.pairs, each) for each in SPLITS):
+                plan = through_ring(layer, batch, device, direction, packed, shape, stages, run)
+                if _is_possible(plan, batch):
+                    found.append(plan)
     return found
 
 
@@ -275,22 +282,18 @@ def _is_possible(plan: Forward, batch: int) -> bool:
     return whole and plan.kernel.blocks <= MOST_BLOCKS
 
 
-def _fastest_shape(
-    layer: Layer, device: Device, packed: bool, aligned: bool
-) -> tuple[RingShape, int] | None:
+def _fastest_shape(layer: Layer, device: Device) -> tuple[RingShape, int] | None:
     """Return the shape for many samples and its number of stages, or None where nothing fits."""
-    unpacked = aligned and layer.table == layer.real
     found = []
     for shape in RINGS:
         tile_bytes, tiles = _tile_bytes(layer, shape), _ceil(layer.out_features, 4 * shape.chunks)
         left = device.shared_bytes - TASK_BYTES - KNOT_BYTES * layer.num_grids
         stages = min(left // (tile_bytes + 16), MOST_STAGES)
-        exact = layer.out_features % (4 * shape.chunks) == 0
-        if stages >= 2 and tiles <= MOST_BLOCKS and (packed or (unpacked and exact)):
+        if stages >= 2 and tiles <= MOST_BLOCKS:
             clocks = forward_model.clocks_per_output(
-                shape.chunks, LANES * shape.warps * shape.samples, tile_bytes, packed, device
+                shape.chunks, LANES * shape.warps * shape.samples, tile_bytes, True, device
             )
-            found.append((clocks * tiles * 4 * shape.chunks, shape, stages))
+            found.append((clocks * tiles * shape.chunks, shape, stages))
     if not found:
         return None
     _, shape, stages = min(found, key=lambda each: each[0])
