@@ -2,22 +2,21 @@
 //
 // Block    32 WARPS SAMPLES samples, a tile of outputs and a run of the pairs: pair after pair, the
 //          tables of the next ones on their way (ring.cuh).
-// Thread   SAMPLES samples, 32 WARPS apart, and all outputs of the tile, which it sums in registers.
-//          For each pair it reads the four rows of each sample's cell (tile.cuh), then locates the
-//          sample in the next pair: shared memory never waits for arithmetic.
-// Reads    x, X [P, B, 2]: once per tile of outputs. tables: a tile once per block.
+// Thread   SAMPLES samples, 32 WARPS apart, and all outputs of the tile, summed in registers. For
+//          each pair it reads the four rows of each sample's cell (tile.cuh) and then locates the
+//          sample in the next pair, so that it can read as soon as the next tile is there.
+// Reads    x, X [P, stride, 2], packed: once per tile of outputs. tables: a tile once per block.
 // Writes   y [B, O], or with several runs of pairs parts [splits, B, O]: each element once.
-// Order    one sum per output, over the pairs of a run ascending and corners as in tile.cuh. Parts are
-//          added by forward_ring_sum, ascending.
-//
-// Bound    16 bytes of shared memory per evaluation, so 8 evaluations per clock and multiprocessor. A
-//          prototype of this design reached 5.6 to 7.0 on an H100 (bench/results/ground.md).
+// Order    one sum per output, over the pairs of a run ascending and corners as in tile.cuh. Parts
+//          are added by forward_ring_sum, ascending.
+// Bound    16 bytes of shared memory per evaluation, so 8 evaluations per clock and
+//          multiprocessor. A prototype of this design reached 5.6 to 7.0 on an H100
+//          (bench/results/ground.md).
 #include "position.cuh"
 #include "ring.cuh"
 
-// The knots' part in locating is read by every lane on its own: 16 copies keep the banks apart.
+// Every lane looks up a knot of its own: 16 copies of (k, 1 / h) keep the banks apart.
 constexpr int COPIES = 16;
-constexpr int KNOT_BYTES = NUM_GRIDS * COPIES * 8;
 
 // A sample and a pair: the cell, coordinates in it and the direction's components in these.
 struct Place {
@@ -115,7 +114,7 @@ forward_ring(const float* __restrict__ x, const float* __restrict__ direction,
              long long aligned, long long accumulate) {
     extern __shared__ __align__(128) unsigned char memory[];  // tiles, their barriers, knots
     __shared__ Task task;
-    float2* knots = reinterpret_cast<float2*>(memory + Ring::BYTES);
+    float2* knots = reinterpret_cast<float2*>(memory + Ring::BYTES);  // [G, COPIES]
     for (int k = threadIdx.x; k < NUM_GRIDS * COPIES; k += THREADS) {
         knots[k] = {GRID[k / COPIES][0], GRID[k / COPIES][1]};
     }

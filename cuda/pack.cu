@@ -24,14 +24,15 @@ pack_tables(const TABLE* __restrict__ tables, float* __restrict__ packed, long l
         for (int k = threadIdx.x; k < SLOTS * OUTPUTS; k += THREADS) {
             const Node node = node_of(k / OUTPUTS);
             const int o = k % OUTPUTS;
-            const bool exists = node.i < NUM_KNOTS && node.j < NUM_KNOTS && first + o < out_features;
+            const bool exists =
+                node.i < NUM_KNOTS && node.j < NUM_KNOTS && first + o < out_features;
             const long long row = (node.i * NUM_KNOTS + node.j) * out_features;
             target[k] = exists ? to_real(source[row + o]) : 0;
         }
     }
 }
 
-// Block    32 samples and 32 pairs, by way of shared memory: rows of x come in, rows of pairs go out.
+// Block    32 samples and 32 pairs, by way of shared memory: samples come in, pairs go out.
 //          `stride` is a multiple of 32; samples from the batch up to it are 0.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 pack_x(const float* __restrict__ x, float* __restrict__ packed, long long batch, long long stride,

@@ -38,8 +38,8 @@ __device__ __forceinline__ int cell_of(Point point) {
     return interval_of(point.x1) * NUM_KNOTS + interval_of(point.x2);
 }
 
-// What the two knots of an interval weigh at a coordinate u in it, 0 .. 1 inside the grid; and how fast
-// u moves along the direction.
+// What the two knots of an interval weigh at a coordinate u in it, 0 .. 1 inside the grid; and how
+// fast u moves along the direction.
 struct Hats {
     REAL lower, upper, along;
 };

@@ -4,21 +4,21 @@
 //     wait     until the tile of the pair is there
 //     leave    this warp has read the tile
 //
-// Each stage has two barriers in shared memory (mbarrier), whose phases end when all that they expect
-// has arrived: `full` expects the bytes of a tile, `empty` an arrival from every warp.
+// Each stage has two barriers in shared memory (mbarrier), whose phases end when all that they
+// expect has arrived: `full` expects the bytes of a tile, `empty` an arrival from every warp.
 //
-//               copy                 full                    empty
-//     [stage] -------> on its way --------> read by warps ------------> free
+//                     fill              full                  empty
+//     stage:    free -------> on its way -----> read by warps ------> free
 //
-// So no barrier of the block holds back a warp: it may be a tile ahead of another, and there is one
-// stage more than that needs before `fill` has to wait (AHEAD). From sm_90 on a packed tile is one bulk
-// copy, which a thread starts and the copy engine carries out; from sm_80 on every thread copies chunks
-// of 16 bytes, and these arrive at `full`. Before sm_80 there are neither: plain copies and barriers
-// of the block.
+// So no barrier of the block holds back a warp. With three stages and more one of them is slack
+// (AHEAD): a warp that fills need not wait for those that are still at the tile before.
+//
+// From sm_90 on a packed tile is one bulk copy, which one thread starts. From sm_80 on every thread
+// copies chunks of 16 bytes, and they arrive at `full`. Before, there are neither: plain copies and
+// barriers of the block.
 //
 // Tables are [P, S, S, O], or PACKED by pack.cu: [P, tiles, SLOTS, OUTPUTS], a tile as it is here.
-// Sources: PTX ISA, "mbarrier", "cp.async" and "cp.async.bulk"; the rotation of the warp that starts a
-// copy is ours.
+// Sources: PTX ISA, sections on mbarrier, cp.async and cp.async.bulk.
 #include "tile.cuh"
 
 constexpr int THREADS = WARPS * 32;
@@ -104,8 +104,8 @@ __device__ __forceinline__ void arrive_expecting(unsigned barrier, int bytes) {
 
 __device__ __forceinline__ void copy_tile(unsigned shared, const void* global, unsigned barrier) {
     asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-            shared),
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+        "[%0], [%1], %2, [%3];" ::"r"(shared),
         "l"(global), "r"(TILE_BYTES), "r"(barrier)
         : "memory");
 }
@@ -114,8 +114,7 @@ __device__ __forceinline__ void copy_tile(unsigned shared, const void* global, u
 struct Ring {
     static constexpr int BYTES = STAGES * (TILE_BYTES + 16);
 
-    unsigned tiles;  // shared addresses of the stages,
-    unsigned full, empty;  // of the barriers of the first stage
+    unsigned tiles, full, empty;  // shared addresses: of the first stage, and of its barriers
 
     // `memory` has BYTES bytes of shared memory, at a multiple of 128. Called by all threads.
     __device__ __forceinline__ explicit Ring(unsigned memory)
@@ -170,16 +169,20 @@ struct Ring {
         wait_for_phase(full + stage * 8, n / STAGES & 1);
 #else
         __syncthreads();
+        asm volatile("" ::: "memory");
 #endif
         return tiles + stage * TILE_BYTES;
     }
 
     __device__ __forceinline__ void leave(int n) const {
 #if HAS_BARRIERS
-        asm volatile("" : "+r"(n));  // find the stage again: in a register since `wait` it costs more
+        // After all reads of the tile. And n is made to look new: finding the stage again costs
+        // less than a register that keeps it.
+        asm volatile("" : "+r"(n)::"memory");
         __syncwarp();
         if (threadIdx.x % 32 == 0) arrive(empty + n % STAGES * 8);
 #else
+        asm volatile("" ::: "memory");  // after all reads of the tile
         if (STAGES == 2) __syncthreads();  // with more, that of the next tile comes early enough
 #endif
     }

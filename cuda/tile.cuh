@@ -1,8 +1,8 @@
 // A tile, the tables of one pair and OUTPUTS neighbouring outputs, as it lies in shared memory.
 //
-// The row of a node has CHUNKS chunks of 16 bytes. A read of 16 bytes per lane is served 8 lanes at a
-// time, at once if the 8 chunks lie in different eighths of 128 bytes. Every lane has a cell of its
-// own, so which chunk it takes first is all there is to choose:
+// The row of a node has CHUNKS chunks of 16 bytes. A read of 16 bytes per lane is served 8 lanes at
+// a time, at once if the 8 chunks lie in different eighths of 128 bytes. Every lane has a cell of
+// its own, so which chunk it takes first is all there is to choose:
 //
 //   CHUNKS 8   A row is 128 bytes: lane l takes chunk t ^ (l % 8) at step t.
 //
@@ -11,16 +11,16 @@
 //                  step 1   1 0 3 2 5 4 7 6
 //                  step 2   2 3 0 1 6 7 4 5   ...
 //
-//   CHUNKS 4   A row is one of the halves of 128 bytes, by the parity of its number. Lanes 0 .. 3
+//   CHUNKS 4   A row is one of the halves of 128 bytes, by the parity of its number: lanes 0 .. 3
 //              take first that of the rows (i, j), (i, j+1) which is the lower half, lanes 4 .. 7
 //              the other, and all of them chunk t ^ (l % 4).
-//   CHUNKS 2   A row is a quarter. Nodes stand in blocks of 2 x 2, so that the four rows of any cell
-//              are the four quarters. Two bits of the lane choose the first, and t ^ (l % 2).
+//   CHUNKS 2   A row is a quarter. Nodes stand in blocks of 2 x 2, so that the four rows of any
+//              cell are the four quarters. Two bits of the lane choose the first, and t ^ (l % 2).
 //
 //                  nodes (i, j)   00 01 10 11 | 02 03 12 13 | 04 05 14 15 | ...
 //
-// With fewer chunks a row is read in the order (i, j), (i, j+1) or in the other one, depending on the
-// lane: the sums of a sample depend on its number in the batch, to rounding.
+// With fewer chunks than 8 it depends on the lane which row of a cell is added first: the sums of a
+// sample depend on its number in the batch, to rounding.
 
 constexpr int ROW_BYTES = 16 * CHUNKS;
 constexpr int OUTPUTS = ROW_BYTES / static_cast<int>(sizeof(float));

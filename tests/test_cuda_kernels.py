@@ -231,7 +231,9 @@ class TestForwardRing:
         problem = make_problem(rng, RING_SIZES[0])
         check(run(lmkan_cupy.backward_backward, *cotangents(problem)), expected_twice(problem))
 
-    @pytest.mark.parametrize("arch", [800, 750])
+    @pytest.mark.parametrize(
+        ("arch", "way"), [(800, "packed"), (800, "direct"), (750, "direct")], indirect=["way"]
+    )
     def test_without_bulk_copies(
         self,
         rng: np.random.Generator,
@@ -246,19 +248,13 @@ class TestForwardRing:
             emulated.install(monkeypatch, order, seed=7, arch=arch)
             np.testing.assert_array_equal(lmkan_cupy.forward(x, tables), y)
 
-    @pytest.mark.parametrize("stages", [2, 3])
     @pytest.mark.parametrize("arch", [900, 800, 750])
-    def test_fewer_stages(
-        self,
-        rng: np.random.Generator,
-        monkeypatch: pytest.MonkeyPatch,
-        way: str,
-        stages: int,
-        arch: int,
+    def test_two_stages(
+        self, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, way: str, arch: int
     ) -> None:
-        monkeypatch.setattr(launch_plan, "MOST_STAGES", stages)
+        monkeypatch.setattr(launch_plan, "MOST_STAGES", 2)
         problem = make_problem(rng, RING_SIZES[1])
-        assert self.plan(problem).stages == stages
+        assert self.plan(problem).stages == 2
         for order in emulator.ORDERS:
             emulated.install(monkeypatch, order, seed=7, arch=arch)
             y = lmkan_cupy.forward(problem.x, problem.tables)
@@ -300,11 +296,22 @@ class TestForwardRing:
     def test_slices(
         self, run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(launch_plan, "SLICE", 1)
+        """The last has as many blocks as it has samples for."""
+        monkeypatch.setattr(launch_plan, "SLICE", 256)
         problem = make_problem(rng, Sizes(300, 5, 32, 8))
-        assert self.plan(problem).slice_size == 128
+        assert self.plan(problem).slice_size == 256
         x, tables, *_ = problem
         check(run(lmkan_cupy.forward, x, tables), [tolerances.forward(x, tables)])
+
+        blocks = []
+
+        def recorded(plan: Launch, *arguments: Any) -> None:
+            blocks.append((plan.kernel, plan.blocks))
+            launch.run(plan, *arguments)
+
+        monkeypatch.setattr(cuda_engine, "run", recorded)
+        lmkan_cupy.forward(x, tables)
+        assert [number for kernel, number in blocks if kernel == "forward_ring"] == [2, 1]
 
     def test_shapes_of_the_plan(
         self, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch

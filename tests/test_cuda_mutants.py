@@ -175,7 +175,7 @@ def check_forward(sizes: Sizes) -> None:
 def check_rings() -> None:
     """Tables in shared memory: packed and split, packed with a tail, direct."""
     check_ring(Sizes(70, 19, 36, 4), RingShape(8, 2, 2), stages=3, packed=True, run=6)
-    check_ring(Sizes(70, 9, 7, 4), RingShape(2, 2, 2), stages=3, packed=True, run=5)
+    check_ring(Sizes(70, 67, 7, 4), RingShape(2, 2, 2), stages=3, packed=True, run=34)
     check_ring(Sizes(70, 19, 32, 4), RingShape(4, 2, 2), stages=3, packed=False, run=10)
 
 

@@ -5,6 +5,7 @@ device, ``knots`` on the host, results overwritten. They start kernels on CuPy's
 the current device, wait for nothing, and allocate workspace through :mod:`..allocation`.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,15 +63,17 @@ def evaluate_by_ring(
     ]
     for first in range(0, len(x), ring.slice_size):
         y = out[first : first + ring.slice_size]
+        stride = ring.padded(len(y))
         for source, target in zip((x, ggx), packed, strict=True):
             if source is not None:
                 rows = source[first : first + ring.slice_size]
-                run(ring.pack_x, knots, rows, target, len(y), ring.slice_size, x.shape[1])
+                run(ring.pack_x, knots, rows, target, len(y), stride, x.shape[1])
         whole = ring.splits == 1
         parts = y if whole else allocation.empty((ring.splits, *y.shape), x.dtype, x)
-        sizes = (len(y), ring.slice_size, pairs, ring.run, out_features)
+        sizes = (len(y), stride, pairs, ring.run, out_features)
         vectors = out_features % 4 == 0 and aligned(parts)
-        run(kernel, knots, *packed, tables, parts, *sizes, vectors, accumulate and whole)
+        launch = replace(kernel, blocks=ring.blocks(len(y)))
+        run(launch, knots, *packed, tables, parts, *sizes, vectors, accumulate and whole)
         if not whole:
             run(ring.total, knots, parts, y, y.size, ring.splits, accumulate)
 

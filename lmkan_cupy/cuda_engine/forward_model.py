@@ -133,8 +133,7 @@ def from_global(layer: Any, batch: int, device: Any, table_item: int) -> Predict
 
 def _waves(samples: int, plan: Any, device: Any) -> int:
     """Return how often all multiprocessors get a block."""
-    blocks = -(-samples // plan.samples) * plan.tiles * plan.splits
-    return int(-(-blocks // device.multiprocessors))
+    return int(-(-plan.blocks(samples) // device.multiprocessors))
 
 
 def _memory_rate(device: Any) -> float:

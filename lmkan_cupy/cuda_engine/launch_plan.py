@@ -171,7 +171,7 @@ class Ring:
     tile_bytes : int
         Of a tile in shared memory, and in packed tables.
     slice_size : int
-        Samples of a launch, in whole blocks: a smaller last slice is packed with zeros behind it.
+        Samples of a launch, in whole blocks; the last may have fewer, see :meth:`padded`.
     run, splits : int
         Pairs of a block, and how many blocks share those of a sample and a tile.
     packed : bool
@@ -192,6 +192,14 @@ class Ring:
     pack_tables: Launch
     pack_x: Launch
     total: Launch
+
+    def padded(self, samples: int) -> int:
+        """Return how many samples whole blocks have: x is packed with zeros behind ``samples``."""
+        return _ceil(samples, self.samples) * self.samples
+
+    def blocks(self, samples: int) -> int:
+        """Return the blocks of the main kernel for a slice of ``samples``."""
+        return self.padded(samples) // self.samples * self.tiles * self.splits
 
 
 @dataclass(frozen=True)
@@ -369,7 +377,7 @@ def through_ring(
         total=_tasks("forward_ring_sum", _ceil(slice_size * layer.out_features, samples), main),
     )
     kernel = Launch(
-        main, "forward_ring", groups * tiles * splits, LANES * shape.warps, shared_bytes
+        main, "forward_ring", ring.blocks(slice_size), LANES * shape.warps, shared_bytes
     )
     return Forward(kernel, ring, forward_model.ring(layer, batch, device, ring))
 

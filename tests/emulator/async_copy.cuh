@@ -1,5 +1,5 @@
-// Asynchronous copies to shared memory and the barriers on which they arrive; plain copies stand for
-// them before sm_80.
+// Asynchronous copies to shared memory and the barriers on which they arrive; plain copies stand
+// for them before sm_80.
 
 __device__ __forceinline__ void copy_16_bytes(void* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800
@@ -80,8 +80,8 @@ __device__ __forceinline__ void arrive_expecting(unsigned long long* barrier, in
 __device__ __forceinline__ void copy_bulk(void* shared, const void* global, int bytes,
                                           unsigned long long* barrier) {
     asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-            static_cast<unsigned>(__cvta_generic_to_shared(shared))),
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+        "[%0], [%1], %2, [%3];" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))),
         "l"(global), "r"(bytes), "r"(address_of(barrier))
         : "memory");
 }

@@ -293,9 +293,9 @@ extern "C" __global__ void scalar_operations(const float* __restrict__ x,
 }
 
 // ---- ring_sums ---------------------------------------------------------------------------------
-// sums[c] = sum over tiles t of x[t, (c + t) % 64], for 64 threads. Two stages hold tiles: one is read
-// while the other is filled. Warps wait for tiles, not for each other; thread 0 fills once both warps
-// have left a stage.
+// sums[c] = sum over tiles t of x[t, (c + t) % 64], for 64 threads. Two stages hold tiles: one is
+// read while the other is filled. Warps wait for tiles, not for each other; thread 0 fills once both
+// warps have left a stage.
 
 #if __CUDA_ARCH__ >= 800
 __shared__ __align__(16) float stages[2][64];

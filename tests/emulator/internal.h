@@ -68,9 +68,9 @@ uint32_t relative_pc(const void* return_address);
 
 // ---- memory.cpp --------------------------------------------------------------------------------
 
-// Who did something and when, by a clock of its own: a thread's goes on with every operation by which
-// others may learn what it has done. Asynchronous copies that arrive at an mbarrier are done by that
-// barrier, whose clock is its phase: it counts as one more actor behind the threads of the block.
+// Who did something and when, by a clock of its own: a thread's goes on with every operation by
+// which others may learn what it has done. Asynchronous copies that arrive at an mbarrier are done
+// by that barrier, whose clock is its phase: one more actor, behind the threads of the block.
 struct Event {
     uint32_t clock = 0, pc = 0;
     uint16_t actor = 0;

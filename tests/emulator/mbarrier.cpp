@@ -1,9 +1,9 @@
-// Barriers in shared memory on which threads and asynchronous copies of a block meet, phase by phase.
+// Barriers in shared memory on which threads and asynchronous copies of a block meet.
 //
-// A phase ends when all expected arrivals and bytes have come. What arrivals knew to have happened
-// before is known to whoever waits for the end; a plain copy or one thread's order with another tells
-// nothing else. Copies are as late as the PTX manual allows: their target holds garbage until every
-// thread of the block waits for something, and then one barrier's copies arrive.
+// A phase ends when all expected arrivals and bytes have come. Whoever waits for its end learns
+// what arriving threads knew to have happened before, and may read what copies have brought. Copies
+// are as late as can be: their target holds garbage until every thread of the block waits for
+// something, and then those of one barrier arrive.
 #include <algorithm>
 #include <cstring>
 
@@ -20,8 +20,8 @@ char* pointer_to(unsigned shared) { return shared_memory_window() + shared; }
     abandon_launch();
 }
 
-// Every operation is an atomic access to its 8 bytes: any other use of these bytes is a race, and so
-// is an operation that is not ordered after the initialisation.
+// Every operation is an atomic access to its 8 bytes: any other use of these is a race, and so is
+// an operation that is not ordered after the initialisation.
 Mbarrier& mbarrier_at(unsigned address, uint32_t pc) {
     if (address % 8 != 0) misuse(pc, "an mbarrier at an address that is no multiple of 8");
     const auto found = launch->mbarriers.find(address);
@@ -63,6 +63,7 @@ void land(const std::vector<Copy>& copies, const Mbarrier& barrier) {
     }
 }
 
+// Lets copies arrive if they and the arrivals that wait for them are all that is missing.
 bool end_phase_with_copies(Mbarrier& barrier) {
     const size_t arrivals = std::min<size_t>(barrier.missing, barrier.with_copies.size());
     if (barrier.missing != arrivals || barrier.missing_bytes != bytes_on_their_way(barrier)) {

@@ -211,8 +211,8 @@ const Thread* first_in(State state) {
 void report_endless_wait(const Thread& stuck) {
     const Mbarrier& barrier = launch->mbarriers.at(stuck.mbarrier);
     report(Fault::barrier_divergence, stuck.index, Location(stuck.mbarrier_pc), {},
-           "deadlock: thread %u waits for the end of a phase of parity %u of an mbarrier, whose phase "
-           "%u lacks %u of %u arrivals and %lld bytes, with copies of %lld on their way",
+           "deadlock: thread %u waits for the end of a phase of parity %u of an mbarrier, whose "
+           "phase %u lacks %u of %u arrivals and %lld bytes, with copies of %lld on their way",
            stuck.index, stuck.parity, barrier.phase - 1, barrier.missing, barrier.expected,
            static_cast<long long>(barrier.missing_bytes),
            static_cast<long long>(bytes_on_their_way(barrier)));
