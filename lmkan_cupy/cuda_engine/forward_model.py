@@ -6,15 +6,21 @@ other devices only clock, memory and the number of multiprocessors are known her
 do as much per clock.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .launch_plan import Device, Layer, Ring
 
 #: Clocks of 32 samples and a pair, by chunks of 16 bytes in a row. Shared memory needs 16 for each
 #: chunk (4 rows, 32 lanes, 128 bytes per clock) and 4 for the knots; fitted, what does not overlap.
 SHARED_CLOCKS = {8: 148, 4: 80, 2: 48}
 
-#: Warp instructions of the same, counted in machine code; four schedulers issue one per clock each.
-INSTRUCTIONS = {8: 215, 4: 135, 2: 100}
+#: Warp instructions of the same, counted in machine code for sm_90; four schedulers issue one per
+#: clock each.
+INSTRUCTIONS = {8: 250, 4: 190, 2: 158}
 SCHEDULERS = 4
 
 #: Bytes per clock and multiprocessor that reach shared memory from the L2 cache: bulk copies, and
@@ -25,11 +31,11 @@ WRITTEN_BYTES = 128
 
 #: Bytes per clock and multiprocessor that forward.cu reads, through L1 and L2.
 GLOBAL_BYTES = 30.0
-#: Clocks until a warp of forward.cu has the rows of a pair, and warps of a multiprocessor.
+#: Assumed: clocks until a warp of forward.cu has the rows of a pair, warps of a multiprocessor.
 GLOBAL_LATENCY = 500
 GLOBAL_WARPS = 32
 
-#: Clocks of a block before its first tile is there and after its last; of a launch, in seconds.
+#: Assumed: clocks of a block before its first tile and after its last; seconds of a launch.
 BLOCK_CLOCKS = 3000
 LAUNCH_SECONDS = 3e-6
 
@@ -64,7 +70,7 @@ class Prediction:
 
 
 def clocks_per_output(
-    chunks: int, samples: int, tile_bytes: int, packed: bool, device: Any
+    chunks: int, samples: int, tile_bytes: int, packed: bool, device: Device
 ) -> float:
     """Return the clocks of a pair, a sample and an output in a block of ``samples``."""
     clocks = max(_clocks_of_pair(chunks, samples, tile_bytes, packed, device).values())
@@ -72,7 +78,7 @@ def clocks_per_output(
 
 
 def _clocks_of_pair(
-    chunks: int, samples: int, tile_bytes: int, packed: bool, device: Any
+    chunks: int, samples: int, tile_bytes: int, packed: bool, device: Device
 ) -> dict[str, float]:
     warps = samples // 32
     bulk = packed and device.capability >= 90
@@ -84,23 +90,17 @@ def _clocks_of_pair(
     }
 
 
-def ring(layer: Any, batch: int, device: Any, plan: Any) -> Prediction:
-    """Predict a forward from shared memory.
-
-    Parameters
-    ----------
-    layer : launch_plan.Layer
-    batch : int
-    device : launch_plan.Device
-    plan : launch_plan.Ring
-    """
+def ring(layer: Layer, batch: int, device: Device, plan: Ring) -> Prediction:
+    """Predict a forward from shared memory."""
     slices, rest = divmod(batch, plan.slice_size)
     waves = slices * _waves(plan.slice_size, plan, device) + _waves(rest, plan, device)
     of_pair = _clocks_of_pair(plan.chunks, plan.samples, plan.tile_bytes, plan.packed, device)
     x_bytes = 8 * layer.pairs * batch
     y_bytes = 4 * layer.out_features * batch
     table_bytes = plan.tile_bytes * plan.tiles * layer.pairs
-    reads = 1 if table_bytes <= device.l2_bytes else max(1, waves // plan.splits)
+    # Blocks of a wave that have one tile read it from memory once, unless all tables stay in L2.
+    in_a_wave = min(1.0, device.multiprocessors / (plan.tiles * plan.splits))
+    reads = 1.0 if table_bytes <= device.l2_bytes else max(1.0, waves * in_a_wave)
     bounds = {
         name: waves * (plan.run * clocks + BLOCK_CLOCKS) / device.clock_hz
         for name, clocks in of_pair.items()
@@ -117,7 +117,7 @@ def ring(layer: Any, batch: int, device: Any, plan: Any) -> Prediction:
     return Prediction(bounds, moved / _memory_rate(device) + launches * LAUNCH_SECONDS)
 
 
-def from_global(layer: Any, batch: int, device: Any, table_item: int) -> Prediction:
+def from_global(layer: Layer, batch: int, device: Device, table_item: int) -> Prediction:
     """Predict a forward whose tables, of ``table_item`` bytes per value, are in global memory."""
     rows = 4 * table_item * batch * layer.pairs * layer.out_features
     rounds = -(-batch * layer.tiles // (GLOBAL_WARPS * device.multiprocessors))
@@ -131,11 +131,10 @@ def from_global(layer: Any, batch: int, device: Any, table_item: int) -> Predict
     return Prediction(bounds, LAUNCH_SECONDS)
 
 
-def _waves(samples: int, plan: Any, device: Any) -> int:
+def _waves(samples: int, plan: Ring, device: Device) -> int:
     """Return how often all multiprocessors get a block."""
-    return int(-(-plan.blocks(samples) // device.multiprocessors))
+    return -(-plan.blocks(samples) // device.multiprocessors)
 
 
-def _memory_rate(device: Any) -> float:
-    rate: float = MEMORY_SHARE * device.memory_rate
-    return rate
+def _memory_rate(device: Device) -> float:
+    return MEMORY_SHARE * device.memory_rate
