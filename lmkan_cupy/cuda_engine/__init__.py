@@ -6,6 +6,7 @@ the current device, wait for nothing, and allocate workspace through :mod:`..all
 """
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from ..array_library import Array
 from . import kernel_cache, launch_plan
 from .launch import aligned, run
 from .launch_plan import Launch, Ring
+
+#: The plan of a forward, kept: making it takes longer than starting its kernels.
+plan_forward = lru_cache(launch_plan.forward)
 
 
 def forward(x: Array, tables: Array, knots: Array, out: Array) -> None:
@@ -26,7 +30,7 @@ def _evaluate(
     x: Array, tables: Array, knots: Array, ggx: Array | None, accumulate: bool, out: Array
 ) -> None:
     layer = launch_plan.layer(x, tables)
-    plan = launch_plan.forward(
+    plan = plan_forward(
         layer,
         len(x),
         kernel_cache.device(),
