@@ -13,6 +13,7 @@ import emulator
 import pytest
 from oracle import Array
 
+from lmkan_cupy import cuda_engine
 from lmkan_cupy.cuda_engine import kernel_cache, kernel_source
 from lmkan_cupy.cuda_engine.launch_plan import Device, Launch
 
@@ -53,5 +54,6 @@ def install(
 
         return call
 
+    cuda_engine.plan_forward.cache_clear()  # tests change what plans depend on
     monkeypatch.setattr(kernel_cache, "kernel", kernel)
     monkeypatch.setattr(kernel_cache, "device", lambda: DEVICE)
