@@ -39,6 +39,11 @@ def module(text: str, arch: int) -> emulator.Module:
     return emulator.compile(text, re.findall(r"__global__[^;{]*?(\w+)\(const", text), arch=arch)
 
 
+def forget_plans() -> None:
+    """Tests change what plans depend on."""
+    cuda_engine.plan_forward.cache_clear()
+
+
 def install(
     monkeypatch: pytest.MonkeyPatch, order: str = "ascending", seed: int = 0, arch: int = 900
 ) -> None:
@@ -54,6 +59,6 @@ def install(
 
         return call
 
-    cuda_engine.plan_forward.cache_clear()  # tests change what plans depend on
+    forget_plans()
     monkeypatch.setattr(kernel_cache, "kernel", kernel)
     monkeypatch.setattr(kernel_cache, "device", lambda: DEVICE)
