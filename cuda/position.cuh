@@ -41,35 +41,38 @@ __device__ __forceinline__ int cell_of(Point point) {
 struct Position {
     int cell;              // i S + j, number of the node at the lower corner of the cell
     REAL weight[CORNERS];  // of the rows; their derivatives along the direction where there is one
-    REAL scale[2];         // 1 / h of the two intervals
-    REAL mixed[2];         // the factors of g . D12 in the slopes, see backward.cu
-    REAL poison;           // 0, but NaN where a coordinate is not finite
+    REAL mixed[2];         // the factors of g . (R - L) in the slopes, see backward.cu
 };
+
+// Of the cell (i, j), where a sample lies at u and v between the knots; `direction` is the
+// sample's, [I].
+__device__ __forceinline__ Position position_in(int i, int j, REAL u, REAL v,
+                                                const REAL* direction, long long pair,
+                                                long long in_features) {
+    const int cell = i * NUM_KNOTS + j;
+#if DIRECTION
+    const Point along = point_of(direction, pair, in_features);
+    const REAL a = along.x1 * GRID[i][1], b = along.x2 * GRID[j][1];
+    return {cell,
+            {-a * (1 - v) - b * (1 - u), b * (1 - u) - a * v, a * (1 - v) - b * u, a * v + b * u},
+            {b, a}};
+#else
+    return {cell, {(1 - u) * (1 - v), (1 - u) * v, u * (1 - v), u * v}, {v, u}};
+#endif
+}
+
+// Where `x` lies in interval i: 0 at its left knot, 1 at its right one.
+__device__ __forceinline__ REAL fraction_of(REAL x, int i) {
+    return (x - GRID[i][0]) * GRID[i][1];
+}
 
 // `x` and `direction` are those of one sample, [I].
 __device__ __forceinline__ Position locate(const REAL* x, const REAL* direction, long long pair,
                                            long long in_features) {
     const Point point = point_of(x, pair, in_features);
     const int i = interval_of(point.x1), j = interval_of(point.x2);
-    const REAL scale_1 = GRID[i][1], u = (point.x1 - GRID[i][0]) * scale_1;
-    const REAL scale_2 = GRID[j][1], v = (point.x2 - GRID[j][0]) * scale_2;
-    const int cell = i * NUM_KNOTS + j;
-    const REAL poison = 0 * u + 0 * v;
-#if DIRECTION
-    const Point along = point_of(direction, pair, in_features);
-    const REAL a = along.x1 * scale_1, b = along.x2 * scale_2;
-    return {cell,
-            {-a * (1 - v) - b * (1 - u), b * (1 - u) - a * v, a * (1 - v) - b * u, a * v + b * u},
-            {scale_1, scale_2},
-            {b, a},
-            poison};
-#else
-    return {cell,
-            {(1 - u) * (1 - v), (1 - u) * v, u * (1 - v), u * v},
-            {scale_1, scale_2},
-            {v, u},
-            poison};
-#endif
+    return position_in(i, j, fraction_of(point.x1, i), fraction_of(point.x2, j), direction, pair,
+                       in_features);
 }
 
 // Elements between row 0 of a cell and the row of a corner, O = out_features.

@@ -91,6 +91,8 @@ def check_array(function: str, name: str, value: Any) -> None:
 def check_same_place(function: str, name: str, array: Array, reference: Array) -> None:
     """Require ``array`` to be of the library, and on the device, of ``reference``."""
     check_array(function, name, array)
+    if type(array) is type(reference) and array.device == reference.device:
+        return
     expected, got = (
         f"{array_library(each).__name__} array on {each.device}" for each in (reference, array)
     )

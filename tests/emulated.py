@@ -13,6 +13,7 @@ import emulator
 import pytest
 from oracle import Array
 
+from lmkan_cupy import cuda_engine
 from lmkan_cupy.cuda_engine import kernel_cache, kernel_source
 from lmkan_cupy.cuda_engine.launch_plan import Device, Launch
 
@@ -38,10 +39,17 @@ def module(text: str, arch: int) -> emulator.Module:
     return emulator.compile(text, re.findall(r"__global__[^;{]*?(\w+)\(const", text), arch=arch)
 
 
+def forget_plans() -> None:
+    """To be called after a constant of the plan was changed."""
+    for plan in cuda_engine.PLANS:
+        plan.cache_clear()
+
+
 def install(
     monkeypatch: pytest.MonkeyPatch, order: str = "ascending", seed: int = 0, arch: int = 900
 ) -> None:
     """Let the engine's kernels run here instead of on a GPU, threads in one of `ORDERS`."""
+    forget_plans()
 
     def kernel(launch: Launch, knots: Array) -> Callable[..., None]:
         compiled = module(kernel_source.text(launch.source, knots, _read.get()), arch)
