@@ -1,27 +1,21 @@
 """Fit a network of lmKAN layers to a table of numbers: ``python -m lmkan_cupy fit``, ``predict``.
 
-The network is a chain of :class:`~lmkan_cupy.adapters.torch.LMKANBlock` trained by Adam on the mean
-squared error plus the Hessian penalty, in two parts. In the first the learning rate is constant and
-the penalty falls to its floor. In the second the rate follows a cosine to zero, and batch
-normalisation keeps the statistics it has. Every layer starts with a linear branch, which is folded
-into its tables in the end.
+The network is an :class:`~lmkan_cupy.adapters.sklearn.LMKANRegressor`, and an MLP of equal
+inference FLOPs is trained beside it by the same loop.
 """
 
-import copy
 import itertools
 import json
-import math
 import os
 import platform
 import shutil
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -30,35 +24,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_eval
-from tqdm import tqdm
 
 import lmkan_cupy
 from lmkan_cupy.configuration import installed_version
 
 from .datasets import Dataset, InputError, check_finite, read_dataset, read_features
 from .fit_pictures import save_functions_picture, save_parity_picture
-from .torch import HessianSchedule, LMKANBlock, LMKANLinear, hessian_penalty
+from .sklearn import LMKANRegressor
+from .training import BOUND, MOST_STEPS, TableNetwork, Trainer, epochs_for, evaluate
 
 _FORMAT_VERSION = 1
 
 _TITLES = {"lmkan": "lmKAN", "mlp": "MLP"}
 
-# The procedure. Test RMSE / MAE in eV on methane, 63,000 rows to train, 10,000 steps, two seeds:
-#   0.30 / 0.12   linear branches, inputs bounded to 3, batch statistics to the end
-#   0.18 / 0.065  statistics kept in the second part (the MLP: 0.22 / 0.13, then 0.15 / 0.09)
-#   0.14 / 0.065  and bounded to 4 (to 8, and unbounded, training becomes unstable)
-# The noise of a batch's own statistics limits what the fit of a smooth function can reach. With the
-# second of these settings, ReLU branches gave 0.24 / 0.12 and none 0.25 / 0.10. Tables at a rate of
-# 1e-2 are as good with a bound of 3 and worse with 4.
-_STEPS = 10_000  # unless the number of epochs is given
-_BATCH = 512
-_FIRST_PART = 0.3  # of the steps
-_TABLES_RATE, _BRANCH_RATE = 3e-3, 1e-2
 _MLP_RATE = 2e-2  # the best of 5e-3, 1e-2, 2e-2, 3e-2 and 5e-2 for this schedule
-_BOUND = 4.0  # standard deviations
-_VALIDATIONS = 50
 
-_ROWS_AT_ONCE = 8192  # in inference
+_ROWS_TO_TIME = 8192
 
 
 @dataclass(frozen=True)
@@ -78,59 +59,17 @@ class ModelDescription:
         return [len(self.feature_names), *[self.width] * (self.layers - 1), 1]
 
 
-class FittedModel(nn.Module):
+class FittedModel(TableNetwork):
     """A network of lmKAN blocks for one table, in whose units it reads and answers.
 
     Attributes
     ----------
     description : ModelDescription
-    network : nn.Sequential
-        The blocks: from standardised features [N, I] to the standardised target [N, 1].
-    feature_mean, feature_scale : float64 Tensor [I]
-    target_mean, target_scale : float64 Tensor [1]
     """
 
-    feature_mean: Tensor
-    feature_scale: Tensor
-    target_mean: Tensor
-    target_scale: Tensor
-
-    def __init__(
-        self, description: ModelDescription, *, residual: Literal["linear"] | None = None
-    ) -> None:
-        super().__init__()
+    def __init__(self, description: ModelDescription) -> None:
+        super().__init__(description.sizes, description.num_grids, description.bound)
         self.description = description
-        self.network = nn.Sequential(
-            *(
-                LMKANBlock(
-                    in_features,
-                    out_features,
-                    description.num_grids,
-                    bound=description.bound,
-                    residual=residual,
-                )
-                for in_features, out_features in pairwise(description.sizes)
-            )
-        )
-        for name, size in (("feature", description.sizes[0]), ("target", 1)):
-            self.register_buffer(f"{name}_mean", torch.zeros(size, dtype=torch.float64))
-            self.register_buffer(f"{name}_scale", torch.ones(size, dtype=torch.float64))
-
-    def standardise_by(self, features: NDArray[np.float64], target: NDArray[np.float64]) -> None:
-        """Take mean and scale from features [N, I] and target [N]."""
-        for name, values in (("feature", features), ("target", target[:, None])):
-            scale = values.std(axis=0)
-            getattr(self, f"{name}_mean").copy_(torch.from_numpy(values.mean(axis=0)))
-            getattr(self, f"{name}_scale").copy_(torch.from_numpy(np.where(scale > 0, scale, 1.0)))
-
-    def standardised(self, features: NDArray[np.float64]) -> Tensor:
-        """Return what the network takes, float32 [N, I], for features [N, I]."""
-        return ((torch.tensor(features) - self.feature_mean) / self.feature_scale).float()
-
-    def standardised_target(self, target: NDArray[np.float64]) -> Tensor:
-        """Return what the network should answer, float32 [N, 1], for the target [N]."""
-        column = torch.tensor(target)[:, None]
-        return ((column - self.target_mean) / self.target_scale).float()
 
     def predict(self, features: NDArray[Any]) -> NDArray[np.float64]:
         """Return the predicted target [N] for features [N, I], in the order of
@@ -146,12 +85,7 @@ class FittedModel(nn.Module):
         if features.ndim != 2 or features.shape[1] != len(names):
             raise InputError(f"features must have shape [N, {len(names)}], got {features.shape}")
         check_finite(features, names)
-        return self.in_units(_evaluate(self.network, self.standardised(features)))
-
-    def in_units(self, output: Tensor) -> NDArray[np.float64]:
-        """Return the network's output [N, 1] in the target's units [N]."""
-        values: NDArray[np.float64] = (self.target_mean + self.target_scale * output)[:, 0].numpy()
-        return values
+        return self.answers(features)[:, 0]
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``model.json``, which :func:`load` reads."""
@@ -280,57 +214,61 @@ def fit(
     order = np.random.default_rng(seed).permutation(len(data.target))
     test, validation, training = np.split(order, [tenth, 2 * tenth])
     description = ModelDescription(
-        list(data.feature_names), data.target_name, width, layers, num_grids, _BOUND
+        list(data.feature_names), data.target_name, width, layers, num_grids, BOUND
     )
+    epochs = epochs or epochs_for(len(training), MOST_STEPS)
+    regressor = LMKANRegressor(
+        width,
+        layers,
+        num_grids,
+        epochs=epochs,
+        n_iter_no_change=None,
+        random_state=seed,
+        verbose=1,
+    )
+    completed = True
+    try:
+        regressor.fit(
+            data.features[training],
+            data.target[training],
+            X_val=data.features[validation],
+            y_val=data.target[validation],
+        )
+    except KeyboardInterrupt:
+        if not hasattr(regressor, "model_"):
+            raise
+        completed = False
     flops = {"lmkan": sum(lmkan_cupy.flops(i, o) for i, o in pairwise(description.sizes))}
     mlp_sizes = _mlp_sizes(description.sizes, flops["lmkan"])
     flops["mlp"] = sum(i * o for i, o in pairwise(mlp_sizes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = FittedModel(description, residual="linear")
+        model = FittedModel(description)
         mlp = _mlp(mlp_sizes)
-    model.standardise_by(data.features[training], data.target[training])
-    lmkan_cupy.warmup(len(data.feature_names), width, num_grids)
-
+    model.load_state_dict(regressor.model_.state_dict())
     features = model.standardised(data.features)
-    target = model.standardised_target(data.target)
-    rows = len(training)
-    batch = min(_BATCH, max(16, rows // 8))
-    steps_per_epoch = rows // batch
-    steps = steps_per_epoch * (epochs or max(1, round(_STEPS / steps_per_epoch)))
-    trainer = _Trainer(
-        features=features[training],
-        target=target[training],
-        validation_features=features[validation],
-        validation_target=target[validation],
-        schedule=HessianSchedule(steps, floor=_floor(rows), decay_fraction=_FIRST_PART),
-        batch=batch,
-        seed=seed,
-        target_scale=float(model.target_scale),
-    )
-    rates = {"tables": _TABLES_RATE, "weight": _BRANCH_RATE, "bias": _BRANCH_RATE}
-    completed = trainer.train(
-        "lmKAN",
-        model.network,
-        [
-            {"params": [parameter], "lr": rates[name.rpartition(".")[2]]}
-            for name, parameter in model.network.named_parameters()
-        ],
-    )
-    for layer in model.modules():
-        if isinstance(layer, LMKANLinear):
-            layer.fold_()
     networks = {"lmkan": model.network}
     if completed and baseline:
-        completed = trainer.train("MLP", mlp, [{"params": [*mlp.parameters()], "lr": _MLP_RATE}])
+        target = model.standardised_targets(data.target[:, None])
+        trainer = Trainer(
+            features=features[training],
+            target=target[training],
+            validation=(features[validation], target[validation]),
+            loss=nn.functional.mse_loss,
+            epochs=epochs,
+            seed=seed,
+            shown=model.error_in_units,
+        )
+        groups = [{"params": [*mlp.parameters()], "lr": _MLP_RATE}]
+        completed = trainer.train("MLP", mlp, groups).completed
         if completed:
             networks["mlp"] = _fused(mlp)
 
-    speeds = _rows_per_second(networks, features[np.resize(order, _ROWS_AT_ONCE)])
+    speeds = _rows_per_second(networks, features[np.resize(order, _ROWS_TO_TIME)])
     metrics: dict[str, Any] = {}
     predictions = {}
     for name, network in networks.items():
-        predictions[name] = model.in_units(_evaluate(network, features[test]))
+        predictions[name] = model.in_units(evaluate(network, features[test]))[:, 0]
         errors = predictions[name] - data.target[test]
         metrics[name] = {
             "rmse": float(np.sqrt((errors**2).mean())),
@@ -381,87 +319,6 @@ def run_predict(model: Path, data: Path, out: Path | None) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class _Trainer:
-    """Trains networks on the same batches with the same schedule."""
-
-    features: Tensor
-    target: Tensor
-    validation_features: Tensor
-    validation_target: Tensor
-    schedule: HessianSchedule
-    batch: int
-    seed: int
-    target_scale: float
-
-    def train(
-        self, label: str, network: nn.Sequential, parameter_groups: list[dict[str, Any]]
-    ) -> bool:
-        """Train, leave ``network`` in its best state by validation; return False after Ctrl-C."""
-        steps = self.schedule.total_steps
-        interval = max(1, steps // _VALIDATIONS)
-        first_part = self.schedule.decay_fraction * steps
-        optimizer = torch.optim.Adam(parameter_groups, fused=True)
-        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(step)[1])
-        best_error = math.inf
-        best_state = network.state_dict()  # the current one, until there is a better
-        try:
-            with _one_thread(), tqdm(total=steps, desc=label, unit="step", mininterval=0.5) as bar:
-                losses = []
-                for step, rows in zip(range(1, steps + 1), self._batches(), strict=False):
-                    # In evaluation mode batch normalisation keeps its statistics; no other module
-                    # here knows the difference.
-                    network.train(step <= first_part)
-                    loss = nn.functional.mse_loss(network(self.features[rows]), self.target[rows])
-                    weight, _ = self.schedule(step - 1)
-                    optimizer.zero_grad()
-                    torch.autograd.backward(loss + weight * hessian_penalty(network))
-                    optimizer.step()
-                    rate.step()
-                    losses.append(loss.item())
-                    bar.update()
-                    if step % interval == 0 or step == steps:
-                        error = self._validate(network)
-                        if error < best_error:
-                            best_error, best_state = error, copy.deepcopy(network.state_dict())
-                        bar.set_postfix(
-                            training=self._in_units(statistics.fmean(losses)),
-                            validation=self._in_units(error),
-                            refresh=False,
-                        )
-                        losses.clear()
-            return True
-        except KeyboardInterrupt:
-            return False
-        finally:
-            network.load_state_dict(best_state)
-
-    def _in_units(self, loss: float) -> str:
-        """Return the root of a mean square for the progress bar, in the target's units."""
-        return f"{math.sqrt(loss) * self.target_scale:.3g}"
-
-    def _validate(self, network: nn.Module) -> float:
-        answers = _evaluate(network, self.validation_features)
-        return float(nn.functional.mse_loss(answers, self.validation_target.double()))
-
-    def _batches(self) -> Iterator[Tensor]:
-        """Yield the rows of every batch, for ever; what does not fill a batch is left out."""
-        generator = torch.Generator().manual_seed(self.seed)
-        while True:
-            order = torch.randperm(len(self.target), generator=generator)
-            yield from torch.split(order[: len(order) // self.batch * self.batch], self.batch)
-
-
-def _floor(rows: int) -> float:
-    """Return the weight that the Hessian penalty falls to, for ``rows`` to train on.
-
-    Measured on parts of the methane sample in steps of ten: 0.1 was best for 1000 and 5000 rows,
-    1e-4 to 1e-2 were level for 20,000, 3e-5 to 3e-4 for 63,000. For 5000 rows 0.1 was also best
-    with noise of 0.3 standard deviations on the target.
-    """
-    return 0.1 * min(1.0, (5000 / rows) ** 3)
-
-
 def _mlp_sizes(sizes: list[int], flops: int) -> list[int]:
     """Return sizes of an MLP as deep as the lmKAN network, as wide as its FLOPs allow."""
 
@@ -493,36 +350,13 @@ def _fused(mlp: nn.Sequential) -> nn.Sequential:
     return nn.Sequential(*modules)
 
 
-def _evaluate(network: nn.Module, features: Tensor) -> Tensor:
-    """Return the network's answers [N, 1] in float64."""
-    network.eval()
-    with torch.inference_mode():
-        answers = [network(some) for some in torch.split(features, _ROWS_AT_ONCE)]
-    return torch.cat(answers).double()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch to one thread.
-
-    A step's operations are too small to gain from more, and where other programs keep the cores
-    busy torch's threads wait for each other: then a step was measured to take 15 times as long.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _rows_per_second(networks: dict[str, nn.Sequential], features: Tensor) -> dict[str, float]:
     """Measure inference on ``features`` [N, I]: the fastest of calls that take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in networks}
     for _ in range(20):
         for name, network in networks.items():
             start = time.perf_counter()
-            _evaluate(network, features)
+            evaluate(network, features)
             seconds[name].append(time.perf_counter() - start)
     return {name: len(features) / min(each) for name, each in seconds.items()}
 

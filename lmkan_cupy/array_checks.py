@@ -1,22 +1,32 @@
 """Checks of arguments before anything runs: every error text of the core stands here.
 
-A message names the function, the argument, what it was and what it should have been.
+A message names the function, the argument, what it was and what it should have been. What checks
+arrays returns them as NumPy or CuPy arrays, on the memory they are in.
 """
 
 import operator
 import re
+from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from .array_library import Array, array_library, is_array
+from . import configuration
+from .array_library import AnyArray, Array, array_library, is_array, is_in_cuda_memory
 
 #: dtype of tables -> dtype of everything else that meets them (x, knots, gradients, sums).
-_COMPUTE_DTYPE: dict[str, np.dtype[Any]] = {
-    "float16": np.dtype(np.float32),
-    "bfloat16": np.dtype(np.float32),
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
+_COMPUTE_DTYPE = {
+    "float16": "float32",
+    "bfloat16": "float32",
+    "float32": "float32",
+    "float64": "float64",
+}
+#: Library -> its adapter, which takes also what the library does not hand out by DLPack.
+_ADAPTERS = {
+    "torch": "lmkan_cupy.adapters.torch.lmkan",
+    "jax": "lmkan_cupy.adapters.jax.lmkan",
+    "jaxlib": "lmkan_cupy.adapters.jax.lmkan",
 }
 _TABLE_DTYPES = "float32, float64, float16 or, for CuPy arrays, bfloat16"
 
@@ -76,105 +86,162 @@ def _checked_dtype(
 
 def compute_dtype_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype in which tables of ``dtype`` are evaluated: that of x and the sums."""
-    return _COMPUTE_DTYPE[dtype.name]
+    return np.dtype(_COMPUTE_DTYPE[_name(dtype)])
 
 
-def check_array(function: str, name: str, value: Any) -> None:
-    """Require a NumPy or a CuPy array."""
+@lru_cache
+def _name(dtype: np.dtype[Any]) -> str:
+    """Return the name of a dtype; NumPy takes a microsecond for it, a cache does not."""
+    return str(dtype)
+
+
+def check_array(function: str, name: str, value: Any) -> Array:
+    """Require a NumPy or a CuPy array, or one of another library that shares its memory."""
     if is_array(value):
-        return
+        array: Array = value
+        return array
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    hint = " (lmkan_cupy.adapters.torch takes tensors)" if kind.startswith("torch") else ""
-    raise TypeError(f"{function}: {name} must be a NumPy or CuPy array, got {kind}{hint}")
+    if not hasattr(value, "__dlpack__"):
+        raise TypeError(
+            f"{function}: {name} must be a NumPy or CuPy array or have __dlpack__, got {kind}"
+        )
+    on_cuda = False
+    try:
+        on_cuda = is_in_cuda_memory(value)
+        array = (import_module("cupy") if on_cuda else np).from_dlpack(value)
+    except (ImportError, AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        if on_cuda and (obstacle := configuration.cuda_obstacle()):
+            raise RuntimeError(f"{function}: {name} is in CUDA memory, but {obstacle}") from error
+        adapter = _ADAPTERS.get(kind.partition(".")[0])
+        hint = f" ({adapter} takes it as it is)" if adapter else ""
+        raise TypeError(
+            f"{function}: {name}, a {kind}, cannot be read by DLPack: {error}{hint}"
+        ) from error
+    return array
 
 
-def check_same_place(function: str, name: str, array: Array, reference: Array) -> None:
+def check_same_place(function: str, name: str, array: AnyArray, reference: Array) -> Array:
     """Require ``array`` to be of the library, and on the device, of ``reference``."""
-    check_array(function, name, array)
+    array = check_array(function, name, array)
     if type(array) is type(reference) and array.device == reference.device:
-        return
+        return array
     expected, got = (
         f"{array_library(each).__name__} array on {each.device}" for each in (reference, array)
     )
     if got != expected:
         raise TypeError(f"{function}: {name} must be a {expected} as tables is, got a {got}")
+    return array
 
 
-def check_samples(function: str, x: Any) -> None:
+def check_samples(function: str, x: AnyArray) -> Array:
     """Require ``x [..., I]`` in float32 or float64."""
-    check_array(function, "x", x)
-    if x.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{function}: x must be float32 or float64, got {x.dtype}")
-    if x.ndim == 0 or x.shape[-1] == 0:
+    x = check_array(function, "x", x)
+    _check_samples_like(function, x.shape, _name(x.dtype))
+    return x
+
+
+def _check_samples_like(function: str, shape: tuple[int, ...], dtype: str) -> None:
+    if dtype not in ("float32", "float64"):
+        raise TypeError(f"{function}: x must be float32 or float64, got {dtype}")
+    if len(shape) == 0 or shape[-1] == 0:
         raise ValueError(
             f"{function}: x must have shape [..., in_features] with at least one feature, "
-            f"got x.shape={x.shape}"
+            f"got x.shape={tuple(shape)}"
         )
 
 
-def check_tables(function: str, tables: Any, name: str = "tables") -> None:
+def check_tables(function: str, tables: AnyArray, name: str = "tables") -> Array:
     """Require ``tables [P, S, S, O]`` in one of their dtypes."""
-    check_array(function, name, tables)
-    dtype = tables.dtype
-    on_cpu = array_library(tables) is np
-    if (
-        dtype.name not in _COMPUTE_DTYPE
-        or not dtype.isnative
-        or (on_cpu and dtype.name == "bfloat16")
-    ):
+    tables = check_array(function, name, tables)
+    if array_library(tables) is np and _name(tables.dtype) == "bfloat16":
+        raise TypeError(f"{function}: {name} must be {_TABLE_DTYPES}, got {tables.dtype}")
+    check_tables_like(function, tables.shape, _name(tables.dtype), name)
+    return tables
+
+
+def check_tables_like(
+    function: str, shape: tuple[int, ...], dtype: str, name: str = "tables"
+) -> None:
+    """Require shape and dtype of tables; a dtype of foreign byte order has another name."""
+    if dtype not in _COMPUTE_DTYPE:
         raise TypeError(f"{function}: {name} must be {_TABLE_DTYPES}, got {dtype}")
-    shape = tables.shape
     if len(shape) != 4 or shape[1] != shape[2] or shape[1] < 4 or 0 in shape:
         raise ValueError(
             f"{function}: {name} must have shape [pairs, knots, knots, out_features] with at "
-            f"least 4 knots (num_grids + 1), got {name}.shape={shape}"
+            f"least 4 knots (num_grids + 1), got {name}.shape={tuple(shape)}"
         )
 
 
-def check_layer(function: str, x: Any, tables: Any) -> None:
+def check_layer(function: str, x: AnyArray, tables: AnyArray) -> tuple[Array, Array]:
     """Require samples and tables that belong together."""
-    check_tables(function, tables)
-    check_samples(function, x)
+    tables = check_tables(function, tables)
+    x = check_samples(function, x)
     check_same_place(function, "x", x, tables)
-    if x.dtype != compute_dtype_of(tables.dtype):
+    _check_fit(function, x.shape, _name(x.dtype), tables.shape, _name(tables.dtype))
+    return x, tables
+
+
+def check_layer_like(
+    function: str,
+    x_shape: tuple[int, ...],
+    x_dtype: str,
+    tables_shape: tuple[int, ...],
+    tables_dtype: str,
+) -> None:
+    """Require shapes and dtypes, by name, of samples and tables that belong together."""
+    check_tables_like(function, tables_shape, tables_dtype)
+    _check_samples_like(function, x_shape, x_dtype)
+    _check_fit(function, x_shape, x_dtype, tables_shape, tables_dtype)
+
+
+def _check_fit(
+    function: str,
+    x_shape: tuple[int, ...],
+    x_dtype: str,
+    tables_shape: tuple[int, ...],
+    tables_dtype: str,
+) -> None:
+    expected = _COMPUTE_DTYPE[tables_dtype]
+    if x_dtype != expected:
         raise TypeError(
-            f"{function}: x must be {compute_dtype_of(tables.dtype)} where tables is "
-            f"{tables.dtype}, got {x.dtype}"
+            f"{function}: x must be {expected} where tables is {tables_dtype}, got {x_dtype}"
         )
-    pairs, in_features = tables.shape[0], x.shape[-1]
+    pairs, in_features = tables_shape[0], x_shape[-1]
     if pairs != (in_features + 1) // 2:
         raise ValueError(
             f"{function}: tables has {pairs} pairs, but x has {in_features} features "
-            f"({(in_features + 1) // 2} pairs): tables.shape={tables.shape}, x.shape={x.shape}"
+            f"({(in_features + 1) // 2} pairs): tables.shape={tuple(tables_shape)}, "
+            f"x.shape={tuple(x_shape)}"
         )
 
 
 def check_companion(
     function: str,
     name: str,
-    array: Any,
+    array: AnyArray,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     reference: Array,
-) -> None:
+) -> Array:
     """Require an array of exactly this shape and dtype beside ``reference``."""
-    check_same_place(function, name, array, reference)
+    array = check_same_place(function, name, array, reference)
     if array.dtype != dtype:
         raise TypeError(f"{function}: {name} must be {dtype}, got {array.dtype}")
     if array.shape != shape:
         raise ValueError(f"{function}: {name} must have shape {shape}, got {array.shape}")
+    return array
 
 
 def check_out(
     function: str,
     name: str,
-    out: Any,
+    out: AnyArray,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     inputs: dict[str, Array],
-) -> None:
+) -> Array:
     """Require a writable, C-contiguous array to fill that shares no memory with ``inputs``."""
-    check_companion(function, name, out, shape, dtype, next(iter(inputs.values())))
+    out = check_companion(function, name, out, shape, dtype, next(iter(inputs.values())))
     if not out.flags.c_contiguous:
         raise ValueError(f"{function}: {name} must be C-contiguous, got strides {out.strides}")
     xp = array_library(out)
@@ -183,9 +250,10 @@ def check_out(
     for other, array in inputs.items():
         if xp.may_share_memory(out, array):
             raise ValueError(f"{function}: {name} must not share memory with {other}")
+    return out
 
 
-def check_pair_and_output(function: str, tables: Array, pair: Any, output: Any) -> None:
+def check_pair_and_output(function: str, tables: Any, pair: Any, output: Any) -> None:
     """Require the indices of one inner function of checked ``tables``."""
     for name, index, axis in (("pair", pair, 0), ("output", output, 3)):
         if check_size(function, name, index, at_least=0) >= tables.shape[axis]:
@@ -194,11 +262,13 @@ def check_pair_and_output(function: str, tables: Array, pair: Any, output: Any) 
             )
 
 
-def check_weight_and_bias(function: str, tables: Array, weight: Any, bias: Any) -> None:
+def check_weight_and_bias(
+    function: str, tables: Array, weight: AnyArray, bias: AnyArray | None
+) -> tuple[Array, Array | None]:
     """Require ``weight [O, I]`` and ``bias [O]`` or None beside checked ``tables``."""
     pairs, *_, out_features = tables.shape
     dtype = compute_dtype_of(tables.dtype)
-    check_same_place(function, "weight", weight, tables)
+    weight = check_same_place(function, "weight", weight, tables)
     if weight.dtype != dtype:
         raise TypeError(f"{function}: weight must be {dtype}, got {weight.dtype}")
     if weight.ndim != 2 or weight.shape not in (
@@ -210,4 +280,5 @@ def check_weight_and_bias(function: str, tables: Array, weight: Any, bias: Any) 
             f"number of features, [{out_features}, {2 * pairs - 1}], got {weight.shape}"
         )
     if bias is not None:
-        check_companion(function, "bias", bias, (out_features,), dtype, tables)
+        bias = check_companion(function, "bias", bias, (out_features,), dtype, tables)
+    return weight, bias

@@ -2,18 +2,24 @@
 
 import os
 import platform
+import re
+import runpy
 import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.util import find_spec
+from pathlib import Path
 
 #: Distribution -> what needs it, and the command that installs it.
 _OPTIONAL = {
     "torch": ("lmkan_cupy.adapters.torch and fit", "pip install 'lmkan-cupy[torch]'"),
+    "jax": ("lmkan_cupy.adapters.jax", "pip install 'lmkan-cupy[jax]'"),
+    "scikit-learn": ("lmkan_cupy.adapters.sklearn and fit", "pip install 'lmkan-cupy[sklearn]'"),
     "safetensors": ("fit", "pip install 'lmkan-cupy[fit]'"),
     "matplotlib": ("fit and plots", "pip install 'lmkan-cupy[fit]'"),
     "pandas": ("fit", "pip install 'lmkan-cupy[fit]'"),
     "pyarrow": ("fit on Parquet files", "pip install 'lmkan-cupy[fit]'"),
-    "tqdm": ("fit", "pip install 'lmkan-cupy[fit]'"),
+    "tqdm": ("lmkan_cupy.adapters.sklearn and fit", "pip install 'lmkan-cupy[sklearn]'"),
 }
 
 _INSTALL_CUPY = "pip install 'lmkan-cupy[cuda13]', or [cuda12] for an older NVIDIA driver"
@@ -37,7 +43,11 @@ def _configuration() -> dict[str, str]:
     }
     for name, (purpose, command) in _OPTIONAL.items():
         rows[name] = installed_version(name) or f"missing, needed for {purpose}: {command}"
+    if (torch_cuda := _torch_cuda()) is not None:
+        rows["torch"] += f", for CUDA {torch_cuda}" if torch_cuda else ", without CUDA"
     rows["cupy"] = ", ".join(_cupy_distributions()) or "not installed"
+    if difference := _difference_of_cuda_majors():
+        rows["cuda majors"] = difference
     rows["cpu engine"] = "ready, for NumPy arrays"
     obstacle = cuda_obstacle()
     rows["cuda engine"] = obstacle or "ready, for CuPy arrays"
@@ -76,6 +86,30 @@ def cuda_obstacle() -> str | None:
     except runtime.CUDARuntimeError as error:
         return f"CUDA finds no device ({error}): see whether nvidia-smi lists one"
     return None
+
+
+def _torch_cuda() -> str | None:
+    """Return the CUDA version of torch, "" where it has none, None where there is no torch.
+
+    Out of the file that torch itself reads: importing torch takes seconds.
+    """
+    spec = find_spec("torch")
+    if installed_version("torch") is None or spec is None or spec.origin is None:
+        return None
+    return str(runpy.run_path(str(Path(spec.origin).with_name("version.py")))["cuda"] or "")
+
+
+def _difference_of_cuda_majors() -> str | None:
+    """Return what to do where torch and CuPy are for different CUDA majors."""
+    of_torch = (_torch_cuda() or "").partition(".")[0]
+    of_cupy = re.findall(r"cupy-cuda(\d+)x", " ".join(_cupy_distributions()))
+    if not of_torch or not of_cupy or of_cupy == [of_torch]:
+        return None
+    return (
+        f"differ: torch is for CUDA {of_torch}, CuPy for CUDA {' and '.join(of_cupy)}; for one set "
+        f"of CUDA libraries, pip uninstall {' '.join(f'cupy-cuda{each}x' for each in of_cupy)}, "
+        f"then pip install 'lmkan-cupy[cuda{of_torch}]'"
+    )
 
 
 def _cuda_configuration() -> dict[str, str]:

@@ -1,7 +1,9 @@
 """The functions of an lmKAN layer on arrays: check, choose the engine, run.
 
 NumPy arrays run on the CPU engine (Numba), CuPy arrays on the CUDA engine, on their own device and
-CuPy's current stream. Nothing falls back silently from one engine to another.
+CuPy's current stream. Nothing falls back silently from one engine to another. Other libraries'
+arrays (those of PyTorch, JAX, ...) are read where they lie, by DLPack: results are NumPy arrays
+where that is CPU memory, CuPy arrays where it is CUDA memory.
 
 Every function gives the same bits for the same arguments on the same device. A NaN or infinite
 coordinate makes every output of its sample non-finite and no other sample's; in ``backward`` it
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from . import allocation, array_checks, configuration
-from .array_library import Array, array_library, on_device_of
+from .array_library import AnyArray, Array, array_library, on_device_of
 from .grid import sigma_grid
 
 
@@ -59,7 +61,7 @@ def _host_grid(num_grids: int, dtype: np.dtype[Any]) -> Array:
 def _output(
     function: str,
     name: str,
-    out: Array | None,
+    out: AnyArray | None,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     inputs: dict[str, Array],
@@ -67,11 +69,10 @@ def _output(
     """Return ``out``, checked, or a new array beside the inputs where it is None."""
     if out is None:
         return allocation.empty(shape, dtype, next(iter(inputs.values())))
-    array_checks.check_out(function, name, out, shape, dtype, inputs)
-    return out
+    return array_checks.check_out(function, name, out, shape, dtype, inputs)
 
 
-def forward(x: Array, tables: Array, *, out: Array | None = None) -> Array:
+def forward(x: AnyArray, tables: AnyArray, *, out: AnyArray | None = None) -> Array:
     """Evaluate a layer, ``y[b, o] = sum_p f[p, o](x[b, 2p], x[b, 2p+1])``.
 
     With cell and position ``(i, u)`` of the first coordinate and ``(j, v)`` of the second,
@@ -100,7 +101,7 @@ def forward(x: Array, tables: Array, *, out: Array | None = None) -> Array:
     ValueError
         If shapes do not fit, or ``out`` is not contiguous or overlaps an input.
     """
-    array_checks.check_layer("forward", x, tables)
+    x, tables = array_checks.check_layer("forward", x, tables)
     engine = _engine(array_library(x))
     shape = (*x.shape[:-1], tables.shape[3])
     with on_device_of(tables):
@@ -110,14 +111,14 @@ def forward(x: Array, tables: Array, *, out: Array | None = None) -> Array:
 
 
 def backward(
-    grad_y: Array,
-    x: Array,
-    tables: Array,
+    grad_y: AnyArray,
+    x: AnyArray,
+    tables: AnyArray,
     *,
     need_x: bool = True,
     need_tables: bool = True,
-    out_x: Array | None = None,
-    out_tables: Array | None = None,
+    out_x: AnyArray | None = None,
+    out_tables: AnyArray | None = None,
 ) -> tuple[Array | None, Array | None]:
     """Pull ``grad_y = dL/dy`` back to the inputs of :func:`forward` (vector-Jacobian product).
 
@@ -150,9 +151,9 @@ def backward(
     TypeError, ValueError
         As :func:`forward`; also where an ``out_`` is given for what is not needed.
     """
-    array_checks.check_layer("backward", x, tables)
+    x, tables = array_checks.check_layer("backward", x, tables)
     engine = _engine(array_library(x))
-    _check_grad_y("backward", grad_y, x, tables)
+    grad_y = _check_grad_y("backward", grad_y, x, tables)
     inputs = {"grad_y": grad_y, "x": x, "tables": tables}
     with on_device_of(tables):
         grad_x = grad_tables = None
@@ -179,7 +180,11 @@ def backward(
 
 
 def backward_backward(
-    ggx: Array | None, ggt: Array | None, grad_y: Array, x: Array, tables: Array
+    ggx: AnyArray | None,
+    ggt: AnyArray | None,
+    grad_y: AnyArray,
+    x: AnyArray,
+    tables: AnyArray,
 ) -> tuple[Array, Array, Array]:
     """Pull cotangents of both results of :func:`backward` back to its inputs.
 
@@ -216,18 +221,20 @@ def backward_backward(
         As :func:`backward`; ValueError where both cotangents are None.
     """
     function = "backward_backward"
-    array_checks.check_layer(function, x, tables)
+    x, tables = array_checks.check_layer(function, x, tables)
     engine = _engine(array_library(x))
-    _check_grad_y(function, grad_y, x, tables)
+    grad_y = _check_grad_y(function, grad_y, x, tables)
     if ggx is None and ggt is None:
         raise ValueError(f"{function}: ggx and ggt are both None, expected at least one array")
     with on_device_of(tables):
         if ggx is not None:
-            array_checks.check_companion(function, "ggx", ggx, x.shape, x.dtype, tables)
-            ggx = _samples(ggx)
+            ggx = _samples(
+                array_checks.check_companion(function, "ggx", ggx, x.shape, x.dtype, tables)
+            )
         if ggt is not None:
-            array_checks.check_companion(function, "ggt", ggt, tables.shape, x.dtype, tables)
-            ggt = _contiguous(ggt)
+            ggt = _contiguous(
+                array_checks.check_companion(function, "ggt", ggt, tables.shape, x.dtype, tables)
+            )
         grad_grad_y = allocation.empty(grad_y.shape, x.dtype, x)
         grad_x = allocation.empty(x.shape, x.dtype, x)
         grad_tables = allocation.empty(tables.shape, x.dtype, x)
@@ -245,7 +252,7 @@ def backward_backward(
     return grad_grad_y, grad_x, grad_tables
 
 
-def hessian_penalty(tables: Array) -> Array:
+def hessian_penalty(tables: AnyArray) -> Array:
     """Return the roughness R of all inner functions, by finite differences at the inner knots.
 
     ``R = sum over p, o of the mean over 1 <= i, j <= G - 1 of f_xx^2 + 2 f_xy^2 + f_yy^2`` on the
@@ -266,11 +273,10 @@ def hessian_penalty(tables: Array) -> Array:
     TypeError, ValueError
         If ``tables`` is no array of tables.
     """
-    array_checks.check_tables("hessian_penalty", tables)
-    return _hessian(tables, 0.0, None)
+    return _hessian(array_checks.check_tables("hessian_penalty", tables), 0.0, None)
 
 
-def hessian_penalty_grad(tables: Array, scale: float = 1.0) -> Array:
+def hessian_penalty_grad(tables: AnyArray, scale: float = 1.0) -> Array:
     """Return ``scale * dR/dT`` [P, S, S, O] for R of :func:`hessian_penalty`.
 
     In the dtype of ``tables``, float32 for half tables. Raises as :func:`hessian_penalty`.
@@ -279,7 +285,7 @@ def hessian_penalty_grad(tables: Array, scale: float = 1.0) -> Array:
     return grad
 
 
-def hessian_penalty_and_grad(tables: Array, scale: float = 1.0) -> tuple[Array, Array]:
+def hessian_penalty_and_grad(tables: AnyArray, scale: float = 1.0) -> tuple[Array, Array]:
     """Return R of :func:`hessian_penalty`, unscaled, and ``scale * dR/dT`` from one pass.
 
     Raises as :func:`hessian_penalty`.
@@ -287,8 +293,8 @@ def hessian_penalty_and_grad(tables: Array, scale: float = 1.0) -> tuple[Array, 
     return _hessian_and_grad("hessian_penalty_and_grad", tables, scale)
 
 
-def _hessian_and_grad(function: str, tables: Array, scale: float) -> tuple[Array, Array]:
-    array_checks.check_tables(function, tables)
+def _hessian_and_grad(function: str, tables: AnyArray, scale: float) -> tuple[Array, Array]:
+    tables = array_checks.check_tables(function, tables)
     with on_device_of(tables):
         grad = allocation.empty(tables.shape, array_checks.compute_dtype_of(tables.dtype), tables)
         return _hessian(tables, scale, grad), grad
@@ -302,9 +308,9 @@ def _hessian(tables: Array, scale: float, grad: Array | None) -> Array:
     return penalty
 
 
-def _check_grad_y(function: str, grad_y: Array, x: Array, tables: Array) -> None:
+def _check_grad_y(function: str, grad_y: AnyArray, x: Array, tables: Array) -> Array:
     shape = (*x.shape[:-1], tables.shape[3])
-    array_checks.check_companion(function, "grad_y", grad_y, shape, x.dtype, tables)
+    return array_checks.check_companion(function, "grad_y", grad_y, shape, x.dtype, tables)
 
 
 def warmup(

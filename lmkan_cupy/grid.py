@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import array_checks
-from .array_library import Array, array_library
+from .array_library import AnyArray, Array, array_library
 
 
 def sigma_grid(num_grids: int, *, dtype: Any = "float32", xp: Any = np) -> Array:
@@ -88,7 +88,7 @@ def locate(x: Array, knots: Array) -> tuple[Array, Array]:
     return cell, (x - left) / (knots[cell + 1] - left)
 
 
-def occupancy(x: Array, num_grids: int) -> tuple[Array, Array]:
+def occupancy(x: AnyArray, num_grids: int) -> tuple[Array, Array]:
     """Count how the samples spread over the intervals of a grid: are the inputs standardised?
 
     Parameters
@@ -112,7 +112,7 @@ def occupancy(x: Array, num_grids: int) -> tuple[Array, Array]:
         If ``x`` is no float array with at least one feature, or ``num_grids`` is out of range.
     """
     array_checks.check_num_grids("occupancy", num_grids)
-    array_checks.check_samples("occupancy", x)
+    x = array_checks.check_samples("occupancy", x)
     xp = array_library(x)
     samples = x.reshape(-1, x.shape[-1])
     batch, in_features = samples.shape

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import array_checks
-from .array_library import Array, array_library
+from .array_library import AnyArray, Array, array_library
 from .grid import locate, sigma_grid
 
 #: Arrays of the tables' size that an optimiser keeps.
@@ -63,7 +63,7 @@ def init_tables(
     return tables.astype(dtype, copy=False)
 
 
-def fold_linear(tables: Array, weight: Array, bias: Array | None = None) -> Array:
+def fold_linear(tables: AnyArray, weight: AnyArray, bias: AnyArray | None = None) -> Array:
     """Return tables of the layer ``lmkan(x) + W x + c``.
 
     ``T[p, i, j, o] += W[o, 2p] k_i + W[o, 2p+1] k_j + c[o] / P``: an affine function is a spline on
@@ -89,13 +89,13 @@ def fold_linear(tables: Array, weight: Array, bias: Array | None = None) -> Arra
     return _fold("fold_linear", tables, weight, bias, lambda knots: knots)
 
 
-def fold_relu(tables: Array, weight: Array, bias: Array | None = None) -> Array:
+def fold_relu(tables: AnyArray, weight: AnyArray, bias: AnyArray | None = None) -> Array:
     """Return tables of the layer ``lmkan(x) + W relu(x) + c``.
 
     Like :func:`fold_linear`. ReLU bends at 0, so this needs a knot there: an even number of grid
     intervals, else it is a ValueError.
     """
-    array_checks.check_tables("fold_relu", tables)
+    tables = array_checks.check_tables("fold_relu", tables)
     num_grids = tables.shape[1] - 1
     if num_grids % 2:
         raise ValueError(
@@ -107,13 +107,13 @@ def fold_relu(tables: Array, weight: Array, bias: Array | None = None) -> Array:
 
 def _fold(
     function: str,
-    tables: Array,
-    weight: Array,
-    bias: Array | None,
+    tables: AnyArray,
+    weight: AnyArray,
+    bias: AnyArray | None,
     activation: Callable[[Array], Array],
 ) -> Array:
-    array_checks.check_tables(function, tables)
-    array_checks.check_weight_and_bias(function, tables, weight, bias)
+    tables = array_checks.check_tables(function, tables)
+    weight, bias = array_checks.check_weight_and_bias(function, tables, weight, bias)
     xp = array_library(tables)
     pairs, num_knots, _, out_features = tables.shape
     values = activation(sigma_grid(num_knots - 1, dtype=weight.dtype, xp=xp))
@@ -127,7 +127,7 @@ def _fold(
     return folded.astype(tables.dtype, copy=False)
 
 
-def refine(tables: Array, num_grids: int) -> Array:
+def refine(tables: AnyArray, num_grids: int) -> Array:
     """Return tables of the same functions on another grid.
 
     Every function is sampled at the knots of the new grid. Where the new ``num_grids`` is a whole
@@ -150,7 +150,7 @@ def refine(tables: Array, num_grids: int) -> Array:
     TypeError, ValueError
         If ``tables`` is no array of tables or ``num_grids`` is out of range.
     """
-    array_checks.check_tables("refine", tables)
+    tables = array_checks.check_tables("refine", tables)
     array_checks.check_num_grids("refine", num_grids)
     xp = array_library(tables)
     old_knots = sigma_grid(tables.shape[1] - 1, dtype="float64", xp=xp)
@@ -162,7 +162,7 @@ def refine(tables: Array, num_grids: int) -> Array:
     return refined.astype(tables.dtype, copy=False)
 
 
-def evaluate(tables: Array, pair: int, output: int, x1: Any, x2: Any) -> Array:
+def evaluate(tables: AnyArray, pair: int, output: int, x1: Any, x2: Any) -> Array:
     """Evaluate one inner function ``f[pair, output](x1, x2)``, for plots and inspection.
 
     Parameters
@@ -183,7 +183,7 @@ def evaluate(tables: Array, pair: int, output: int, x1: Any, x2: Any) -> Array:
     TypeError, ValueError
         If an index is out of range or ``tables`` is no array of tables.
     """
-    array_checks.check_tables("evaluate", tables)
+    tables = array_checks.check_tables("evaluate", tables)
     array_checks.check_pair_and_output("evaluate", tables, pair, output)
     xp = array_library(tables)
     dtype = array_checks.compute_dtype_of(tables.dtype)

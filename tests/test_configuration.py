@@ -7,6 +7,7 @@ from pathlib import Path
 import fresh_process
 import numba
 import numpy as np
+import pytest
 
 SHOW = "import lmkan_cupy; lmkan_cupy.show_config()"
 INFO = """
@@ -50,6 +51,32 @@ def test_what_is_missing_comes_with_its_command(tmp_path: Path) -> None:
     )
     assert "missing" in line
     assert "pip install 'lmkan-cupy[torch]'" in line
+
+
+@pytest.mark.parametrize(
+    ("cuda", "text"),
+    [(None, ", without CUDA"), ("12.8", ", for CUDA 12.8"), ("13.0", ", for CUDA 13.0")],
+)
+def test_cuda_majors_of_torch_and_cupy(tmp_path: Path, cuda: str | None, text: str) -> None:
+    """With CuPy for CUDA 13, and a torch that is no more than its file of versions."""
+    pytest.importorskip("torch")
+    package = tmp_path / "torch"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise AssertionError('torch was imported')")
+    (package / "version.py").write_text(f"cuda = {cuda!r}")
+    code = f"""
+        from lmkan_cupy import configuration
+        configuration._cupy_distributions = lambda: ["cupy-cuda13x 14.2.0"]
+        {SHOW}
+    """
+    lines = fresh_process.run(code, tmp_path).splitlines()
+    (of_torch,) = (line for line in lines if line.startswith("torch "))
+    assert of_torch.endswith(text)
+    majors = [line for line in lines if line.startswith("cuda majors")]
+    assert len(majors) == (cuda == "12.8")
+    for line in majors:
+        assert "torch is for CUDA 12, CuPy for CUDA 13" in line
+        assert "pip uninstall cupy-cuda13x, then pip install 'lmkan-cupy[cuda12]'" in line
 
 
 def test_info_is_the_configuration(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lmkan_cupy.adapters import fitting
+from lmkan_cupy.adapters import fitting, training
 from lmkan_cupy.adapters.datasets import Dataset, InputError, read_dataset
 from lmkan_cupy.adapters.fitting import fit, load
 
@@ -372,7 +373,9 @@ def test_predict_refuses_tables_that_do_not_fit(tmp_path: Path, command: Any) ->
         assert not (tmp_path / "y.csv").exists()
 
 
-@pytest.mark.parametrize("package", ["torch", "safetensors", "matplotlib", "pandas", "tqdm"])
+@pytest.mark.parametrize(
+    "package", ["torch", "sklearn", "safetensors", "matplotlib", "pandas", "tqdm"]
+)
 def test_a_missing_package_is_named_with_the_command_to_install_it(
     tmp_path: Path, package: str
 ) -> None:
@@ -433,12 +436,12 @@ def test_ctrl_c_keeps_the_best_model_so_far(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_during_the_baseline_leaves_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    train = fitting._Trainer.train
+    train = training.Trainer.train
 
-    def interrupted(self: Any, label: str, *arguments: Any) -> bool:
-        return train(self, label, *arguments) and label != "MLP"
+    def interrupted(self: Any, label: str, *arguments: Any) -> training.Training:
+        return dataclasses.replace(train(self, label, *arguments), completed=label != "MLP")
 
-    monkeypatch.setattr(fitting._Trainer, "train", interrupted)
+    monkeypatch.setattr(training.Trainer, "train", interrupted)
     result = fit(dataset(), **QUICK)
     assert result.interrupted
     assert set(result.test_predictions) == {"lmkan"}
@@ -449,11 +452,11 @@ def test_the_second_part_keeps_the_statistics_of_the_first() -> None:
     steps = 2 * 20  # 40 rows in batches of 16
     result = fit(dataset(50), width=4, epochs=20)
     seen = [int(block.norm.num_batches_tracked) for block in result.model.network]
-    assert seen == [fitting._FIRST_PART * steps] * 3
+    assert seen == [training.FIRST_PART * steps] * 3
 
 
 def test_the_best_state_by_validation_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    validate = fitting._Trainer._validate
+    validate = training.Trainer._validate
     errors: dict[int, list[float]] = {}
     last: list[tuple[Any, Any]] = []
 
@@ -463,7 +466,7 @@ def test_the_best_state_by_validation_is_kept(monkeypatch: pytest.MonkeyPatch) -
         last.append((self, network))
         return error
 
-    monkeypatch.setattr(fitting._Trainer, "_validate", recorded)
+    monkeypatch.setattr(training.Trainer, "_validate", recorded)
     monkeypatch.setattr(fitting, "_MLP_RATE", 1.0)  # so that the last state is not the best
     fit(dataset(200), width=4, epochs=30)
     trainer, network = last[-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import fresh_process
 import pytest
 
-HEAVY = ["cupy", "torch", "numba", "jax", "scipy", "matplotlib", "pandas"]
+HEAVY = ["cupy", "torch", "numba", "jax", "sklearn", "scipy", "matplotlib", "pandas"]
 LIMIT_IN_SECONDS = 0.3
 
 
@@ -64,6 +64,9 @@ def test_adapters_load_their_own_framework_only(tmp_path: Path) -> None:
     assert heavy_packages("import lmkan_cupy.adapters.array", tmp_path) == []
     pytest.importorskip("torch")
     assert "numba" not in heavy_packages("import lmkan_cupy.adapters.torch", tmp_path)
+    pytest.importorskip("jax")
+    loaded = heavy_packages("import lmkan_cupy.adapters.jax", tmp_path)
+    assert {"cupy", "torch", "numba", "sklearn"}.isdisjoint(loaded)
 
 
 def test_works_without_cupy(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ HessianSchedule, LMKANBlock = adapter.HessianSchedule, adapter.LMKANBlock
 LMKANLinear, lmkan = adapter.LMKANLinear, adapter.lmkan
 
 DTYPES = [FLOAT32, FLOAT64]
+ENGINES = [None, "torch"]
 TINY = Sizes(batch=4, in_features=3, out_features=2, num_grids=4)
 """Small enough for numerical derivatives by every element."""
 
@@ -134,9 +136,9 @@ class TestLmkan:
     @pytest.mark.parametrize(
         ("convert", "text"),
         [
-            (lambda x, t: (x.half(), t), r"x must be float32 or float64, got torch\.float16"),
-            (lambda x, t: (x, t.int()), r"tables must be float32 or float64, got torch\.int32"),
-            (lambda x, t: (x.to("meta"), t), "x is on meta, which has no engine in this version"),
+            (lambda x, t: (x.half(), t), "x must be float32 or float64, got float16"),
+            (lambda x, t: (x, t.int()), "tables must be float32, float64, float16 .* got int32"),
+            (lambda x, t: (x.to("meta"), t), "x must be on cpu as tables is, got .* on meta"),
             (
                 lambda x, t: (x.double(), t),
                 "x must be float32 where tables is float32, got float64",
@@ -144,10 +146,22 @@ class TestLmkan:
         ],
         ids=["half-x", "whole-tables", "other-device", "not-promoted"],
     )
-    def test_errors(self, rng: np.random.Generator, convert: Any, text: str) -> None:
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_errors(
+        self, rng: np.random.Generator, convert: Any, text: str, engine: str | None
+    ) -> None:
         x, tables, *_ = tensors(make_problem(rng))
         with pytest.raises(TypeError, match=text):
-            lmkan(*convert(x, tables))
+            lmkan(*convert(x, tables), engine=engine)
+
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_sizes_that_do_not_fit(self, engine: str | None) -> None:
+        with pytest.raises(ValueError, match=r"tables has 3 pairs, but x has 7 features"):
+            lmkan(torch.zeros(2, 7), torch.zeros(3, 5, 5, 2), engine=engine)
+
+    def test_unknown_engine(self) -> None:
+        with pytest.raises(ValueError, match="engine must be None or 'torch', got 'numba'"):
+            lmkan(torch.zeros(2, 4), torch.zeros(2, 5, 5, 2), engine="numba")
 
 
 class TestDerivatives:
@@ -163,22 +177,41 @@ class TestDerivatives:
 
     @pytest.mark.parametrize("check", ["gradcheck", "gradgradcheck"])
     @pytest.mark.parametrize("wanted", ["x", "tables", "both"])
-    def test_of_lmkan(self, x: Any, tables: Any, wanted: str, check: str) -> None:
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_of_lmkan(
+        self, x: Any, tables: Any, wanted: str, check: str, engine: str | None
+    ) -> None:
         x.requires_grad_(wanted != "tables")
         tables.requires_grad_(wanted != "x")
-        assert getattr(torch.autograd, check)(lmkan, (x, tables))
+        assert getattr(torch.autograd, check)(partial(lmkan, engine=engine), (x, tables))
 
     @pytest.mark.parametrize("check", ["gradcheck", "gradgradcheck"])
-    def test_of_the_penalty(self, check: str) -> None:
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_of_the_penalty(self, check: str, engine: str | None) -> None:
         """The checks change the layer's own tables in place."""
-        layer = LMKANLinear(*TINY[1:], dtype=torch.float64)
+        layer = LMKANLinear(*TINY[1:], dtype=torch.float64, engine=engine)
         assert getattr(torch.autograd, check)(lambda _: layer.hessian_penalty(), layer.tables)
 
     @pytest.mark.parametrize("residual", [None, "linear", "relu"])
     @pytest.mark.parametrize("check", ["gradcheck", "gradgradcheck"])
-    def test_of_a_layer(self, x: Any, residual: str | None, check: str) -> None:
-        layer = LMKANLinear(*TINY[1:], residual=residual, dtype=torch.float64)
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_of_a_layer(self, x: Any, residual: str | None, check: str, engine: str | None) -> None:
+        layer = LMKANLinear(*TINY[1:], residual=residual, dtype=torch.float64, engine=engine)
         assert getattr(torch.autograd, check)(layer, x.requires_grad_())
+
+    def test_third_derivatives(self, x: Any, tables: Any) -> None:
+        """Of the torch engine only; they do not vanish where a loss is not linear."""
+        x.requires_grad_()
+
+        def third(engine: str | None) -> Any:
+            y = lmkan(x, tables, engine=engine)
+            for _ in range(3):
+                (y,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+            return y
+
+        assert third("torch").abs().max() > 0
+        with pytest.raises(NotImplementedError, match="engine='torch' has them"):
+            third(None)
 
     def test_loss_of_forces(self, x: Any, tables: Any) -> None:
         """A loss of dy/dx reaches the tables: the core's `backward_backward`, to the bit."""
@@ -341,10 +374,11 @@ class TestLMKANLinear:
         assert (layer.tables != before).any()
 
     @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
-    def test_half_tables(self, half: Any) -> None:
-        layer, x = LMKANLinear(5, 7, 8, dtype=half), torch.randn(33, 5)
-        twin = LMKANLinear(5, 7, 8)
-        twin.tables.data = layer.tables.detach().float()
+    @pytest.mark.parametrize("residual", [None, "linear"])
+    def test_half_tables(self, half: Any, residual: str | None) -> None:
+        layer, x = LMKANLinear(5, 7, 8, residual=residual, dtype=half), torch.randn(33, 5)
+        twin = LMKANLinear(5, 7, 8, residual=residual)
+        twin.load_state_dict(layer.state_dict())
         torch.testing.assert_close(layer(x), twin(x), rtol=0, atol=0)
         torch.testing.assert_close(layer.hessian_penalty(), twin.hessian_penalty())
         layer.refine_(16)
@@ -369,9 +403,10 @@ class TestLMKANLinear:
             "out_features=7",
             "num_grids=8",
             "residual='relu'",
-            "engine=",
+            "engine='cpu'",
         ):
             assert part in text
+        assert "engine='torch'" in repr(LMKANLinear(5, 7, engine="torch"))
 
     @pytest.mark.parametrize(
         ("call", "text"),

@@ -1,0 +1,262 @@
+"""An lmKAN layer for JAX: twice differentiable, batched, and under ``jax.jit`` on the CPU.
+
+Outside of ``jax.jit`` JAX and the core share memory by DLPack, on the CPU and on CUDA devices.
+Under ``jax.jit`` XLA calls back into the CPU engine.
+
+With J the derivative of the layer F in x and tables T, these operations are closed under what JAX
+does with functions up to the second derivative::
+
+    forward   y = F(x, T)
+    push      y = J (dx, dT)
+    pull      (x, T) = J^t grad_y                      the transpose of push
+    curve     (x, T) = d(J^t grad_y) in the direction (dx, dT), its own transpose
+
+They are one JAX primitive with a rule for every transformation. ``jax.custom_vjp`` would not do:
+under ``jax.vmap`` it makes the gradient of shared tables once per sample, and then adds them up.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import Array
+from jax import numpy as jnp
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+import lmkan_cupy
+from lmkan_cupy import array_checks
+from lmkan_cupy.array_library import array_library
+
+#: What an operation becomes by differentiation in x and tables.
+_DERIVATIVES = {"forward": "push", "pull": "curve"}
+
+#: Arguments that an operation is linear in, together.
+_LINEAR = (("dx", "dtables"), ("grad_y",))
+
+_TABLES = {"tables", "dtables"}
+
+
+def lmkan(x: Any, tables: Any) -> Array:
+    """Evaluate an lmKAN layer; differentiable in ``x`` and ``tables``.
+
+    First derivatives in both modes, second ones with reverse mode inside: ``jax.hessian``,
+    ``jax.grad`` of ``jax.grad``, Hessian-vector products. ``jax.vmap`` over x costs what a batch
+    costs; over tables, or for one gradient of the tables per sample, it is a loop.
+
+    Parameters
+    ----------
+    x : array [..., I]
+        float32, or float64 where JAX allows it (``jax_enable_x64``).
+    tables : array [P, S, S, O]
+        In the dtype of ``x``; float16 and bfloat16 are widened to float32.
+
+    Returns
+    -------
+    Array [..., O]
+        In the dtype of ``x``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If dtypes, shapes or devices do not fit: see :func:`lmkan_cupy.forward`.
+    RuntimeError
+        If the arrays are on a CUDA device and CuPy cannot run.
+    NotImplementedError
+        Under ``jax.jit``, ``jax.lax.scan`` and the like on another platform than the CPU; for
+        forward mode inside forward mode, and for third derivatives.
+    """
+    x, tables = jnp.asarray(x), jnp.asarray(tables)
+    if tables.dtype in (jnp.float16, jnp.bfloat16):
+        tables = tables.astype(jnp.float32)
+    array_checks.check_layer_like("lmkan", x.shape, str(x.dtype), tables.shape, str(tables.dtype))
+    return _apply("forward", ("y",), {"x": x, "tables": tables})[0]
+
+
+_primitive: Any = Primitive("lmkan")
+_primitive.multiple_results = True
+
+
+def _apply(operation: str, outputs: Sequence[str], arguments: dict[str, Any]) -> list[Array]:
+    """Run an operation on arguments by name: x and tables, and of dx, dtables, grad_y what it has.
+
+    A dx or dtables that is missing stands for zeros. ``outputs`` out of "y", "x" and "tables" names
+    the results, in the shapes of what is called so.
+    """
+    results: list[Array] = _primitive.bind(
+        *arguments.values(),
+        operation=operation,
+        outputs=tuple(outputs),
+        names=tuple(arguments),
+    )
+    return results
+
+
+def _evaluate(
+    *arrays: Any, operation: str, outputs: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[Any, ...]:
+    """Return NumPy or CuPy arrays for what the core can read."""
+    given = {
+        name: array_checks.check_array("lmkan", name, array)
+        for name, array in zip(names, arrays, strict=True)
+    }
+    x, tables, grad_y = given["x"], given["tables"], given.get("grad_y")
+    direction = given.get("dx"), given.get("dtables")
+    results: dict[str, Any] = {}
+    if operation == "forward":
+        results["y"] = lmkan_cupy.forward(x, tables)
+    elif operation == "pull":
+        assert grad_y is not None
+        results["x"], results["tables"] = lmkan_cupy.backward(
+            grad_y, x, tables, need_x="x" in outputs, need_tables="tables" in outputs
+        )
+    else:
+        if grad_y is None:  # push does not depend on it
+            grad_y = array_library(x).zeros((*x.shape[:-1], tables.shape[3]), x.dtype)
+        results["y"], results["x"], results["tables"] = lmkan_cupy.backward_backward(
+            *direction, grad_y, x, tables
+        )
+    return tuple(results[name] for name in outputs)
+
+
+def _run(*arrays: Any, **params: Any) -> list[Array]:
+    """Outside of ``jax.jit``: on the arrays' own device."""
+    placed = [jnp.asarray(each) for each in arrays]  # JAX keeps constants on the host
+    devices = {device for each in placed for device in each.devices()}
+    if len(devices) > 1:
+        raise ValueError(
+            "lmkan: outside of jax.jit, x and tables must be on one device, got "
+            + ", ".join(sorted(map(str, devices)))
+        )
+    return [jnp.from_dlpack(each) for each in _evaluate(*placed, **params)]
+
+
+def _shapes(
+    *arguments: ShapedArray, operation: str, outputs: tuple[str, ...], names: tuple[str, ...]
+) -> list[ShapedArray]:
+    x, tables = (arguments[names.index(name)] for name in ("x", "tables"))
+    shapes = {
+        "y": (*x.shape[:-1], tables.shape[3]),
+        "x": x.shape,
+        "tables": tables.shape,
+    }
+    return [ShapedArray(shapes[name], x.dtype) for name in outputs]
+
+
+def _differentiate(
+    primals: Sequence[Any],
+    tangents: Sequence[Any],
+    *,
+    operation: str,
+    outputs: tuple[str, ...],
+    names: tuple[str, ...],
+) -> tuple[list[Array], list[Array]]:
+    given = dict(zip(names, primals, strict=True))
+    moved = {
+        name: tangent
+        for name, tangent in zip(names, tangents, strict=True)
+        if not isinstance(tangent, ad.Zero)
+    }
+    terms = []
+    for group in _LINEAR:
+        if parts := {name: moved[name] for name in group if name in moved}:
+            rest = {name: each for name, each in given.items() if name not in group}
+            terms.append(_apply(operation, outputs, {**parts, **rest}))
+    if direction := {f"d{name}": moved[name] for name in ("x", "tables") if name in moved}:
+        if operation not in _DERIVATIVES:
+            raise NotImplementedError(
+                "lmkan: of second derivatives there are those with reverse mode inside, such as "
+                "jax.jacfwd(jax.grad(f)) and jax.grad of jax.grad; there are no third ones"
+            )
+        terms.append(_apply(_DERIVATIVES[operation], outputs, {**direction, **given}))
+    sums = [sum(parts[1:], start=parts[0]) for parts in zip(*terms, strict=True)]
+    return _apply(operation, outputs, given), sums
+
+
+def _transpose(
+    cotangents: Sequence[Any],
+    *arguments: Any,
+    operation: str,
+    outputs: tuple[str, ...],
+    names: tuple[str, ...],
+) -> list[Any]:
+    given = dict(zip(names, arguments, strict=True))
+    wanted = [name for name, each in given.items() if isinstance(each, ad.UndefinedPrimal)]
+    pulled = {
+        name: cotangent
+        for name, cotangent in zip(outputs, cotangents, strict=True)
+        if not isinstance(cotangent, ad.Zero)
+    }
+    layer = {name: given[name] for name in ("x", "tables")}
+    results = [name.removeprefix("d") for name in wanted]
+    if operation == "push":
+        gradients = _apply("pull", results, {"grad_y": pulled["y"], **layer})
+    elif operation == "pull":
+        directions = {f"d{name}": each for name, each in pulled.items()}
+        gradients = _apply("push", ("y",), {**directions, **layer})
+    elif "grad_y" not in wanted:
+        directions = {f"d{name}": each for name, each in pulled.items()}
+        gradients = _apply("curve", results, {**directions, "grad_y": given["grad_y"], **layer})
+    else:
+        raise NotImplementedError("lmkan: there are no third derivatives")
+    found = dict(zip(wanted, gradients, strict=True))
+    return [found.get(name) for name in names]
+
+
+def _batch(
+    arguments: Sequence[Any],
+    axes: Sequence[int | None],
+    *,
+    operation: str,
+    outputs: tuple[str, ...],
+    names: tuple[str, ...],
+) -> tuple[list[Array], list[int]]:
+    batched, shared = {}, {}
+    for name, argument, axis in zip(names, arguments, axes, strict=True):
+        if axis is None:
+            shared[name] = argument
+        else:
+            batched[name] = jnp.moveaxis(argument, axis, 0)
+    if _TABLES.isdisjoint({*batched, *outputs}):  # then the batch is one more axis of samples
+        size = len(next(iter(batched.values())))
+        for name in shared.keys() - _TABLES:
+            batched[name] = jnp.broadcast_to(shared[name], (size, *shared[name].shape))
+        results = _apply(operation, outputs, {**shared, **batched})
+    else:
+        results = jax.lax.map(lambda one: _apply(operation, outputs, {**shared, **one}), batched)
+    return results, [0] * len(outputs)
+
+
+def _lower_for_cpu(context: Any, *arguments: Any, **params: Any) -> Any:
+    """Let XLA call the core on NumPy views of its buffers.
+
+    Unlike ``jax.pure_callback``, which makes JAX arrays of them first: programs were seen to hang
+    where a callback waits for such arrays (jax-ml/jax, issues 24255 and 25861).
+    """
+    results, *_ = mlir.emit_python_callback(
+        context,
+        lambda *arrays: _evaluate(*arrays, **params),
+        None,
+        arguments,
+        context.avals_in,
+        context.avals_out,
+        has_side_effect=False,
+    )
+    return results
+
+
+def _refuse_to_lower(context: Any, *arguments: Any, **params: Any) -> Any:
+    raise NotImplementedError(
+        f"lmkan: on {'/'.join(context.module_context.platforms)} there is no engine under jax.jit "
+        "and within jax.lax loops; call lmkan outside of them, or run them on the CPU"
+    )
+
+
+_primitive.def_impl(_run)
+_primitive.def_abstract_eval(_shapes)
+ad.primitive_jvps[_primitive] = _differentiate
+ad.primitive_transposes[_primitive] = _transpose
+batching.primitive_batchers[_primitive] = _batch
+mlir.register_lowering(_primitive, _refuse_to_lower)
+mlir.register_lowering(_primitive, _lower_for_cpu, platform="cpu")

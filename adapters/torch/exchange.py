@@ -1,0 +1,160 @@
+"""Functions of the core on tensors: arrays over the same memory, torch's stream, torch's memory."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from lmkan_cupy import allocation
+from lmkan_cupy.array_library import Array
+from lmkan_cupy.configuration import cuda_obstacle
+
+
+def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a function of the core on tensors.
+
+    CUDA tensors are computed on torch's current stream of their device, and whatever is allocated,
+    by the core or by CuPy, is torch's.
+
+    Parameters
+    ----------
+    function : callable
+        Of arrays, numbers and None; returns an array or a tuple of arrays and None.
+    *arguments, **options
+        What it takes, with tensors, all on one device, in place of arrays.
+
+    Returns
+    -------
+    Tensor or tuple of Tensor and None
+    """
+    device = next(each.device for each in arguments if isinstance(each, Tensor))
+    if device.type not in ("cpu", "cuda"):
+        raise TypeError(
+            f"{function.__name__}: tensors on {device} cannot be computed on: move them to the CPU"
+        )
+    memory = _Memory(device)
+    with memory.in_use(), allocation.allocator(memory.allocate):
+        arrays = (memory.array(each) if isinstance(each, Tensor) else each for each in arguments)
+        results = function(*arrays, **options)
+        if isinstance(results, tuple):
+            return tuple(None if each is None else memory.tensor(each) for each in results)
+        return memory.tensor(results)
+
+
+class _Memory:
+    """Memory of a device, as torch sees it and as the device's array library does."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._allocated: dict[int, tuple[Array, Tensor]] = {}  # by the id of the array
+
+    def in_use(self) -> AbstractContextManager[Any]:
+        """Return a context in which CuPy works where torch does, with torch's memory."""
+        return nullcontext() if self.device.type == "cpu" else _cupy_joins_torch(self.device)
+
+    def array(self, tensor: Tensor) -> Array:
+        """Return an array over the memory of a tensor, copied only if it is not contiguous."""
+        tensor = tensor.detach().contiguous()
+        if self.device.type == "cpu":
+            return np.asarray(_ArrayInterface(tensor))
+        return cupy_array(tensor, self.device.index)
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:
+        """Serve :mod:`lmkan_cupy.allocation`."""
+        tensor = torch.empty(shape, dtype=_torch_dtype(dtype), device=self.device)
+        array = self.array(tensor)
+        self._allocated[id(array)] = array, tensor
+        return array
+
+    def tensor(self, array: Array) -> Tensor:
+        """Return the tensor that an array was allocated as, else one over its memory."""
+        if id(array) in self._allocated:
+            return self._allocated[id(array)][1]
+        return from_dlpack(array)
+
+
+class _ArrayInterface:
+    """What NumPy needs to see the memory of a contiguous tensor, which it keeps alive.
+
+    By address: DLPack takes twice as long, and from ``tensor.numpy()`` on the storage could not be
+    resized any more, by which FSDP frees it.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (tensor.data_ptr(), False),  # not read-only
+            "shape": tuple(tensor.shape),
+            "typestr": _numpy_dtype(tensor.dtype).str,
+        }
+
+
+@contextmanager
+def _cupy_joins_torch(device: torch.device) -> Iterator[None]:
+    require_cuda_engine()
+    cupy = import_module("cupy")
+
+    def allocate(size: int) -> Any:
+        """Serve what CuPy allocates by itself."""
+        return _pointer(torch.empty(size, dtype=torch.uint8, device=device), device.index)
+
+    with (
+        torch.cuda.device(device.index),  # first: CuPy takes a stream for one of this device
+        cupy.cuda.Stream.from_external(torch.cuda.current_stream(device)),
+        cupy.cuda.using_allocator(allocate),
+    ):
+        yield
+
+
+def cupy_array(tensor: Tensor, device_index: int) -> Array:
+    """Return a CuPy array over the memory of a contiguous tensor.
+
+    By address: DLPack gives the same at several times the cost.
+    """
+    pointer = _pointer(tensor, device_index)
+    array: Array = import_module("cupy").ndarray(
+        tuple(tensor.shape), _numpy_dtype(tensor.dtype), pointer
+    )
+    return array
+
+
+def _pointer(tensor: Tensor, device_index: int) -> Any:
+    """Return CuPy's pointer to the memory of a tensor, which it keeps alive."""
+    cuda = import_module("cupy").cuda
+    memory = cuda.UnownedMemory(tensor.data_ptr(), tensor.nbytes, tensor, device_index)
+    return cuda.MemoryPointer(memory, 0)
+
+
+@lru_cache
+def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    """Return the torch dtype of the same name."""
+    named: torch.dtype = getattr(torch, dtype.name)
+    return named
+
+
+@lru_cache
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """Return the NumPy dtype of the same name; that of bfloat16 is ml_dtypes'."""
+    name = dtype_name(dtype)
+    return np.dtype(import_module("ml_dtypes").bfloat16 if name == "bfloat16" else name)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return NumPy's name of a dtype."""
+    return str(dtype).removeprefix("torch.")
+
+
+@lru_cache
+def require_cuda_engine() -> None:
+    """Raise a RuntimeError, with the remedy, where the CUDA engine cannot run."""
+    if obstacle := cuda_obstacle():
+        raise RuntimeError(
+            f"lmkan: the CUDA engine cannot run: {obstacle}; engine='torch' needs torch alone"
+        )

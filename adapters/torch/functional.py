@@ -1,0 +1,95 @@
+"""``lmkan`` and the penalty as functions of tensors: check, choose the engine, run."""
+
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import operators, plain_torch
+
+#: None computes on the engine of the tensors' device, "torch" in plain torch operations.
+Engine: TypeAlias = Literal["torch"] | None
+
+#: Device types with an engine. Meta tensors have shapes only, which every device computes.
+_DEVICES = ("cpu", "cuda", "meta")
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
+    """Evaluate an lmKAN layer; differentiable twice in ``x`` and ``tables``.
+
+    Parameters
+    ----------
+    x : Tensor [..., I]
+        float32 or float64.
+    tables : Tensor [P, S, S, O]
+        On the device of ``x`` and in its dtype, or float16 or bfloat16 with float32 ``x``: summed
+        in float32, and on the CPU widened to it.
+    engine : {None, "torch"}
+        None computes on the engine of the tensors' device, CPU or CUDA. "torch" is the same
+        function in torch's own operations, for other devices: slower, with more memory, and
+        differentiable as often as one likes. ``torch.onnx.export`` gets it in any case.
+
+    Returns
+    -------
+    Tensor [..., O]
+        In the dtype of ``x``; under autocast in the autocast dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If dtypes, shapes or devices do not fit: see :func:`lmkan_cupy.forward`.
+    RuntimeError
+        If the CUDA engine cannot run; the text says what to do.
+    """
+    check_engine("lmkan", engine)
+    _check_same_device(x, tables)
+    if engine == "torch" or _to_onnx():
+        if torch.is_autocast_enabled(x.device.type):
+            return operators.under_autocast(plain_torch.forward, x, tables)
+        return plain_torch.forward(x, tables)
+    check_device("x", x)
+    return operators.forward(x, as_engine_takes(tables))
+
+
+def hessian_penalty_of(tables: Tensor, *, engine: Engine = None) -> Tensor:
+    """Return the roughness of tables, differentiable twice: :func:`lmkan_cupy.hessian_penalty`."""
+    if engine == "torch":
+        return plain_torch.hessian_penalty(tables)
+    check_device("tables", tables)
+    penalty = operators.hessian_penalty(as_engine_takes(tables))
+    # A loss is a plain tensor: of sharded tables, whose penalty is a DTensor, the sum of all parts.
+    return penalty.full_tensor() if hasattr(penalty, "full_tensor") else penalty
+
+
+def as_engine_takes(tables: Tensor) -> Tensor:
+    """Return tables, widened if they are half ones on the CPU."""
+    return tables.float() if tables.dtype in _HALF and tables.device.type == "cpu" else tables
+
+
+def _to_onnx() -> bool:
+    """Tell whether this is traced for ONNX, which knows standard operators only."""
+    return torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
+
+
+def check_engine(function: str, engine: object) -> None:
+    """Require the name of an engine."""
+    if engine not in (None, "torch"):
+        raise ValueError(f"{function}: engine must be None or 'torch', got {engine!r}")
+
+
+def check_device(name: str, tensor: Tensor) -> None:
+    """Require a device with an engine."""
+    if tensor.device.type not in _DEVICES:
+        raise TypeError(
+            f"lmkan: {name} is on {tensor.device}, which has no engine: use engine='torch', or "
+            f"{name}.cpu()"
+        )
+
+
+def _check_same_device(x: Tensor, tables: Tensor) -> None:
+    if x.device != tables.device:
+        raise TypeError(
+            f"lmkan: x must be on {tables.device} as tables is, got a tensor on {x.device}"
+        )

@@ -1,0 +1,343 @@
+"""The operators ``torch.ops.lmkan_cupy``: what the core computes, made known to torch.
+
+For each, torch learns a kernel, the shapes and dtypes of its results, its derivative and what vmap
+makes of it; the table at the end of this file has them all. They are defined by schema and not by
+``torch.library.custom_op``, which was measured to cost more per call.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import lmkan_cupy
+from lmkan_cupy import array_checks
+
+from . import exchange
+from .exchange import dtype_name
+
+# --- Kernels --------------------------------------------------------------------------------------
+
+
+def _forward(x: Tensor, tables: Tensor) -> Any:
+    return exchange.run(lmkan_cupy.forward, x, tables)
+
+
+def _backward(
+    grad_y: Tensor, x: Tensor, tables: Tensor, need_x: bool, need_tables: bool
+) -> tuple[Tensor, Tensor]:
+    grad_x, grad_tables = exchange.run(
+        lmkan_cupy.backward, grad_y, x, tables, need_x=need_x, need_tables=need_tables
+    )
+    # An operator returns tensors only: an empty one of as many axes stands for what is not needed.
+    return (
+        x.new_empty([0] * x.ndim) if grad_x is None else grad_x,
+        x.new_empty([0] * tables.ndim) if grad_tables is None else grad_tables,
+    )
+
+
+def _backward_backward(
+    ggx: Tensor | None, ggt: Tensor | None, grad_y: Tensor, x: Tensor, tables: Tensor
+) -> Any:
+    return exchange.run(lmkan_cupy.backward_backward, ggx, ggt, grad_y, x, tables)
+
+
+def _hessian_penalty(tables: Tensor) -> Any:
+    return exchange.run(lmkan_cupy.hessian_penalty, tables)
+
+
+def _hessian_penalty_and_grad(tables: Tensor, scale: float) -> Any:
+    return exchange.run(lmkan_cupy.hessian_penalty_and_grad, tables, scale)
+
+
+# --- Shapes and dtypes alone, for compilers, fake and meta tensors --------------------------------
+
+
+def _compute_dtype(tables: Tensor) -> torch.dtype:
+    return torch.float64 if tables.dtype == torch.float64 else torch.float32
+
+
+def _forward_like(x: Tensor, tables: Tensor) -> Tensor:
+    array_checks.check_layer_like(
+        "lmkan", x.shape, dtype_name(x.dtype), tables.shape, dtype_name(tables.dtype)
+    )
+    return x.new_empty((*x.shape[:-1], tables.shape[3]))
+
+
+def _backward_like(
+    grad_y: Tensor, x: Tensor, tables: Tensor, need_x: bool, need_tables: bool
+) -> tuple[Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape if need_x else [0] * x.ndim),
+        x.new_empty(tables.shape if need_tables else [0] * tables.ndim),
+    )
+
+
+def _backward_backward_like(
+    ggx: Tensor | None, ggt: Tensor | None, grad_y: Tensor, x: Tensor, tables: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(grad_y.shape), x.new_empty(x.shape), x.new_empty(tables.shape)
+
+
+def _hessian_penalty_like(tables: Tensor) -> Tensor:
+    array_checks.check_tables_like("hessian_penalty", tables.shape, dtype_name(tables.dtype))
+    return tables.new_empty((), dtype=_compute_dtype(tables))
+
+
+def _hessian_penalty_and_grad_like(tables: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    dtype = _compute_dtype(tables)
+    return tables.new_empty((), dtype=dtype), tables.new_empty(tables.shape, dtype=dtype)
+
+
+# --- Derivatives ----------------------------------------------------------------------------------
+# Gradients of half tables are float32; autograd expects them in the dtype of the tables.
+
+
+def _save_tensors(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*(each for each in inputs if isinstance(each, Tensor)))
+
+
+def _forward_vjp(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    x, tables = ctx.saved_tensors
+    need_x, need_tables = ctx.needs_input_grad
+    grad_x, grad_tables = backward(grad_y, x, tables, need_x, need_tables)
+    return grad_x if need_x else None, grad_tables.to(tables.dtype) if need_tables else None
+
+
+def _save_for_backward_vjp(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _save_tensors(ctx, inputs, output)
+    ctx.set_materialize_grads(False)
+    *_, ctx.need_x, ctx.need_tables = inputs
+
+
+def _backward_vjp(ctx: Any, ggx: Tensor | None, ggt: Tensor | None) -> tuple[Any, ...]:
+    ggx, ggt = ggx if ctx.need_x else None, ggt if ctx.need_tables else None
+    if ggx is None and ggt is None:
+        return (None,) * 5
+    grad_y, x, tables = ctx.saved_tensors
+    grad_grad_y, grad_x, grad_tables = backward_backward(ggx, ggt, grad_y, x, tables)
+    return grad_grad_y, grad_x, grad_tables.to(tables.dtype), None, None
+
+
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    pass
+
+
+def _backward_backward_vjp(ctx: Any, *cotangents: Tensor | None) -> None:
+    raise NotImplementedError(
+        "lmkan: third derivatives are not implemented; engine='torch' has them"
+    )
+
+
+def _hessian_penalty_vjp(ctx: Any, cotangent: Tensor) -> Tensor:
+    (tables,) = ctx.saved_tensors
+    _, grad = hessian_penalty_and_grad(tables, 1.0)
+    return (cotangent * grad).to(tables.dtype)
+
+
+def _save_for_penalty_and_grad_vjp(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _save_tensors(ctx, inputs, output)
+    ctx.set_materialize_grads(False)
+    ctx.scale = inputs[1]
+
+
+def _hessian_penalty_and_grad_vjp(
+    ctx: Any, of_penalty: Tensor | None, of_grad: Tensor | None
+) -> tuple[Tensor, None]:
+    """The penalty is a quadratic form: its gradient is linear and symmetric in the tables."""
+    (tables,) = ctx.saved_tensors
+    grad = torch.zeros_like(tables, dtype=_compute_dtype(tables))
+    if of_penalty is not None:
+        grad = grad + of_penalty * hessian_penalty_and_grad(tables, 1.0)[1]
+    if of_grad is not None:
+        grad = grad + hessian_penalty_and_grad(of_grad, ctx.scale)[1]
+    return grad.to(tables.dtype), None
+
+
+# --- Autocast -------------------------------------------------------------------------------------
+
+
+def under_autocast(
+    evaluate: Callable[[Tensor, Tensor], Tensor], x: Tensor, tables: Tensor
+) -> Tensor:
+    """Evaluate a layer as autocast wants it.
+
+    ``x`` goes in as float32, ``tables`` in the autocast dtype on CUDA and as float32 elsewhere,
+    ``y`` comes out in the autocast dtype. As everywhere in torch, float64 is left alone.
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        if torch.float64 in (x.dtype, tables.dtype):
+            return evaluate(x, tables)
+        tables = tables.to(dtype if device == "cuda" else torch.float32)
+        return evaluate(x.float(), tables).to(dtype)
+
+
+def _forward_under_autocast(x: Tensor, tables: Tensor) -> Tensor:
+    return under_autocast(forward, x, tables)
+
+
+# --- vmap -----------------------------------------------------------------------------------------
+
+
+def _in_front(tensor: Tensor, axis: int | None, size: int) -> Tensor:
+    """Return a tensor whose mapped axis, repeated where there is none, comes first."""
+    return tensor.expand(size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
+
+
+def _one_by_one(operator: Callable[..., Any], info: Any, axes: Any, arguments: Any) -> Any:
+    """Return what an operator gives for each member of the mapped axes, stacked."""
+    members = [
+        [
+            each if axis is None else each.select(axis, index)
+            for each, axis in zip(arguments, axes, strict=True)
+        ]
+        for index in range(info.batch_size)
+    ]
+    results = [operator(*member) for member in members]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results), 0
+    return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+
+
+def _forward_vmap(info: Any, axes: Any, x: Tensor, tables: Tensor) -> Any:
+    x_axis, tables_axis = axes
+    if tables_axis is None:  # samples have any number of leading axes
+        return forward(x.movedim(x_axis, 0), tables), 0
+    return _one_by_one(forward, info, axes, (x, tables))
+
+
+def _backward_vmap(
+    info: Any, axes: Any, grad_y: Tensor, x: Tensor, tables: Tensor, *needs: bool
+) -> Any:
+    need_x, need_tables = needs
+    if axes[2] is None and not need_tables:
+        samples = (
+            _in_front(each, axis, info.batch_size)
+            for each, axis in ((grad_y, axes[0]), (x, axes[1]))
+        )
+        return backward(*samples, tables, need_x, False), (0, None)
+    return _one_by_one(backward, info, axes, (grad_y, x, tables, *needs))
+
+
+def _backward_backward_vmap(info: Any, axes: Any, *arguments: Any) -> Any:
+    return _one_by_one(backward_backward, info, axes, arguments)
+
+
+def _hessian_penalty_vmap(info: Any, axes: Any, tables: Tensor) -> Any:
+    return _one_by_one(hessian_penalty, info, axes, (tables,))
+
+
+def _hessian_penalty_and_grad_vmap(info: Any, axes: Any, *arguments: Any) -> Any:
+    return _one_by_one(hessian_penalty_and_grad, info, axes, arguments)
+
+
+# --- Registration ---------------------------------------------------------------------------------
+
+
+class _Operator(NamedTuple):
+    """What torch has to know; ``vjp`` is the derivative, from what ``saved`` kept."""
+
+    schema: str
+    kernel: Callable[..., Any]
+    like: Callable[..., Any]
+    vjp: Callable[..., Any]
+    saved: Callable[..., None]
+    vmap: Callable[..., Any]
+
+
+_OPERATORS = {
+    "forward": _Operator(
+        "(Tensor x, Tensor tables) -> Tensor",
+        *(_forward, _forward_like, _forward_vjp, _save_tensors, _forward_vmap),
+    ),
+    "backward": _Operator(
+        "(Tensor grad_y, Tensor x, Tensor tables, bool need_x, bool need_tables)"
+        " -> (Tensor, Tensor)",
+        *(_backward, _backward_like, _backward_vjp, _save_for_backward_vjp, _backward_vmap),
+    ),
+    "backward_backward": _Operator(
+        "(Tensor? ggx, Tensor? ggt, Tensor grad_y, Tensor x, Tensor tables)"
+        " -> (Tensor, Tensor, Tensor)",
+        *(_backward_backward, _backward_backward_like, _backward_backward_vjp, _save_nothing),
+        _backward_backward_vmap,
+    ),
+    "hessian_penalty": _Operator(
+        "(Tensor tables) -> Tensor",
+        *(_hessian_penalty, _hessian_penalty_like, _hessian_penalty_vjp, _save_tensors),
+        _hessian_penalty_vmap,
+    ),
+    "hessian_penalty_and_grad": _Operator(
+        "(Tensor tables, float scale) -> (Tensor, Tensor)",
+        *(_hessian_penalty_and_grad, _hessian_penalty_and_grad_like),
+        *(_hessian_penalty_and_grad_vjp, _save_for_penalty_and_grad_vjp),
+        _hessian_penalty_and_grad_vmap,
+    ),
+}
+
+
+def _register() -> Any:
+    """Make the operators known, as long as the library that is returned lives."""
+    to: Any = torch.library
+    library = to.Library("lmkan_cupy", "DEF")
+    for name, operator in _OPERATORS.items():
+        library.define(name + operator.schema, tags=torch.Tag.pt2_compliant_tag)
+        library.impl(name, operator.kernel, "CPU")
+        library.impl(name, operator.kernel, "CUDA")
+        qualified = f"lmkan_cupy::{name}"
+        to.register_fake(qualified, operator.like, lib=library)
+        to.register_autograd(qualified, operator.vjp, setup_context=operator.saved, lib=library)
+        to.register_vmap(qualified, operator.vmap, lib=library)
+    library.impl("forward", _forward_under_autocast, "AutocastCPU")
+    library.impl("forward", _forward_under_autocast, "AutocastCUDA")
+    return library
+
+
+@cache
+def _register_sharding() -> None:
+    import_module(f"{__package__}.sharding")
+
+
+def _call(name: str) -> Callable[..., Any]:
+    """Return what calls an operator, also inside the transforms of ``torch.func``.
+
+    Those differentiate an ``autograd.Function`` but no operator that is registered from Python, and
+    in ``torch.compile`` neither: there they need ``engine="torch"``.
+    """
+    overload = getattr(torch.ops.lmkan_cupy, name).default
+    operator = _OPERATORS[name]
+    methods = {
+        "forward": overload,
+        "setup_context": operator.saved,
+        "backward": operator.vjp,
+        "vmap": operator.vmap,
+    }
+    function: Any = type(
+        f"lmkan_cupy_{name}",
+        (torch.autograd.Function,),
+        {method: staticmethod(each) for method, each in methods.items()},
+    )
+
+    def call(*arguments: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            if "torch.distributed.tensor" in sys.modules:  # else there is no DTensor
+                _register_sharding()
+            if torch._C._are_functorch_transforms_active():
+                return function.apply(*arguments)
+        return overload(*arguments)
+
+    return call
+
+
+_library = _register()
+
+forward: Callable[..., Tensor] = _call("forward")
+backward: Callable[..., tuple[Tensor, Tensor]] = _call("backward")
+backward_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = _call("backward_backward")
+hessian_penalty: Callable[..., Tensor] = _call("hessian_penalty")
+hessian_penalty_and_grad: Callable[..., tuple[Tensor, Tensor]] = _call("hessian_penalty_and_grad")

@@ -1,0 +1,294 @@
+"""`LMKANRegressor`, `LMKANClassifier`: scikit-learn's own checks, its tools, early stopping."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip("sklearn")
+torch = pytest.importorskip("torch")
+
+from lmkan_cupy.adapters import training  # noqa: E402
+from lmkan_cupy.adapters.sklearn import LMKANClassifier, LMKANRegressor  # noqa: E402
+from lmkan_cupy.adapters.torch import hessian_penalty  # noqa: E402
+from sklearn.base import clone  # noqa: E402
+from sklearn.datasets import make_friedman1, make_moons  # noqa: E402
+from sklearn.exceptions import NotFittedError  # noqa: E402
+from sklearn.linear_model import LinearRegression, LogisticRegression  # noqa: E402
+from sklearn.model_selection import GridSearchCV, cross_val_score  # noqa: E402
+from sklearn.pipeline import make_pipeline  # noqa: E402
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler  # noqa: E402
+from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
+
+QUICK: dict[str, Any] = {"width": 4, "layers": 2, "epochs": 10, "random_state": 0}
+BOTH = pytest.mark.parametrize("kind", [LMKANRegressor, LMKANClassifier])
+
+
+# With the default sizes they take longer, and pass as well.
+@parametrize_with_checks([kind(width=8, layers=2) for kind in (LMKANRegressor, LMKANClassifier)])
+def test_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def rows(count: int = 200, seed: int = 0) -> tuple[Any, Any]:
+    """Features [N, 3], and labels [N] that a regressor takes as well."""
+    x = np.random.default_rng(seed).normal(size=(count, 3))
+    return x, (x[:, 0] * x[:, 1] > 0).astype(np.int64)
+
+
+def recorded_trainers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every trainer that trains from here on."""
+    trainers: list[Any] = []
+    train = training.Trainer.train
+
+    def recorded(self: Any, *arguments: Any) -> Any:
+        trainers.append(self)
+        return train(self, *arguments)
+
+    monkeypatch.setattr(training.Trainer, "train", recorded)
+    return trainers
+
+
+# What they learn
+
+
+def test_regressor_beats_a_linear_model_of_products() -> None:
+    """On 300 noisy rows with the defaults; all products of features are given to the other."""
+    x, y = make_friedman1(1300, noise=1.0, random_state=0)
+    given, held_out = (x[:300], y[:300]), (x[300:], y[300:])
+    other = make_pipeline(PolynomialFeatures(2), LinearRegression()).fit(*given)
+    assert LMKANRegressor(random_state=0).fit(*given).score(*held_out) > other.score(*held_out)
+
+
+def test_classifier_beats_a_linear_model_of_products() -> None:
+    x, y = make_moons(1300, noise=0.2, random_state=0)
+    given, held_out = (x[:300], y[:300]), (x[300:], y[300:])
+    other = make_pipeline(PolynomialFeatures(2), LogisticRegression()).fit(*given)
+    assert LMKANClassifier(random_state=0).fit(*given).score(*held_out) > other.score(*held_out)
+
+
+def test_several_targets_in_their_own_units() -> None:
+    x, _ = rows(400)
+    y = np.stack([x[:, 0] * x[:, 1], 1e6 + 1e3 * np.sin(x[:, 2])], axis=1)
+    regressor = LMKANRegressor(random_state=0, epochs=60).fit(x, y)
+    answers = regressor.predict(x)
+    assert answers.shape == (400, 2)
+    assert (np.abs(answers - y).mean(axis=0) < 0.2 * y.std(axis=0)).all()
+    one_column = LMKANRegressor(**QUICK).fit(x, y[:, :1]).predict(x)
+    np.testing.assert_array_equal(
+        one_column[:, 0], LMKANRegressor(**QUICK).fit(x, y[:, 0]).predict(x)
+    )
+
+
+def test_probabilities_are_in_the_order_of_the_labels() -> None:
+    x, y = rows(300)
+    names = np.array(["wine", "ale", "mead"])[np.where(x[:, 2] > 1, 2, y)]
+    classifier = LMKANClassifier(random_state=0, epochs=60).fit(x, names)
+    assert list(classifier.classes_) == ["ale", "mead", "wine"]
+    probabilities = classifier.predict_proba(x)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0)
+    np.testing.assert_array_equal(
+        classifier.predict(x), classifier.classes_[probabilities.argmax(1)]
+    )
+    assert classifier.score(x, names) > 0.9
+
+
+def test_a_larger_penalty_gives_smoother_functions() -> None:
+    x, y = make_friedman1(200, noise=1.0, random_state=0)
+    roughness = [
+        float(hessian_penalty(LMKANRegressor(penalty=penalty, **QUICK).fit(x, y).model_).detach())
+        for penalty in (0.0, 0.1, 10.0)
+    ]
+    assert roughness[0] > roughness[1] > roughness[2]
+
+
+# scikit-learn's tools
+
+
+@BOTH
+def test_pipeline_grid_search_and_cross_validation(kind: Any) -> None:
+    x, y = rows(120)
+    pipeline = make_pipeline(StandardScaler(), kind(**QUICK))
+    step = kind.__name__.lower()
+    search = GridSearchCV(pipeline, {f"{step}__num_grids": [4, 6]}, cv=2).fit(x, y)
+    assert search.best_params_[f"{step}__num_grids"] in (4, 6)
+    assert np.isfinite(cross_val_score(pipeline, x, y, cv=2)).all()
+
+
+@BOTH
+def test_clone_and_pickle(kind: Any) -> None:
+    x, y = rows()
+    estimator = kind(**QUICK).fit(x, y)
+    again = clone(estimator)
+    assert again.get_params() == estimator.get_params()
+    with pytest.raises(NotFittedError):
+        again.predict(x)
+    loaded = pickle.loads(pickle.dumps(estimator))
+    np.testing.assert_array_equal(loaded.predict(x), estimator.predict(x))
+
+
+@BOTH
+def test_names_of_features(kind: Any) -> None:
+    x, y = rows()
+    estimator = kind(**QUICK).fit(pd.DataFrame(x, columns=["a", "b", "c"]), y)
+    assert list(estimator.feature_names_in_) == ["a", "b", "c"]
+    assert estimator.n_features_in_ == 3
+
+
+# Randomness
+
+
+@BOTH
+def test_random_state(kind: Any) -> None:
+    x, y = rows()
+
+    def answers(random_state: Any) -> Any:
+        estimator = kind(**{**QUICK, "random_state": random_state}).fit(x, y)
+        return estimator.model_.answers(x)
+
+    np.testing.assert_array_equal(answers(3), answers(3))
+    assert (answers(3) != answers(4)).any()
+    drawn = [answers(np.random.RandomState(7)) for _ in range(2)]
+    np.testing.assert_array_equal(*drawn)
+    generator = np.random.RandomState(7)
+    assert (answers(generator) != answers(generator)).any()
+
+
+def test_the_state_of_torch_is_left_alone() -> None:
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    LMKANRegressor(**QUICK).fit(*rows())
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+
+
+# Validation and early stopping
+
+
+def test_rows_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainers = recorded_trainers(monkeypatch)
+    x, y = rows(200)
+    for options in ({}, {"validation_fraction": 0.3}, {"early_stopping": False}):
+        LMKANRegressor(**QUICK, **options).fit(x, y)
+    LMKANRegressor(**QUICK).fit(x[:9], y[:9])  # a tenth is less than one row
+    LMKANRegressor(**QUICK).fit(x[:150], y[:150], X_val=x[150:], y_val=y[150:])
+    counts = [(len(each.target), each.validation and len(each.validation[1])) for each in trainers]
+    assert counts == [(180, 20), (140, 60), (200, None), (9, None), (150, 50)]
+
+
+@BOTH
+def test_training_stops_when_it_gets_no_better(kind: Any) -> None:
+    """Labels that have nothing to do with the features cannot be predicted."""
+    x, _ = rows(150)
+    noise = np.random.default_rng(1).integers(0, 2, 150)
+    options = {**QUICK, "epochs": 50, "penalty": 1e-4}
+    first_part = training.FIRST_PART * 50
+    assert first_part < kind(**options).fit(x, noise).n_iter_ < 50
+    assert kind(**options, n_iter_no_change=None).fit(x, noise).n_iter_ == 50
+    assert kind(**options, early_stopping=False).fit(x, noise).n_iter_ == 50
+    assert kind(**options).fit(x[:9], noise[:9]).n_iter_ == 50  # no rows to validate on
+
+
+@BOTH
+def test_the_state_that_is_best_on_the_given_rows_is_kept(kind: Any) -> None:
+    x, _ = rows(300)
+    noise = 7 * np.random.default_rng(1).integers(0, 2, 300)
+    given = {"X_val": x[200:], "y_val": noise[200:]}
+    options = {**QUICK, "epochs": 50, "penalty": 1e-4}
+    estimator = kind(**options).fit(x[:200], noise[:200], **given)
+    last = kind(**options, early_stopping=False).fit(x[:200], noise[:200])
+
+    def loss(fitted: Any) -> float:
+        answers = torch.from_numpy(fitted.model_.answers(x[200:]))
+        if kind is LMKANClassifier:
+            target = torch.from_numpy(noise[200:] // 7)
+            return float(torch.nn.functional.cross_entropy(answers, target))
+        errors = (answers[:, 0].numpy() - noise[200:]) / noise[:200].std()
+        return float((errors**2).mean())
+
+    # Folding the branches and the way through the target's units round in float32 and float64.
+    assert estimator.validation_loss_ == pytest.approx(loss(estimator), rel=1e-4)
+    assert loss(estimator) < loss(last)
+    assert last.validation_loss_ is None
+
+
+# Progress bar, Ctrl-C
+
+
+@BOTH
+def test_progress_bar_on_request(kind: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    kind(**QUICK).fit(*rows())
+    assert capsys.readouterr() == ("", "")
+    kind(**QUICK, verbose=1).fit(*rows())
+    shown = capsys.readouterr().err
+    assert "lmKAN: " in shown
+    assert "training=" in shown
+    assert "validation=" in shown
+
+
+def test_after_ctrl_c_the_estimator_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = rows()
+    validate = training.Trainer._validate
+    calls = iter(range(100))
+
+    def interrupted(self: Any, network: Any) -> float:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return validate(self, network)
+
+    monkeypatch.setattr(training.Trainer, "_validate", interrupted)
+    regressor = LMKANRegressor(**QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        regressor.fit(x, y)
+    assert np.isfinite(regressor.predict(x)).all()
+    assert regressor.n_iter_ < QUICK["epochs"]
+
+
+# Errors
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"layers": 0}, "layers must be at least 1, got 0"),
+        ({"num_grids": 2}, "num_grids must be at least 3, got 2"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"n_iter_no_change": 0}, "n_iter_no_change must be at least 1, got 0"),
+        ({"bound": 0.0}, "bound must be positive, got 0.0"),
+        ({"penalty": -1.0}, "penalty must be None or at least 0, got -1.0"),
+        ({"validation_fraction": 1.0}, "validation_fraction must be between 0 and 1, got 1.0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_parameters(kind: Any, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=f"^{kind.__name__}: {text}"):
+        kind(**options).fit(*rows())
+
+
+@BOTH
+def test_wrong_rows_for_validation(kind: Any) -> None:
+    x, y = rows()
+    with pytest.raises(ValueError, match="X_val and y_val must be given together, got only one"):
+        kind(**QUICK).fit(x, y, X_val=x)
+    with pytest.raises(ValueError, match="X has 2 features"):
+        kind(**QUICK).fit(x, y, X_val=x[:, :2], y_val=y)
+
+
+def test_labels_for_validation_that_are_not_known() -> None:
+    x, y = rows()
+    with pytest.raises(ValueError, match=r"y_val holds labels that y lacks: \[5\]"):
+        LMKANClassifier(**QUICK).fit(x, y, X_val=x, y_val=np.full(len(x), 5))
+
+
+def test_one_class() -> None:
+    x, _ = rows()
+    with pytest.raises(ValueError, match="y must hold at least two classes, got one class"):
+        LMKANClassifier(**QUICK).fit(x, np.ones(len(x), int))

@@ -1,0 +1,520 @@
+"""torch's operators of the core, and what torch does with them: derivatives, compilers, vmap."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import tolerances
+from problems import DTYPES, FLOAT32, FLOAT64, HALF_TABLES, SMALL, Dtypes, Sizes, make_problem
+from tolerances import check_each
+
+torch = pytest.importorskip("torch")
+adapter = pytest.importorskip("lmkan_cupy.adapters.torch")
+functional = pytest.importorskip("lmkan_cupy.adapters.torch.functional")
+operators = pytest.importorskip("lmkan_cupy.adapters.torch.operators")
+FakeTensorMode = pytest.importorskip("torch._subclasses").FakeTensorMode
+
+LMKANLinear, lmkan = adapter.LMKANLinear, adapter.lmkan
+
+ENGINES = [None, "torch"]
+SIZES = [Sizes(0, 4, 3, 5), Sizes(1, 1, 1, 3), SMALL, Sizes(7, 3, 300, 4)]
+
+
+@pytest.fixture(autouse=True)
+def repeatable() -> Iterator[None]:
+    """Deterministic algorithms only; torch then also fills with NaN what it allocates."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("this torch cannot use the GPU")
+    return name
+
+
+def tensors_of(
+    rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes, device: str = "cpu"
+) -> list[Any]:
+    """x, tables, grad_y, ggx and ggt; autograd has the last in the dtype of the tables."""
+    problem = make_problem(rng, sizes, dtypes)
+    *others, ggt = (torch.from_numpy(each).to(device) for each in problem)
+    return [*others, ggt.to(others[1].dtype)]
+
+
+def hosts(tensors: Iterable[Any]) -> list[Any]:
+    return [each.detach().cpu().numpy() for each in tensors]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+class TestNumbers:
+    """Both engines against the oracle, as autograd sees them."""
+
+    @pytest.mark.parametrize("sizes", SIZES, ids=str)
+    def test_values_and_derivatives(
+        self,
+        rng: np.random.Generator,
+        sizes: Sizes,
+        dtypes: Dtypes,
+        engine: str | None,
+        device: str,
+    ) -> None:
+        x, tables, grad_y, ggx, ggt = tensors_of(rng, sizes, dtypes, device)
+        arrays = hosts((x, tables, grad_y, ggx, ggt))
+        leaves = [each.requires_grad_() for each in (grad_y, x, tables)]
+        y = lmkan(x, tables, engine=engine)
+        assert y.dtype == x.dtype
+        tolerances.forward(*arrays[:2]).check(*hosts([y]))
+
+        grads = torch.autograd.grad(y, (x, tables), grad_y, create_graph=True)
+        assert [each.dtype for each in grads] == [x.dtype, tables.dtype]
+        of_x, of_tables = tolerances.backward(arrays[2], *arrays[:2])
+        check_each(hosts(grads), (of_x, of_tables.stored(arrays[1].dtype)))
+
+        second = torch.autograd.grad(grads, leaves, (ggx, ggt))
+        *of_samples, of_tables = tolerances.backward_backward(*arrays[3:], arrays[2], *arrays[:2])
+        check_each(hosts(second), (*of_samples, of_tables.stored(arrays[1].dtype)))
+
+    def test_penalty(
+        self, rng: np.random.Generator, dtypes: Dtypes, engine: str | None, device: str
+    ) -> None:
+        _, tables, *_ = tensors_of(rng, SMALL, dtypes, device)
+        layer = LMKANLinear(*SMALL[1:], engine=engine, dtype=tables.dtype, device=device)
+        layer.tables.data = tables
+        penalty = layer.hessian_penalty()
+        penalty.backward()
+        of_penalty, of_grad = tolerances.hessian_penalty(*hosts([tables]), dtypes.x)
+        of_penalty.check(*hosts([penalty]))
+        of_grad.stored(dtypes.tables).check(*hosts([layer.tables.grad]))
+
+    def test_bad_coordinates(
+        self, rng: np.random.Generator, dtypes: Dtypes, engine: str | None, device: str
+    ) -> None:
+        """They spoil their own sample only."""
+        x, tables, *_ = tensors_of(rng, SMALL, dtypes, device)
+        expected = lmkan(x, tables, engine=engine)
+        for row, bad in enumerate((np.nan, np.inf, -np.inf)):
+            x[row, row] = bad
+        y = lmkan(x, tables, engine=engine)
+        assert not torch.isfinite(y[:3]).any()
+        assert torch.equal(y[3:], expected[3:])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bfloat16_tables_on_cuda(rng: np.random.Generator, engine: str | None) -> None:
+    """They go in as they are, and the layer is that of their values."""
+    x, tables, grad_y, *_ = tensors_of(rng, SMALL, FLOAT32, "cuda")
+    x.requires_grad_()
+    tables = tables.bfloat16().requires_grad_()
+    arrays = hosts((grad_y, x, tables.float()))
+    y = lmkan(x, tables, engine=engine)
+    tolerances.forward(*arrays[1:]).check(*hosts([y]))
+    grad_x, grad_tables = torch.autograd.grad(y, (x, tables), grad_y)
+    of_x, of_tables = tolerances.backward(*arrays)
+    of_x.check(*hosts([grad_x]))
+    assert grad_tables.dtype == torch.bfloat16
+    to_bfloat16 = torch.finfo(torch.bfloat16).eps / 2 * np.abs(of_tables.value)
+    replace(of_tables, bound=2 * of_tables.bound + to_bfloat16).check(*hosts([grad_tables.float()]))
+
+
+LAYOUTS: dict[str, Callable[[Any], Any]] = {
+    "contiguous": lambda tensor: tensor,
+    "transposed": lambda tensor: tensor.mT.contiguous().mT,
+    "stepped": lambda tensor: tensor.repeat_interleave(2, -1)[..., ::2],
+}
+
+
+def arguments_of(rng: np.random.Generator, dtypes: Dtypes, batch: int) -> dict[str, Any]:
+    """Arguments of every operator; gradients of half tables are float32."""
+    sizes = Sizes(batch, 3, 2, 4)
+    x, tables, grad_y, ggx, ggt = map(torch.from_numpy, make_problem(rng, sizes, dtypes))
+    return {
+        "forward": (x, tables),
+        "backward": (grad_y, x, tables, True, True),
+        "backward_backward": (ggx, ggt, grad_y, x, tables),
+        "hessian_penalty": (tables,),
+        "hessian_penalty_and_grad": (tables, 0.5),
+    }
+
+
+class TestRegistration:
+    @pytest.mark.parametrize("name", list(operators._OPERATORS))
+    @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+    @pytest.mark.parametrize(
+        ("layout", "batch"), [*((name, 3) for name in LAYOUTS), ("contiguous", 0)]
+    )
+    def test_opcheck(
+        self,
+        rng: np.random.Generator,
+        name: str,
+        dtypes: Dtypes,
+        layout: str,
+        batch: int,
+        device: str,
+    ) -> None:
+        """Once without and once with derivatives, those of the last operator are not there."""
+        operator = getattr(torch.ops.lmkan_cupy, name).default
+        arguments = [
+            LAYOUTS[layout](each.to(device)) if torch.is_tensor(each) else each
+            for each in arguments_of(rng, dtypes, batch)[name]
+        ]
+        torch.library.opcheck(operator, arguments)
+        if name != "backward_backward":
+            arguments = [
+                each.requires_grad_() if torch.is_tensor(each) else each for each in arguments
+            ]
+            torch.library.opcheck(operator, arguments)
+
+    @pytest.mark.parametrize("needs", [(True, False), (False, True)], ids=["x", "tables"])
+    def test_opcheck_of_half_a_backward(
+        self, rng: np.random.Generator, needs: tuple[bool, bool]
+    ) -> None:
+        *tensors, _, _ = arguments_of(rng, FLOAT32, 3)["backward"]
+        tensors = [each.requires_grad_() for each in tensors]
+        torch.library.opcheck(torch.ops.lmkan_cupy.backward.default, (*tensors, *needs))
+        sizes = [each.numel() for each in operators.backward(*tensors, *needs)]
+        assert [size > 0 for size in sizes] == list(needs)
+
+    @pytest.mark.parametrize("missing", [0, 1], ids=["ggx", "ggt"])
+    def test_opcheck_with_one_cotangent(self, rng: np.random.Generator, missing: int) -> None:
+        arguments = list(arguments_of(rng, FLOAT32, 3)["backward_backward"])
+        arguments[missing] = None
+        torch.library.opcheck(torch.ops.lmkan_cupy.backward_backward.default, arguments)
+
+    @pytest.mark.parametrize("check", ["gradcheck", "gradgradcheck"])
+    def test_derivatives_of_the_penalty_with_its_gradient(
+        self, rng: np.random.Generator, check: str
+    ) -> None:
+        tables, _ = arguments_of(rng, FLOAT64, 0)["hessian_penalty_and_grad"]
+
+        def function(tables: Any) -> Any:
+            return operators.hessian_penalty_and_grad(tables, 0.5)
+
+        assert getattr(torch.autograd, check)(function, tables.requires_grad_())
+
+    @pytest.mark.parametrize("name", list(operators._OPERATORS))
+    @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+    def test_fake_cuda_tensors(self, rng: np.random.Generator, name: str, half: Any) -> None:
+        """Results lie on the device, in the dtypes of the core; bfloat16 goes in as it is."""
+        arguments = arguments_of(rng, HALF_TABLES, 3)[name]
+        real = getattr(operators, name)(*arguments)
+        with FakeTensorMode() as mode:
+
+            def fake(each: Any) -> Any:
+                if not torch.is_tensor(each):
+                    return each
+                dtype = half if each.dtype == torch.float16 else each.dtype
+                return mode.from_tensor(each).to(device="cuda:1", dtype=dtype)
+
+            results = getattr(operators, name)(*map(fake, arguments))
+        for result, expected in zip(
+            *((each,) if torch.is_tensor(each) else each for each in (results, real)), strict=True
+        ):
+            assert result.device == torch.device("cuda:1")
+            assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+
+    @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+    def test_half_tables_go_to_cuda_as_they_are(
+        self, monkeypatch: pytest.MonkeyPatch, half: Any
+    ) -> None:
+        seen: list[Any] = []
+        monkeypatch.setattr(operators, "forward", lambda x, tables: seen.append(tables.dtype))
+        for device in ("cuda", "cpu"):
+            with FakeTensorMode():
+                tables = torch.empty(3, 5, 5, 7, device=device, dtype=half)
+                lmkan(torch.empty(4, 5, device=device), tables)
+        assert seen == [half, torch.float32]
+
+    def test_meta_tensors(self) -> None:
+        layer = LMKANLinear(5, 7, device="meta")
+        assert layer(torch.empty(4, 5, device="meta")).shape == (4, 7)
+        assert layer.hessian_penalty().shape == ()
+        with pytest.raises(ValueError, match="tables has 3 pairs, but x has 7 features"):
+            lmkan(torch.empty(4, 7, device="meta"), layer.tables)
+
+    @pytest.mark.parametrize("device", ["mps", "xpu"])
+    def test_device_without_an_engine(self, device: str) -> None:
+        with FakeTensorMode():
+            x, tables = torch.empty(4, 5, device=device), torch.empty(3, 5, 5, 7, device=device)
+            text = f"is on {device}:0, which has no engine: use engine='torch', or "
+            with pytest.raises(TypeError, match=f"x {text}"):
+                lmkan(x, tables)
+            with pytest.raises(TypeError, match=f"tables {text}"):
+                functional.hessian_penalty_of(tables)
+
+
+class TestAutocast:
+    @pytest.mark.parametrize("engine", ENGINES)
+    @pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_computes_in_float32_on_the_cpu(self, engine: str | None, input_dtype: Any) -> None:
+        x, layer = torch.randn(33, 5).to(input_dtype), LMKANLinear(5, 7, engine=engine)
+        x.requires_grad_()
+        expected = layer(x.float())
+        grads = torch.autograd.grad(expected.bfloat16().sum(), (x, layer.tables))
+        with torch.autocast("cpu"):
+            y = layer(x)
+        assert y.dtype == torch.bfloat16
+        assert torch.equal(y, expected.bfloat16())
+        for grad, same in zip(torch.autograd.grad(y.sum(), (x, layer.tables)), grads, strict=True):
+            assert grad.dtype == same.dtype
+            assert torch.equal(grad, same)
+
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_nested(self, engine: str | None) -> None:
+        x, layer = torch.randn(33, 5), LMKANLinear(5, 7, engine=engine)
+        with torch.autocast("cpu", torch.float16):
+            assert layer(x).dtype == torch.float16
+            with torch.autocast("cpu", enabled=False):
+                assert torch.equal(layer(x), lmkan(x, layer.tables, engine=engine).float())
+            assert layer(x).dtype == torch.float16
+
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_float64_is_left_alone(self, engine: str | None) -> None:
+        x = torch.randn(33, 5, dtype=torch.float64)
+        layer = LMKANLinear(5, 7, engine=engine, dtype=torch.float64)
+        with torch.autocast("cpu"):
+            y = layer(x)
+        assert torch.equal(y, layer(x))
+
+    def test_tables_go_to_cuda_kernels_in_the_autocast_dtype(self) -> None:
+        seen = []
+
+        def evaluate(x: Any, tables: Any) -> Any:
+            seen.append((x.dtype, tables.dtype))
+            return operators.forward(x, tables)
+
+        torch.set_autocast_enabled("cuda", True)  # a context would disable itself without a GPU
+        try:
+            with FakeTensorMode():
+                x = torch.empty(4, 5, device="cuda", dtype=torch.float16)
+                tables = torch.empty(3, 5, 5, 7, device="cuda")
+                assert operators.under_autocast(evaluate, x, tables).dtype == torch.float16
+                assert operators.forward(x, tables).dtype == torch.float16
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+        assert seen == [(torch.float32, torch.float16)]
+
+    def test_training_with_a_scaler(self) -> None:
+        """The scale is taken out again; a step with infinite gradients is left out."""
+        layer, x = LMKANLinear(5, 7), torch.randn(33, 5)
+        twin = LMKANLinear(5, 7)
+        twin.load_state_dict(layer.state_dict())
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (layer, twin)]
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = [each(x).float().square().sum() for each in (layer, twin)]
+        scaler.scale(losses[0]).backward()
+        losses[1].backward()
+        scaler.step(optimizers[0])
+        optimizers[1].step()
+        assert torch.equal(layer.tables, twin.tables)  # a power of two scales without rounding
+        before = layer.tables.detach().clone()
+        layer.tables.grad.fill_(torch.inf)
+        scaler.update()
+        scaler.scale(layer(x).sum()).backward()
+        scaler.step(optimizers[0])
+        assert torch.equal(layer.tables, before)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+class TestVmap:
+    @pytest.fixture
+    def x(self) -> Any:
+        return torch.randn(6, 4, 5)
+
+    @pytest.fixture
+    def tables(self) -> Any:
+        return torch.randn(3, 5, 5, 2)
+
+    @pytest.mark.parametrize("axis", [0, 1, -2])
+    def test_over_samples(self, x: Any, tables: Any, axis: int, engine: str | None) -> None:
+        mapped = torch.vmap(partial(lmkan, tables=tables, engine=engine), in_dims=axis)(x)
+        expected = lmkan(x, tables, engine=engine).movedim(axis, 0)
+        torch.testing.assert_close(mapped, expected)
+
+    def test_over_tables(self, x: Any, tables: Any, engine: str | None) -> None:
+        """An ensemble, on the same samples and on its own."""
+        ensemble = torch.stack([tables, -2 * tables, tables.flip(1)])
+        layer = partial(lmkan, engine=engine)
+        for in_dims, samples in ((None, [x[0]] * 3), (0, x[:3])):
+            given = x[0] if in_dims is None else x[:3]
+            torch.testing.assert_close(
+                torch.vmap(layer, in_dims=(in_dims, 0))(given, ensemble),
+                torch.stack([layer(s, t) for s, t in zip(samples, ensemble, strict=True)]),
+            )
+
+    def test_gradients_of_every_sample(self, x: Any, tables: Any, engine: str | None) -> None:
+        """Of the input, which is one call for all samples, and of the tables, which is one each."""
+        layer = partial(lmkan, engine=engine)
+
+        def loss(sample: Any, tables: Any) -> Any:
+            return layer(sample, tables).square().sum()
+
+        for argument in (0, 1):
+            grads = torch.vmap(torch.func.grad(loss, argument), in_dims=(0, None))(x[0], tables)
+            expected = [
+                torch.autograd.functional.vjp(loss, (sample, tables))[1][argument]
+                for sample in x[0]
+            ]
+            torch.testing.assert_close(grads, torch.stack(expected))
+
+    def test_forces_of_an_ensemble(self, x: Any, tables: Any, engine: str | None) -> None:
+        """Of the input alone, with tables of every member's own."""
+        ensemble = torch.stack([tables, -2 * tables])
+        layer = partial(lmkan, engine=engine)
+
+        def energy(sample: Any, tables: Any) -> Any:
+            return layer(sample, tables).square().sum()
+
+        forces = torch.vmap(torch.func.grad(energy), in_dims=(None, 0))(x[0], ensemble)
+        torch.testing.assert_close(forces[1], 4 * forces[0])
+
+    def test_jacobian_and_its_gradient(self, x: Any, tables: Any, engine: str | None) -> None:
+        layer = partial(lmkan, engine=engine)
+        sample = x[0, 0]
+        jacobian = torch.func.jacrev(layer)(sample, tables)
+        expected = torch.autograd.functional.jacobian(layer, (sample, tables))[0]
+        torch.testing.assert_close(jacobian, expected)
+
+        def roughness(tables: Any) -> Any:
+            return torch.func.jacrev(layer)(sample, tables).square().sum()
+
+        def again(tables: Any) -> Any:
+            jacobians = torch.autograd.functional.jacobian(
+                partial(layer, tables=tables), sample, create_graph=True
+            )
+            return jacobians.square().sum()
+
+        torch.testing.assert_close(
+            torch.func.grad(roughness)(tables),
+            torch.autograd.functional.vjp(again, tables)[1],
+        )
+
+    def test_penalty_of_an_ensemble(self, tables: Any, engine: str | None) -> None:
+        layer = LMKANLinear(5, 2, 4, engine=engine)
+        ensemble = torch.stack([tables, -2 * tables])
+
+        def penalty(tables: Any) -> Any:
+            model = torch.nn.ModuleDict({"layer": layer})
+            return torch.func.functional_call(_Penalty(model), {"model.layer.tables": tables}, ())
+
+        penalties = torch.vmap(penalty)(ensemble)
+        torch.testing.assert_close(penalties[1], 4 * penalties[0])
+        grads = torch.vmap(torch.func.grad(penalty))(ensemble)
+        torch.testing.assert_close(grads[1], -2 * grads[0])
+
+
+class _Penalty(torch.nn.Module):  # type: ignore[misc]
+    """`hessian_penalty` of a model as a module, for `functional_call`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self) -> Any:
+        return adapter.hessian_penalty(self.model)
+
+
+def grads_of(model: Any, x: Any) -> list[Any]:
+    """Output, gradients of the input and of all parameters."""
+    x = x.detach().requires_grad_()
+    y = model(x)
+    return [y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()])]
+
+
+# torch itself still uses torch.jit.script in these parts.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+class TestCompilers:
+    @pytest.fixture(autouse=True)
+    def from_scratch(self) -> None:
+        torch.compiler.reset()
+
+    @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    def test_compiled_is_eager_to_the_bit(self, dynamic: bool, dtype: Any) -> None:
+        layer = LMKANLinear(5, 7, dtype=dtype)
+        compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic)
+        for batch in (33, 34, 1):
+            x = torch.randn(batch, 5, dtype=dtype)
+            for result, expected in zip(grads_of(compiled, x), grads_of(layer, x), strict=True):
+                assert torch.equal(result, expected)
+
+    @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+    def test_plain_torch(self, dynamic: bool) -> None:
+        """With tables as an argument: a size that is a symbol gets its knots all the same."""
+        compiled = torch.compile(
+            partial(lmkan, engine="torch"), fullgraph=True, dynamic=dynamic, backend="aot_eager"
+        )
+        for num_grids in (4, 5):
+            x, tables = torch.randn(33, 5), torch.randn(3, num_grids + 1, num_grids + 1, 7)
+            assert torch.equal(compiled(x, tables), lmkan(x, tables, engine="torch"))
+
+    def test_training_step(self) -> None:
+        """A whole loss with autocast and penalty in one graph, in which no error text gets lost."""
+        layer, x = LMKANLinear(5, 7), torch.randn(33, 5)
+
+        def loss(x: Any) -> Any:
+            with torch.autocast("cpu"):
+                y = layer(x)
+            return y.float().square().mean() + 0.1 * layer.hessian_penalty()
+
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        grads = [torch.autograd.grad(each(x), layer.tables)[0] for each in (compiled, loss)]
+        assert torch.equal(*grads)
+        with pytest.raises(Exception, match="x must have 5 features on its last axis"):
+            compiled(torch.randn(33, 6))
+
+    def test_vmap(self) -> None:
+        tables, x = torch.randn(3, 5, 5, 7), torch.randn(33, 5)
+        mapped = torch.vmap(partial(lmkan, tables=tables))
+        compiled = torch.compile(mapped, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x), mapped(x))
+
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_export(self, engine: str | None) -> None:
+        """With a batch of any size, through a file."""
+        model = torch.nn.Sequential(LMKANLinear(5, 7, engine=engine), torch.nn.ReLU())
+        batch = torch.export.Dim("batch", min=2)
+        exported = torch.export.export(model, (torch.randn(4, 5),), dynamic_shapes=({0: batch},))
+        targets = {str(node.target) for node in exported.graph.nodes}
+        assert ("lmkan_cupy.forward.default" in targets) == (engine is None)
+        file = io.BytesIO()
+        torch.export.save(exported, file)
+        file.seek(0)
+        x = torch.randn(33, 5)
+        assert torch.equal(torch.export.load(file).module()(x), model(x))
+
+    @pytest.mark.parametrize("engine", ENGINES)
+    @pytest.mark.parametrize("use_reentrant", [False, True])
+    def test_checkpointing(self, engine: str | None, use_reentrant: bool) -> None:
+        layer, x = LMKANLinear(5, 7, engine=engine), torch.randn(33, 5)
+
+        class Checkpointed(torch.nn.Module):  # type: ignore[misc]
+            def forward(self, x: Any) -> Any:
+                return torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=use_reentrant)
+
+        expected = grads_of(layer, x)
+        x = x.requires_grad_()
+        y = Checkpointed()(x)
+        y.square().sum().backward()
+        for result, same in zip((y, x.grad, layer.tables.grad), expected, strict=True):
+            assert torch.equal(result, same)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_forward_mode_says_that_it_is_missing() -> None:
+    layer = partial(lmkan, tables=torch.zeros(1, 5, 5, 2))
+    with pytest.raises(RuntimeError, match="jvp"):
+        torch.func.jvp(layer, (torch.zeros(3, 2),), (torch.ones(3, 2),))
