@@ -9,13 +9,13 @@
 // a (R - L). With both DIRECTION and LAYER, the double backward, they are the sum of these, of
 // `direction_tables`, and of those above, of `layer_tables`.
 //
-// A warp walks a stretch of the samples of a chunk, sorted by cell (sort.cu), for a tile of outputs:
+// A warp walks a stretch of the samples of a chunk, sorted by cell, for a tile of outputs:
 // differences and sums of a cell stay in registers while its samples pass by, and when it goes from
 // (i, j) to (i, j+1), also what they share. No two warps of a launch add to the same table row:
 //   - A warp adds up all its cells but the last, whose four rows go into a slot. A cell before the
 //     last adds to node columns left of the last one's, as the column between two neighbours is
 //     carried over; and the stretches that follow begin with the last one's cell or to its right.
-//   - Cells (i, j) and (i+1, j) share rows, too: a launch treats the cells of even or of odd i only.
+//   - Cells (i, j) and (i+1, j) share rows, too: a launch treats cells of even or of odd i only.
 //   - backward_slots, a launch of its own, adds the slots, those of a pair one after the other.
 // So a row is read, added to and written without atomics, and always in the same order.
 //
@@ -88,7 +88,7 @@ struct CellSums {
 struct Differences {
     REAL left[LANE_OUTPUTS], right[LANE_OUTPUTS], across[LANE_OUTPUTS];
 
-    // `rows` is the lane's first output of row 0; next_to_it: the cell before was the left neighbour.
+    // `rows` is the lane's first output of row 0; next_to_it: the last cell was the left neighbour.
     __device__ __forceinline__ void load(const LAYER_TABLE* rows, bool next_to_it,
                                          const Share& share, long long out_features) {
         REAL row_0[LANE_OUTPUTS] = {}, row_1[LANE_OUTPUTS] = {}, row_3[LANE_OUTPUTS] = {};
@@ -138,7 +138,7 @@ __device__ __forceinline__ REAL dot(const REAL (&a)[LANE_OUTPUTS], const REAL (&
 // What all lanes need of a sample, prepared by one of them.
 struct alignas(16) Prepared {
     REAL weight[CORNERS];
-    Two mixed_factor;         // of R - L in the two brackets: v, u, or with DIRECTION b, a
+    Two mixed_factor;          // of R - L in the two brackets: v, u, or with DIRECTION b, a
     long long bytes_to_fetch;  // where grad_y of the sample IN_FLIGHT places on begins, in bytes
     int cell;
 #if DIRECTION && LAYER
@@ -219,8 +219,9 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
          const TABLE* __restrict__ direction_tables, const LAYER_TABLE* __restrict__ layer_tables,
          const int* __restrict__ places, const REAL* __restrict__ fractions,
          const int* __restrict__ evens, REAL* __restrict__ slopes, REAL* __restrict__ grad_tables,
-         REAL* __restrict__ slots, long long first_sample, long long count, long long chunk, long long stretches,
-         long long stretch_length, long long half, long long in_features, long long out_features) {
+         REAL* __restrict__ slots, long long first_sample, long long count, long long chunk,
+         long long stretches, long long stretch_length, long long half, long long in_features,
+         long long out_features) {
     __shared__ Work work_of_warp[WARPS];
     Work& work = work_of_warp[threadIdx.x / LANES];
     const int lane = lane_index();
@@ -258,10 +259,8 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
         REAL g[IN_FLIGHT][LANE_OUTPUTS] = {};
 #pragma unroll
         for (int n = 0; n < IN_FLIGHT; ++n) {
-            share.read(reinterpret_cast<const REAL*>(own_grad_y +
-                                                     records.sample(record_index(stretch.begin + n)) *
-                                                         row_bytes),
-                       g[n]);
+            const long long sample = records.sample(record_index(stretch.begin + n));
+            share.read(reinterpret_cast<const REAL*>(own_grad_y + sample * row_bytes), g[n]);
         }
 
         CellSums sums = {};
@@ -422,7 +421,7 @@ backward_slots(const int* __restrict__ places, const int* __restrict__ evens, RE
 
 // Adds up the tiles' parts of dx, where there are several, and brings them into their place.
 //
-// Block    32 samples and 16 pairs at a time, through shared memory, so that neighbouring lanes have
+// Block    32 samples, 16 pairs at a time, through shared memory, so that neighbouring lanes have
 //          neighbouring samples of a pair when they read, neighbouring features when they write.
 // Order    tiles ascending.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)

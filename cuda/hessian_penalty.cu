@@ -11,16 +11,16 @@
 // Block    a tile of VECTORS vectors of outputs and of COLUMNS columns j of one pair; where a grid
 //          has more columns, neighbouring tiles share HALO of them on either side. It goes from row
 //          to row i: what lies in other rows is in registers, in other columns in shared memory.
-// Thread   one column and vector: reads it in every row, and owns its nodes unless it is in the halo.
+// Thread   one column and vector: reads it in every row, owns its nodes unless it is in the halo.
 // Reads    tables: once, and what neighbouring tiles share.
 // Writes   grad, unless null: scale dR/dT, or adds it; partial: the block's sum of the squares.
-// Order    within a node as written; squares over the elements of a vector, then in double over rows
-//          ascending, then over the block.
+// Order    within a node as written; squares over the elements of a vector, then in double over
+//          rows ascending, then over the block.
 //
 // `tables` is not __restrict__: else the compiler puts off the load of the next row until after the
 // barrier, where it is waited for.
 //
-// At step i a thread knows row i and its neighbours' values in it, so f_yy(i), f_xx(i-1), f_xy(i-1),
+// At step i a thread knows row i and its neighbours' values in it, so f_yy(i), f_xx(i-1), f_xy(i-1)
 // and what its neighbours had of f_yy(i-1) and f_xy(i-2): the gradient of row i-3 is complete.
 #include "element.cuh"
 #include "lanes.cuh"
@@ -29,8 +29,7 @@
 using Values = Vector<REAL, VECTOR>;
 
 constexpr int INNER = (NUM_GRIDS - 1) * (NUM_GRIDS - 1);
-constexpr int REACH = 2;
-constexpr int HALO = NUM_KNOTS > COLUMNS ? REACH : 0;
+constexpr int HALO = NUM_KNOTS > COLUMNS ? 2 : 0;  // two columns to either side have a say in one
 constexpr int OWN_COLUMNS = COLUMNS - 2 * HALO;
 constexpr int COLUMN_TILES = (NUM_KNOTS + OWN_COLUMNS - 1) / OWN_COLUMNS;
 
@@ -63,9 +62,8 @@ __device__ __forceinline__ double block_sum(double value) {
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-hessian_penalty(const TABLE* tables, REAL* grad,
-                double* __restrict__ partial, long long pairs, long long out_features,
-                long long accumulate, double scale) {
+hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, long long pairs,
+                long long out_features, long long accumulate, double scale) {
     struct Shared {
         Values value, f_yy, mixed;
     };

@@ -17,7 +17,7 @@ __device__ __forceinline__ double exponential(double x) { return exp(x); }
 // clamp(floor(G sigma(x)), 0, G - 1), and 0 for a NaN: max takes the argument that is a number.
 //
 // Halving is exact and nothing is added to the product, so there is nothing for a compiler to fuse:
-// wherever this is inlined, it finds the same cell. Ownership in backward.cu depends on it.
+// wherever this is inlined, it finds the same cell, in the forward and in the backward.
 __device__ __forceinline__ int interval_of(REAL x) {
     const REAL tail = REAL(0.5) * exponential(x > 0 ? -x : x);
     const REAL position = REAL(NUM_GRIDS) * (x > 0 ? 1 - tail : tail);

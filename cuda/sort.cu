@@ -1,10 +1,10 @@
 // For every pair, the samples of a chunk in the order of their cells, those of a cell in their own
 // order, as records (record.cuh): a stable radix sort in shared memory.
 //
-// The order of the cells (i, j): even i before odd i, then by i, then by j. Cells of even i share no
-// node row, nor do those of odd i, so that backward.cu can treat each half in one launch. A key is
-// the number of a cell in this order; it has PASSES digits below DIGITS, least significant first, and
-// only one unless G is large.
+// The order of the cells (i, j): even i before odd i, then by i, then by j. Cells of even i share
+// no node row, nor do those of odd i, so that backward.cu can treat each half in one launch. A key
+// is the number of a cell in this order; it has PASSES digits below DIGITS, least significant
+// first, and only one unless G is large.
 //
 // Block    one pair at a time.
 // Warp     a run of neighbouring places, 32 at a time; has its own counts of digits, so that the
@@ -15,8 +15,9 @@
 // Order    integers only; no place depends on which thread comes first.
 //
 // Shared memory, added up in launch_plan.py, too: the counts, 2 bytes for each warp and digit; the
-// first place of each digit, 4 bytes (both for an even number of digits); then arrays [chunk]: the keys, 2 bytes (4 for G > 256); the
-// sample of each place, 2 bytes, of one pass and of the next.
+// first place of each digit, 4 bytes (both for an even number of digits); 4 bytes per warp; then
+// arrays [chunk]: the keys, 2 bytes (4 for G > 256); the sample of each place, 2 bytes, of one pass
+// and of the next.
 #include "lanes.cuh"
 #include "position.cuh"
 #include "record.cuh"
@@ -43,7 +44,7 @@ __device__ __forceinline__ Key key_of(Point point) {
 
 __device__ __forceinline__ bool is_even(Key key) { return key < EVEN_ROWS * NUM_GRIDS; }
 
-// Counts of two neighbouring digits in one word, each below 65536: the even digit's in its low half.
+// Counts of two digits in one word, each below 65536: the even digit's in its low half.
 struct Counts {
     unsigned words[WORDS];
 
@@ -56,8 +57,7 @@ struct Counts {
 };
 
 // The sum of the values of all lower threads.
-__device__ __forceinline__ int sum_of_lower_threads(int value) {
-    __shared__ int of_warp[WARPS];
+__device__ __forceinline__ int sum_of_lower_threads(int value, int* of_warp) {
     int sum = value;
     for (int offset = 1; offset < LANES; offset *= 2) {
         const int lower = __shfl_up_sync(ALL_LANES, sum, offset);
@@ -71,7 +71,7 @@ __device__ __forceinline__ int sum_of_lower_threads(int value) {
 }
 
 // The counts become those of earlier warps alone, `first` the place of each digit's first sample.
-__device__ __forceinline__ void counts_to_places(Counts* counts, int* first) {
+__device__ __forceinline__ void counts_to_places(Counts* counts, int* first, int* of_warp) {
     for (int word = threadIdx.x; word < WORDS; word += THREADS) {
         unsigned sum = 0;
         for (int warp = 0; warp < WARPS; ++warp) {
@@ -87,7 +87,7 @@ __device__ __forceinline__ void counts_to_places(Counts* counts, int* first) {
     const int end = min(begin + DIGITS_OF_THREAD, DIGITS);
     int own = 0;
     for (int digit = begin; digit < end; ++digit) own += first[digit];
-    int place = sum_of_lower_threads(own);
+    int place = sum_of_lower_threads(own, of_warp);
     for (int digit = begin; digit < end; ++digit) {
         const int count = first[digit];
         first[digit] = place;
@@ -103,7 +103,8 @@ sort_by_cell(const REAL* __restrict__ x, int* __restrict__ places, REAL* __restr
     extern __shared__ unsigned words[];
     Counts* counts = reinterpret_cast<Counts*>(words);
     int* first = reinterpret_cast<int*>(counts + WARPS);
-    Key* keys = reinterpret_cast<Key*>(first + 2 * WORDS);
+    int* of_warp = first + 2 * WORDS;
+    Key* keys = reinterpret_cast<Key*>(of_warp + WARPS);
     unsigned short* sample_at = reinterpret_cast<unsigned short*>(keys + chunk);
     unsigned short* next_sample_at = sample_at + (PASSES > 1 ? chunk : 0);
     const int lane = lane_index(), warp = threadIdx.x / LANES;
@@ -131,7 +132,7 @@ sort_by_cell(const REAL* __restrict__ x, int* __restrict__ places, REAL* __restr
                 counts[warp].add(digit_of(sample_of(place)), 1);
             }
             __syncthreads();
-            counts_to_places(counts, first);
+            counts_to_places(counts, first, of_warp);
 
             for (int place = begin; place < end; place += LANES) {
                 const bool active = place + lane < end;

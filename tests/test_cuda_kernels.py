@@ -34,17 +34,15 @@ pytestmark = pytest.mark.usefixtures("emulator_tools")
 
 SIZES = [
     Sizes(1, 1, 1, 3),
-    Sizes(33, 2, 32, 3),
+    Sizes(3, 67, 32, 8),
     Sizes(70, 5, 33, 8),
-    Sizes(50, 4, 129, 8),
+    Sizes(50, 4, 100, 8),
     Sizes(40, 3, 260, 4),
-    Sizes(3, 67, 5, 8),
-    Sizes(65, 3, 9, 47),
-    Sizes(40, 2, 2, 300),
+    Sizes(65, 3, 2, 300),
 ]
-"""Every number of outputs per lane and vector, one and two tiles, odd numbers of inputs, more pairs
-than a warp has lanes, one and two digits of the sort, both widths of its keys; batches beside the
-chunk of 32 samples."""
+"""Every number of outputs per lane and vector, one and several tiles, odd numbers of inputs, more
+pairs than a warp has lanes, one and two digits of the sort, both widths of its keys; batches beside
+the chunk of 32 samples."""
 
 
 SHARED_SIZES = [Sizes(37, 5, 32, 8), Sizes(520, 3, 64, 4)]

@@ -71,7 +71,8 @@ def _pull_back(
     """
     if grad_tables is not None:
         grad_tables.fill(0)
-    tables = layer_tables if direction_tables is None else direction_tables
+    tables = direction_tables if direction_tables is not None else layer_tables
+    assert tables is not None
     arrays = (grad_y, direction_tables, layer_tables, grad_tables)
     batch, in_features = x.shape
     out_features = tables.shape[3]
@@ -164,7 +165,7 @@ def hessian_penalty(
     pairs, _, _, out_features = tables.shape
     layer = launch_plan.layer_of_tables(tables, knots)
     arrays = (tables,) if grad is None else (tables, grad)
-    plan = _plan_penalty(layer, aligned=aligned(*arrays))
+    plan = _plan_penalty(layer, kernel_cache.device(), aligned=aligned(*arrays))
     partial = allocation.empty((plan.partials,), np.dtype(np.float64), tables)
     run(plan.penalty, knots, tables, grad, partial, pairs, out_features, accumulate, scale)
     run(plan.total, knots, partial, penalty, plan.partials)

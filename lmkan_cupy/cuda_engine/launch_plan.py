@@ -37,9 +37,10 @@ MOST_WALK_OUTPUTS = {"float32": 8, "float64": 4}
 VECTOR_BYTES = 16
 
 #: Blocks of the backward that a multiprocessor should hold, which limits the registers of a thread:
-#: one less for float64 or along a direction, and one less from sm_100 on, where operations on pairs
-#: of numbers need neighbouring registers.
+#: one less for float64 or along a direction, and one less from sm_100 on, see below.
 WALK_BLOCKS = 4
+
+#: From this architecture on, operations on pairs of numbers need neighbouring registers, so more.
 PAIRED_OPERATIONS = 100
 
 #: Up to G intervals -> samples that the backward sorts and walks at a time. A tile of their rows of
@@ -54,11 +55,11 @@ MOST_DIGITS = 2048
 STRETCHES = (1024, 512, 256, 128, 64, 32)
 WARPS_PER_MULTIPROCESSOR = 48
 
-#: Threads of a block of the penalty at most; warps of it that a multiprocessor should hold, in so
-#: many blocks at most.
+#: Threads of a block of the penalty at most; warps of it that a multiprocessor should hold, and so
+#: many less from sm_100 on; blocks of them at most.
 PENALTY_THREADS = 384
-PENALTY_RESIDENT_WARPS = {"float32": 24, "float64": 12}
-MOST_RESIDENT_BLOCKS = 8
+PENALTY_WARPS, PAIRED_PENALTY_WARPS = {"float32": 24, "float64": 12}, 8
+PENALTY_BLOCKS = 8
 
 #: Columns of knots of a block of the penalty at most.
 PENALTY_COLUMNS = 48
@@ -309,7 +310,8 @@ def backward(
             "sort_by_cell",
             min(blocks, MOST_BLOCKS),
             LANES * WARPS["sort.cu"],
-            _sort_bytes(sort, chunk),
+            # As for the largest chunk: a compiled kernel is allowed what its first launch asks for.
+            _sort_bytes(sort, most_chunk),
         ),
         _launch("backward", tiles * layer.pairs * stretches, walk),
         _launch("backward_slots", layer.pairs * tiles, walk) if need_tables else None,
@@ -343,10 +345,10 @@ def _sort_bytes(source: Source, chunk: int) -> int:
     digits = 2 * _ceil(constants["DIGITS"], 2)
     key = 2 if source.num_grids <= 256 else 4
     places = 2 * min(constants["PASSES"], 2)
-    return digits * _bytes_per_digit() + chunk * (key + places)
+    return digits * _bytes_per_digit() + 4 * constants["WARPS"] + chunk * (key + places)
 
 
-def penalty(layer: Layer, *, aligned: bool) -> Penalty:
+def penalty(layer: Layer, device: Device, *, aligned: bool) -> Penalty:
     """Return the launches for all functions of a layer; ``aligned`` as in :func:`backward`."""
     knots = layer.num_grids + 1
     vector = _vector(layer, VECTOR_BYTES // _bytes(layer.real)) if aligned else 1
@@ -356,13 +358,15 @@ def penalty(layer: Layer, *, aligned: bool) -> Penalty:
         2 ** ((PENALTY_THREADS // columns).bit_length() - 1), _ceil(layer.out_features, vector)
     )
     warps = _ceil(columns * vectors, LANES)
+    paired = device.capability >= PAIRED_OPERATIONS
+    resident = PENALTY_WARPS[layer.real] - (PAIRED_PENALTY_WARPS if paired else 0)
     tiles = _ceil(knots, own_columns) * _ceil(layer.out_features, vector * vectors)
     blocks = layer.pairs * tiles
     source = _source(
         "hessian_penalty.cu",
         layer,
         WARPS=warps,
-        BLOCKS=min(max(PENALTY_RESIDENT_WARPS[layer.real] // warps, 1), MOST_RESIDENT_BLOCKS),
+        BLOCKS=min(max(resident // warps, 1), PENALTY_BLOCKS),
         DIRECTION=0,
         VECTOR=vector,
         VECTORS=vectors,
@@ -377,7 +381,7 @@ def penalty(layer: Layer, *, aligned: bool) -> Penalty:
 
 def launches(layer: Layer, device: Device) -> list[Launch]:
     """Return one launch of every kernel that calls with such a layer may need."""
-    of_penalty = penalty(layer, aligned=True)
+    of_penalty = penalty(layer, device, aligned=True)
     found = [of_penalty.penalty, of_penalty.total]
     # The double backward takes cotangents of the tables through the layer, in the dtype of x.
     for each in (layer, replace(layer, table=layer.real)):
