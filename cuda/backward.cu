@@ -1,198 +1,384 @@
 // The vector-Jacobian product of the layer, or with DIRECTION of its derivative along X [B, I]:
 //
 //     dT[p, n, o]  += sum over b of  w_n(b, p) g[b, o]                        (TABLES_GRADIENT)
-//     dx[b, 2p]     = 1/h_i sum over o of g[b, o] (D1 + v D12)                (X_GRADIENT)
-//     dx[b, 2p + 1] = 1/h_j sum over o of g[b, o] (D2 + u D12)
+//     dx[b, 2p]     = 1/h_i sum over o of g[b, o] (L + v (R - L))             (X_GRADIENT)
+//     dx[b, 2p + 1] = 1/h_j sum over o of g[b, o] (A + u (R - L))
 //
-// with the differences of a cell's rows D1 = T[i+1,j] - T[i,j], D2 = T[i,j+1] - T[i,j] and
-// D12 = T[i+1,j+1] - T[i+1,j] - D2. With DIRECTION (a, b) = (X1/h_i, X2/h_j) the brackets are b D12
-// and a D12.
+// with the differences of a cell's rows L = T[i+1,j] - T[i,j], R = T[i+1,j+1] - T[i,j+1] and
+// A = T[i,j+1] - T[i,j]. With DIRECTION (a, b) = (X1/h_i, X2/h_j) the brackets are b (R - L) and
+// a (R - L). With both DIRECTION and LAYER, the double backward, they are the sum of these, of
+// `direction_tables`, and of those above, of `layer_tables`.
 //
-// A warp walks a stretch of the samples of a chunk, sorted by cell (sort.cu): rows and sums of a cell
-// stay in registers while its samples pass by. No two warps add to the same table row:
-//   - Only the first and the last cell of a stretch can have samples in another stretch. What they
-//     sum up goes into slots, and backward_boundaries, the next launch, adds these to the tables.
-//   - Any other cell belongs to one stretch, and so does each pair of neighbours (i, j), (i, j+1),
-//     which share rows: one warp adds both, one after the other.
-//   - Cells (i, j) and (i+1, j) share rows, too: a launch treats the cells of even or of odd i only.
+// A warp walks a stretch of the samples of a chunk, sorted by cell, for a tile of outputs:
+// differences and sums of a cell stay in registers while its samples pass by, and when it goes from
+// (i, j) to (i, j+1), also what they share. No two warps of a launch add to the same table row:
+//   - A warp adds up all its cells but the last, whose four rows go into a slot. A cell before the
+//     last adds to node columns left of the last one's, as the column between two neighbours is
+//     carried over; and the stretches that follow begin with the last one's cell or to its right.
+//   - Cells (i, j) and (i+1, j) share rows, too: a launch treats cells of even or of odd i only.
+//   - backward_slots, a launch of its own, adds the slots, those of a pair one after the other.
 // So a row is read, added to and written without atomics, and always in the same order.
 //
 //     half 0, 1, 2      the samples in cells of even i; of odd i; all (where dT is not needed)
-//     slots             [P, stretches, 2, 4, O]: sums of a stretch's first and last cell
+//     slots             [P, stretches, 4, O]: sums of a stretch's last cell
+//     slopes            [tiles, P, chunk, 2]: each tile's part of dx; with a single tile dx itself
 #include "position.cuh"
-#include "warp.cuh"
+#include "record.cuh"
+#include "row_vectors.cuh"
 
-// Places of the sorted samples that one stretch holds: from begin to end, none where begin == end.
+#if DIRECTION
+using LAYER_TABLE = REAL;
+#else
+using LAYER_TABLE = TABLE;
+#endif
+
+// Places of the sorted samples of a pair: from begin to end, all of one half or none.
 struct Stretch {
-    int begin, end;
+    int begin, end, half;
+
+    __device__ __forceinline__ Stretch(int index, int length, int evens, int count) {
+        const int even_stretches = (evens + length - 1) / length;
+        half = index >= even_stretches;
+        const int half_end = half ? count : evens;
+        begin = min(half ? evens + (index - even_stretches) * length : index * length, half_end);
+        end = min(begin + length, half_end);
+    }
 };
 
-__device__ __forceinline__ Stretch stretch_of(long long index, long long length, int evens,
-                                              long long count, long long half) {
-    const long long half_begin = half == 1 ? evens : 0, half_end = half == 0 ? evens : count;
-    const long long begin = min(half_begin + index * length, half_end);
-    return {static_cast<int>(begin), static_cast<int>(min(begin + length, half_end))};
-}
-
-// The lane's part of the sums over samples of a cell: what they give to each of its rows.
+// The lane's part of the sums over samples of a cell: what they give to each of its rows. Corners 0
+// and 2 are the left node column, 1 and 3 the right one.
 struct CellSums {
     REAL row[CORNERS][LANE_OUTPUTS];
 
-    // To the rows of the cell in the tables' gradient.
-    __device__ __forceinline__ void add_to(REAL* rows, long long first,
-                                           long long out_features) const {
+    __device__ __forceinline__ void clear(int corner) {
 #pragma unroll
-        for (int corner = 0; corner < CORNERS; ++corner) {
-            REAL* target = rows + corner_offset(corner, out_features);
-            for_own_outputs(first, out_features,
-                            [&](int k, long long o) { target[o] += row[corner][k]; });
-        }
+        for (int k = 0; k < LANE_OUTPUTS; ++k) row[corner][k] = 0;
     }
 
-    // A slot is [4, O].
-    __device__ __forceinline__ void store(REAL* slot, long long first,
-                                          long long out_features) const {
+    // The right column becomes the left one.
+    __device__ __forceinline__ void shift() {
 #pragma unroll
-        for (int corner = 0; corner < CORNERS; ++corner) {
-            REAL* target = slot + corner * out_features;
-            for_own_outputs(first, out_features,
-                            [&](int k, long long o) { target[o] = row[corner][k]; });
+        for (int k = 0; k < LANE_OUTPUTS; ++k) {
+            row[0][k] = row[1][k];
+            row[2][k] = row[3][k];
         }
+        clear(1);
+        clear(3);
     }
 
-    __device__ __forceinline__ void add(const REAL* slot, long long first, long long out_features) {
+    // Adds a column to rows of the tables' gradient; `rows` is the lane's first output of row 0.
+    __device__ __forceinline__ void add_column_to(REAL* rows, int column, const Share& share,
+                                                  long long out_features) const {
+        REAL* low = rows + corner_offset(column, out_features);
+        REAL* high = rows + corner_offset(column + 2, out_features);
+        REAL low_sum[LANE_OUTPUTS], high_sum[LANE_OUTPUTS];
+        share.read(low, low_sum);
+        share.read(high, high_sum);
 #pragma unroll
-        for (int corner = 0; corner < CORNERS; ++corner) {
-            const REAL* source = slot + corner * out_features;
-            for_own_outputs(first, out_features,
-                            [&](int k, long long o) { row[corner][k] += source[o]; });
+        for (int k = 0; k < LANE_OUTPUTS; ++k) {
+            low_sum[k] += row[column][k];
+            high_sum[k] += row[column + 2][k];
         }
+        share.write(low, low_sum);
+        share.write(high, high_sum);
     }
 };
 
-// D1, D2 and D12 of a cell.
+// L, R and A of a cell.
 struct Differences {
-    REAL along_1[LANE_OUTPUTS], along_2[LANE_OUTPUTS], mixed[LANE_OUTPUTS];
+    REAL left[LANE_OUTPUTS], right[LANE_OUTPUTS], across[LANE_OUTPUTS];
 
-    __device__ __forceinline__ void load(const TABLE* rows, long long first,
-                                         long long out_features) {
-        for_own_outputs(first, out_features, [&](int k, long long o) {
-            REAL corner[CORNERS];
+    // `rows` is the lane's first output of row 0; next_to_it: the last cell was the left neighbour.
+    __device__ __forceinline__ void load(const LAYER_TABLE* rows, bool next_to_it,
+                                         const Share& share, long long out_features) {
+        REAL row_0[LANE_OUTPUTS] = {}, row_1[LANE_OUTPUTS] = {}, row_3[LANE_OUTPUTS] = {};
+        share.read(rows, row_0);
+        share.read(rows + corner_offset(1, out_features), row_1);
+        share.read(rows + corner_offset(3, out_features), row_3);
+        if (next_to_it) {
 #pragma unroll
-            for (int n = 0; n < CORNERS; ++n) {
-                corner[n] = to_real(rows[corner_offset(n, out_features) + o]);
-            }
-            along_1[k] = corner[2] - corner[0];
-            along_2[k] = corner[1] - corner[0];
-            mixed[k] = corner[3] - corner[2] - along_2[k];
-        });
+            for (int k = 0; k < LANE_OUTPUTS; ++k) left[k] = right[k];
+        } else {
+            REAL row_2[LANE_OUTPUTS] = {};
+            share.read(rows + corner_offset(2, out_features), row_2);
+#pragma unroll
+            for (int k = 0; k < LANE_OUTPUTS; ++k) left[k] = row_2[k] - row_0[k];
+        }
+#pragma unroll
+        for (int k = 0; k < LANE_OUTPUTS; ++k) {
+            right[k] = row_3[k] - row_1[k];
+            across[k] = row_1[k] - row_0[k];
+        }
     }
 };
 
-// Warp     one stretch of one pair, tile of outputs after tile.
-// Lane     locates every 32nd sample, 32 samples at a time by the whole warp, passes position and
-//          weights on by shuffles, and stores the slopes of these samples; owns LANE_OUTPUTS outputs.
-// Reads    x, X: once per tile. g: once. tables: four rows per cell and stretch.
-// Writes   grad_x, or adds to it (accumulate); grad_tables and slots as said above.
-// Order    the sums of a cell run over its samples ascending; a slope is summed within a lane, then
-//          over lanes by halves, then over tiles ascending.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
-backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ x,
-         const REAL* __restrict__ direction, const TABLE* __restrict__ tables,
-         const int* __restrict__ order, const int* __restrict__ evens, REAL* __restrict__ grad_x,
-         REAL* grad_tables, REAL* __restrict__ slots, long long first_sample, long long count,
-         long long chunk, long long stretches, long long stretch_length, long long half,
-         long long in_features, long long out_features, long long accumulate) {
-    const long long pairs = (in_features + 1) / 2;
-    const long long table_size = NUM_KNOTS * NUM_KNOTS * out_features;
+// R - L of a cell.
+struct MixedDifference {
+    REAL mixed[LANE_OUTPUTS];
 
-    for (long long task = first_task(); task < pairs * stretches; task += task_step()) {
-        const long long pair = task / stretches;
-        const Stretch stretch =
-            stretch_of(task % stretches, stretch_length, evens[pair], count, half);
-        if (stretch.begin == stretch.end) continue;
-        const auto sample_at = [&](int place) { return first_sample + order[pair * chunk + place]; };
-        const auto cell_of_place = [&](int place) {
-            return cell_of(point_of(x + sample_at(place) * in_features, pair, in_features));
+    __device__ __forceinline__ void load(const TABLE* rows, const Share& share,
+                                         long long out_features) {
+        REAL row[CORNERS][LANE_OUTPUTS] = {};
+#pragma unroll
+        for (int n = 0; n < CORNERS; ++n) share.read(rows + corner_offset(n, out_features), row[n]);
+#pragma unroll
+        for (int k = 0; k < LANE_OUTPUTS; ++k) {
+            mixed[k] = (row[3][k] - row[1][k]) - (row[2][k] - row[0][k]);
+        }
+    }
+};
+
+__device__ __forceinline__ REAL dot(const REAL (&a)[LANE_OUTPUTS], const REAL (&b)[LANE_OUTPUTS]) {
+    REAL sum = 0;
+#pragma unroll
+    for (int k = 0; k < LANE_OUTPUTS; ++k) sum += a[k] * b[k];
+    return sum;
+}
+
+// What all lanes need of a sample, prepared by one of them.
+struct alignas(16) Prepared {
+    REAL weight[CORNERS];
+    Two mixed_factor;          // of R - L in the two brackets: v, u, or with DIRECTION b, a
+    long long bytes_to_fetch;  // where grad_y of the sample IN_FLIGHT places on begins, in bytes
+    int cell;
+#if DIRECTION && LAYER
+    Two layer_factor;  // v, u
+#endif
+};
+
+// A sample beyond the end of a stretch, `real` false, has no weight.
+__device__ __forceinline__ void prepare(Prepared& prepared, Record record, bool real,
+                                        const REAL* direction, long long pair,
+                                        long long in_features) {
+    const REAL u = record.fraction.first, v = record.fraction.second;
+    const Position position = position_in(record.cell / NUM_KNOTS, record.cell % NUM_KNOTS, u, v,
+                                          direction, pair, in_features);
+#pragma unroll
+    for (int corner = 0; corner < CORNERS; ++corner) {
+        prepared.weight[corner] = real ? position.weights.corner[corner] : 0;
+    }
+    prepared.cell = record.cell;
+    prepared.mixed_factor = {position.mixed[0], position.mixed[1]};
+#if DIRECTION && LAYER
+    prepared.layer_factor = {v, u};
+#endif
+}
+
+constexpr int IN_FLIGHT = 2;  // rows of grad_y on their way while one is worked on
+constexpr int GROUP = LANES / 2;
+constexpr int PITCH = LANES + 16 / sizeof(Two);  // reads of neighbouring rows hit different banks
+
+// Slopes of GROUP samples in the making: each lane's part.
+struct alignas(16) Parts {
+    Two of[GROUP][PITCH];
+
+    // Sums up the parts of each of `samples`: lanes l and GROUP + l have the sum of sample l.
+    __device__ __forceinline__ Two total(int samples) const {
+        struct alignas(16) Several {
+            Two at[16 / sizeof(Two)];
         };
-        const int first_cell = cell_of_place(stretch.begin);
-        const int last_cell = cell_of_place(stretch.end - 1);
+        const Two* half =
+            of[min(lane_index() % GROUP, samples - 1)] + lane_index() / GROUP * GROUP;
+        Two sum = {0, 0};
+#pragma unroll 2
+        for (int k = 0; k < GROUP; k += 16 / sizeof(Two)) {
+            const Several several = *reinterpret_cast<const Several*>(half + k);
+#pragma unroll
+            for (const Two& part : several.at) {
+                sum.first += part.first;
+                sum.second += part.second;
+            }
+        }
+        sum.first += __shfl_xor_sync(ALL_LANES, sum.first, GROUP);
+        sum.second += __shfl_xor_sync(ALL_LANES, sum.second, GROUP);
+        return sum;
+    }
+};
 
-        for (long long first = 0; first < out_features; first += TILE) {
-            CellSums sums = {};
-            Differences difference = {};
-            int cell = -1;
-            const auto leave_cell = [&]() {
-                if (cell == first_cell || cell == last_cell) {
-                    const long long slot = 2 * task + (cell != first_cell);
-                    sums.store(slots + slot * CORNERS * out_features, first, out_features);
-                } else {
-                    sums.add_to(grad_tables + pair * table_size + cell * out_features, first,
-                                out_features);
-                }
-                sums = {};
-            };
+// A warp's stretch, and the samples that it works on. They lie in shared memory, because registers
+// are what limits the number of warps.
+struct Work {
+    long long task;
+    int pair, tile, stretch, end;
+    Record record[LANES];
+    Prepared prepared[LANES];
+    Parts parts;
+};
 
-            for (int begin = stretch.begin; begin < stretch.end; begin += LANES) {
-                const int batch = min(stretch.end - begin, LANES);
-                const long long own_sample = sample_at(begin + min(lane_index(), batch - 1));
-                const long long own_features = own_sample * in_features;
-                const Position own =
-                    locate(x + own_features, DIRECTION ? direction + own_features : nullptr, pair,
-                           in_features);
-                REAL own_slope[2] = {};
-                for (int n = 0; n < batch; ++n) {
-                    const int next_cell = __shfl_sync(ALL_LANES, own.cell, n);
-                    if (next_cell != cell) {
-                        if (TABLES_GRADIENT && cell >= 0) leave_cell();
-                        cell = next_cell;
-                        if (X_GRADIENT) {
-                            difference.load(tables + pair * table_size + cell * out_features,
-                                            first, out_features);
-                        }
-                    }
-                    const REAL* g = grad_y + __shfl_sync(ALL_LANES, own_sample, n) * out_features;
-                    REAL weight[CORNERS];
+// Warp     one tile of outputs, one pair, one stretch.
+// Lane     prepares every 32nd sample for the whole warp and stores its slopes; owns LANE_OUTPUTS
+//          outputs.
+// Reads    places, fractions, X: once per tile. grad_y: once. tables: three or four rows per cell
+//          and stretch.
+// Writes   slopes; grad_tables and slots as said above.
+// Order    the sums of a cell run over its samples ascending, after what its left neighbour left; a
+//          slope is summed within a lane, then over lanes of each half of the warp ascending, then
+//          over halves, then over tiles ascending. So it does not depend on other samples.
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
+         const TABLE* __restrict__ direction_tables, const LAYER_TABLE* __restrict__ layer_tables,
+         const int* __restrict__ places, const REAL* __restrict__ fractions,
+         const int* __restrict__ evens, REAL* __restrict__ slopes, REAL* __restrict__ grad_tables,
+         REAL* __restrict__ slots, long long first_sample, long long count, long long chunk,
+         long long stretches, long long stretch_length, long long half, long long in_features,
+         long long out_features) {
+    __shared__ Work work_of_warp[WARPS];
+    Work& work = work_of_warp[threadIdx.x / LANES];
+    const int lane = lane_index();
+    const long long pairs = (in_features + 1) / 2;
+    const long long tiles = (out_features + TILE - 1) / TILE;
+
+    for (long long number = first_task(); number < tiles * pairs * stretches;
+         number = work.task + task_step()) {
+        const int index = static_cast<int>(number % stretches);
+        const int pair = static_cast<int>(number / stretches % pairs);
+        const int tile = static_cast<int>(number / stretches / pairs);
+        const Stretch stretch(index, static_cast<int>(stretch_length), evens[pair],
+                              static_cast<int>(count));
+        __syncwarp();
+        if (lane == 0) {
+            work.task = number;
+            work.pair = pair;
+            work.tile = tile;
+            work.stretch = index;
+            work.end = stretch.end;
+        }
+        __syncwarp();
+        if (stretch.begin >= stretch.end || (half != 2 && half != stretch.half)) continue;
+
+        const Share share(static_cast<long long>(tile) * TILE, out_features);
+        const char* own_grad_y =
+            reinterpret_cast<const char*>(grad_y + first_sample * out_features + share.begin);
+        const long long row_bytes = out_features * static_cast<int>(sizeof(REAL));
+        const long long own_table = pair * (NUM_KNOTS * NUM_KNOTS * out_features) + share.begin;
+        const Records records = {places, fractions};
+        const auto record_index = [&](int place) {
+            return work.pair * chunk + min(place, work.end - 1);
+        };
+
+        REAL g[IN_FLIGHT][LANE_OUTPUTS] = {};
 #pragma unroll
-                    for (int corner = 0; corner < CORNERS; ++corner) {
-                        weight[corner] = __shfl_sync(ALL_LANES, own.weights.corner[corner], n);
-                    }
-                    REAL dot_1 = 0, dot_2 = 0, dot_mixed = 0;
-                    for_own_outputs(first, out_features, [&](int k, long long o) {
-                        const REAL value = g[o];
-#pragma unroll
-                        for (int corner = 0; corner < CORNERS; ++corner) {
-                            sums.row[corner][k] += weight[corner] * value;
-                        }
-                        dot_1 += value * difference.along_1[k];
-                        dot_2 += value * difference.along_2[k];
-                        dot_mixed += value * difference.mixed[k];
-                    });
-                    if (X_GRADIENT) {
-                        const REAL factor_1 = __shfl_sync(ALL_LANES, own.mixed[0], n);
-                        const REAL factor_2 = __shfl_sync(ALL_LANES, own.mixed[1], n);
-                        const REAL slope_1 = (DIRECTION ? 0 : dot_1) + factor_1 * dot_mixed;
-                        const REAL slope_2 = (DIRECTION ? 0 : dot_2) + factor_2 * dot_mixed;
-                        const REAL total_1 = warp_sum(slope_1), total_2 = warp_sum(slope_2);
-                        if (lane_index() == n) {
-                            own_slope[0] = total_1;
-                            own_slope[1] = total_2;
-                        }
-                    }
+        for (int n = 0; n < IN_FLIGHT; ++n) {
+            const long long sample = records.sample(record_index(stretch.begin + n));
+            share.read(reinterpret_cast<const REAL*>(own_grad_y + sample * row_bytes), g[n]);
+        }
+
+        CellSums sums = {};
+        Differences differences = {};
+        MixedDifference mixed_difference = {};
+        int cell = -1;
+        const auto enter = [&](int next_cell) {
+            const bool next_to_it = cell >= 0 && next_cell == cell + 1;
+            if (TABLES_GRADIENT && cell >= 0) {
+                REAL* rows = grad_tables + own_table + cell * out_features;
+                sums.add_column_to(rows, 0, share, out_features);
+                if (!next_to_it) {
+                    sums.add_column_to(rows, 1, share, out_features);
+                    sums.clear(1);
+                    sums.clear(3);
                 }
-                if (X_GRADIENT && lane_index() < batch) {
-                    REAL* target = grad_x + own_features + 2 * pair;
-                    const bool add = accumulate || first > 0;
-                    const int axes = 2 * pair + 1 < in_features ? 2 : 1;
+                sums.shift();
+            }
+            cell = next_cell;
+            const long long rows = own_table + cell * out_features;
+            if (X_GRADIENT && LAYER) {
+                differences.load(layer_tables + rows, next_to_it, share, out_features);
+            }
+            if (X_GRADIENT && DIRECTION) {
+                mixed_difference.load(direction_tables + rows, share, out_features);
+            }
+        };
+
+        // One sample: `value` is its row of grad_y and becomes that of the sample IN_FLIGHT later.
+        const auto pass = [&](const Prepared& at, REAL(&value)[LANE_OUTPUTS], Two& part) {
+            if (TABLES_GRADIENT) {
 #pragma unroll
-                    for (int axis = 0; axis < 2; ++axis) {
-                        if (axis == axes) break;
-                        const REAL slope = own.scale[axis] * own_slope[axis] + own.poison;
-                        target[axis] = add ? target[axis] + slope : slope;
-                    }
+                for (int corner = 0; corner < CORNERS; ++corner) {
+                    const REAL weight = at.weight[corner];
+#pragma unroll
+                    for (int k = 0; k < LANE_OUTPUTS; ++k) sums.row[corner][k] += weight * value[k];
                 }
             }
-            if (TABLES_GRADIENT) leave_cell();
+            if (X_GRADIENT) {
+                Two slope = {0, 0};
+#if LAYER
+                const REAL left = dot(value, differences.left);
+                const REAL mixed = dot(value, differences.right) - left;
+#if DIRECTION
+                const Two factor = at.layer_factor;
+#else
+                const Two factor = at.mixed_factor;
+#endif
+                slope = {left + factor.first * mixed,
+                         dot(value, differences.across) + factor.second * mixed};
+#endif
+#if DIRECTION
+                const REAL mixed_along = dot(value, mixed_difference.mixed);
+                slope.first += at.mixed_factor.first * mixed_along;
+                slope.second += at.mixed_factor.second * mixed_along;
+#endif
+                part = slope;
+            }
+            share.read(reinterpret_cast<const REAL*>(own_grad_y + at.bytes_to_fetch), value);
+        };
+
+        for (int begin = stretch.begin; begin < work.end; begin += LANES) {
+            const int batch = min(work.end - begin, LANES);
+            const Record own = records.read(record_index(begin + lane));
+            const int to_fetch = records.sample(record_index(begin + IN_FLIGHT + lane));
+            const int cell_before = __shfl_up_sync(ALL_LANES, own.cell, 1);
+            unsigned entered =
+                __ballot_sync(ALL_LANES, own.cell != (lane > 0 ? cell_before : cell));
+            prepare(work.prepared[lane], own, lane < batch,
+                    DIRECTION ? direction + (first_sample + own.sample) * in_features : nullptr,
+                    work.pair, in_features);
+            work.prepared[lane].bytes_to_fetch = to_fetch * row_bytes;
+            work.record[lane] = own;
+            __syncwarp();
+
+            for (int group = 0; group < batch; group += GROUP) {
+                const int samples = min(batch - group, GROUP);
+                for (int n = 0; n < samples; n += IN_FLIGHT, entered >>= IN_FLIGHT) {
+#pragma unroll
+                    for (int k = 0; k < IN_FLIGHT; ++k) {
+                        if (entered & 1u << k) enter(work.prepared[group + n + k].cell);
+                        pass(work.prepared[group + n + k], g[k], work.parts.of[n + k][lane]);
+                    }
+                }
+                if (X_GRADIENT) {
+                    __syncwarp();
+                    const Two total = work.parts.total(samples);
+                    if (lane < samples) work.prepared[group + lane].mixed_factor = total;
+                    __syncwarp();
+                }
+            }
+
+            if (X_GRADIENT && begin + lane < work.end) {
+                const long long pair = work.pair, tile = work.tile;
+                const Record own = work.record[lane];
+                const Two slope = work.prepared[lane].mixed_factor;  // is it by now
+                // NaN where a coordinate is not finite
+                const REAL poison = 0 * own.fraction.first + 0 * own.fraction.second;
+                const Two scaled = {GRID[own.cell / NUM_KNOTS][1] * slope.first + poison,
+                                    GRID[own.cell % NUM_KNOTS][1] * slope.second + poison};
+                if (SEVERAL_TILES) {
+                    reinterpret_cast<Two*>(slopes)[(tile * pairs + pair) * chunk + own.sample] =
+                        scaled;
+                } else {
+                    REAL* target = slopes + (first_sample + own.sample) * in_features + 2 * pair;
+                    target[0] = scaled.first;
+                    if (2 * pair + 1 < in_features) target[1] = scaled.second;
+                }
+            }
+            __syncwarp();  // the next batch comes to the same place
+        }
+        if (TABLES_GRADIENT) {
+#pragma unroll
+            for (int corner = 0; corner < CORNERS; ++corner) {
+                const long long row =
+                    (work.pair * stretches + work.stretch) * CORNERS + corner;
+                share.write(slots + row * out_features + share.begin, sums.row[corner]);
+            }
         }
     }
 }
@@ -200,43 +386,80 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ x,
 // Adds the slots to the tables' gradient.
 //
 // Warp     one pair and one tile of outputs.
-// Order    slots by stretch; neighbouring slots of one cell are added up first.
+// Order    stretches ascending.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
-backward_boundaries(const REAL* __restrict__ x, const int* __restrict__ order,
-                    const int* __restrict__ evens, REAL* grad_tables,
-                    const REAL* __restrict__ slots, long long first_sample, long long count,
-                    long long chunk, long long stretches, long long stretch_length, long long half,
-                    long long in_features, long long out_features) {
+backward_slots(const int* __restrict__ places, const int* __restrict__ evens, REAL* grad_tables,
+               const REAL* __restrict__ slots, long long count, long long chunk,
+               long long stretches, long long stretch_length, long long in_features,
+               long long out_features) {
     const long long pairs = (in_features + 1) / 2;
     const long long table_size = NUM_KNOTS * NUM_KNOTS * out_features;
     const long long tiles = (out_features + TILE - 1) / TILE;
 
     for (long long task = first_task(); task < pairs * tiles; task += task_step()) {
-        const long long pair = task / tiles, first = task % tiles * TILE;
-        const auto cell_of_place = [&](int place) {
-            const long long sample = first_sample + order[pair * chunk + place];
-            return cell_of(point_of(x + sample * in_features, pair, in_features));
-        };
-        CellSums sums = {};
-        int cell = -1;
-        const auto leave_cell = [&]() {
-            sums.add_to(grad_tables + pair * table_size + cell * out_features, first, out_features);
-            sums = {};
-        };
-        for (long long index = 0; index < stretches; ++index) {
-            const Stretch stretch = stretch_of(index, stretch_length, evens[pair], count, half);
-            if (stretch.begin == stretch.end) break;
-            const int first_cell = cell_of_place(stretch.begin);
-            const int last_cell = cell_of_place(stretch.end - 1);
-            const int filled = first_cell == last_cell ? 1 : 2;
-            for (int end = 0; end < filled; ++end) {
-                const int next_cell = end == 0 ? first_cell : last_cell;
-                if (cell >= 0 && next_cell != cell) leave_cell();
-                cell = next_cell;
-                const long long slot = 2 * (pair * stretches + index) + end;
-                sums.add(slots + slot * CORNERS * out_features, first, out_features);
+        const long long pair = task / tiles;
+        const Share share(task % tiles * TILE, out_features);
+        const Records records = {places + 2 * pair * chunk, nullptr};
+        for (int index = 0; index < stretches; ++index) {
+            const Stretch stretch(index, static_cast<int>(stretch_length), evens[pair],
+                                  static_cast<int>(count));
+            if (stretch.begin >= stretch.end) break;
+            const REAL* slot =
+                slots + (pair * stretches + index) * CORNERS * out_features + share.begin;
+            CellSums sums = {};
+#pragma unroll
+            for (int corner = 0; corner < CORNERS; ++corner) {
+                share.read(slot + corner * out_features, sums.row[corner]);
+            }
+            REAL* rows = grad_tables + pair * table_size +
+                         records.cell(stretch.end - 1) * out_features + share.begin;
+            sums.add_column_to(rows, 0, share, out_features);
+            sums.add_column_to(rows, 1, share, out_features);
+        }
+    }
+}
+
+// Adds up the tiles' parts of dx, where there are several, and brings them into their place.
+//
+// Block    32 samples, 16 pairs at a time, through shared memory, so that neighbouring lanes have
+//          neighbouring samples of a pair when they read, neighbouring features when they write.
+// Order    tiles ascending.
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
+backward_slopes(const REAL* __restrict__ slopes, REAL* __restrict__ grad_x,
+                long long first_sample, long long count, long long chunk, long long in_features,
+                long long out_features) {
+    constexpr int SOME_PAIRS = LANES / 2;
+    __shared__ REAL of_feature[LANES][LANES + 1];
+    const long long pairs = (in_features + 1) / 2;
+    const long long tiles = (out_features + TILE - 1) / TILE;
+    const long long pair_groups = (pairs + SOME_PAIRS - 1) / SOME_PAIRS;
+    const long long tasks = (count + LANES - 1) / LANES * pair_groups;
+    const Two* parts = reinterpret_cast<const Two*>(slopes);
+    const int lane = lane_index(), warp = threadIdx.x / LANES;
+
+    for (long long task = blockIdx.x; task < tasks; task += gridDim.x) {
+        const long long first_pair = task % pair_groups * SOME_PAIRS;
+        const long long begin = task / pair_groups * LANES;
+        for (int n = warp; n < SOME_PAIRS; n += WARPS) {
+            if (first_pair + n < pairs && begin + lane < count) {
+                Two sum = {0, 0};
+                for (long long tile = 0; tile < tiles; ++tile) {
+                    const Two part =
+                        parts[(tile * pairs + first_pair + n) * chunk + begin + lane];
+                    sum.first += part.first;
+                    sum.second += part.second;
+                }
+                of_feature[2 * n][lane] = sum.first;
+                of_feature[2 * n + 1][lane] = sum.second;
             }
         }
-        if (cell >= 0) leave_cell();
+        __syncthreads();
+        const long long feature = 2 * first_pair + lane;
+        for (int n = warp; n < LANES; n += WARPS) {
+            if (begin + n < count && feature < in_features) {
+                grad_x[(first_sample + begin + n) * in_features + feature] = of_feature[lane][n];
+            }
+        }
+        __syncthreads();
     }
 }

@@ -3,67 +3,48 @@
 //     R      = 1 / (G-1)^2 sum over p, o and inner (i, j) of  f_xx^2 + 2 f_xy^2 + f_yy^2
 //     dR/dT  = 2 / (G-1)^2 (transposed differences of f_xx, 2 f_xy and f_yy)
 //
-// with finite differences at the inner knots 1 <= i, j <= G-1. A node gathers its gradient from the
-// differences around it, zero beyond the inner knots, so that every element has one owner.
+// with finite differences at the inner knots 1 <= i, j <= G-1, zero at the others:
+//
+//     f_xx = F_i (T[i+1,j] - T[i,j]) - B_i (T[i,j] - T[i-1,j])                f_yy likewise
+//     f_xy = M_i M_j (T[i+1,j+1] - T[i+1,j-1] - T[i-1,j+1] + T[i-1,j-1])
+//
+// Block    a tile of VECTORS vectors of outputs and of COLUMNS columns j of one pair; where a grid
+//          has more columns, neighbouring tiles share HALO of them on either side. It goes from row
+//          to row i: what lies in other rows is in registers, in other columns in shared memory.
+// Thread   one column and vector: reads it in every row, owns its nodes unless it is in the halo.
+// Reads    tables: once, and what neighbouring tiles share.
+// Writes   grad, unless null: scale dR/dT, or adds it; partial: the block's sum of the squares.
+// Order    within a node as written; squares over the elements of a vector, then in double over
+//          rows ascending, then over the block.
+//
+// `tables` is not __restrict__: else the compiler puts off the load of the next row until after the
+// barrier, where it is waited for.
+//
+// At step i a thread knows row i and its neighbours' values in it, so f_yy(i), f_xx(i-1), f_xy(i-1)
+// and what its neighbours had of f_yy(i-1) and f_xy(i-2): the gradient of row i-3 is complete.
+#include "element.cuh"
+#include "lanes.cuh"
 #include "position.cuh"
-#include "warp.cuh"
+
+using Values = Vector<REAL, VECTOR>;
 
 constexpr int INNER = (NUM_GRIDS - 1) * (NUM_GRIDS - 1);
+constexpr int HALO = NUM_KNOTS > COLUMNS ? 2 : 0;  // two columns to either side have a say in one
+constexpr int OWN_COLUMNS = COLUMNS - 2 * HALO;
+constexpr int COLUMN_TILES = (NUM_KNOTS + OWN_COLUMNS - 1) / OWN_COLUMNS;
+
+// F, B and M of a knot.
+struct Factors {
+    REAL forward, backward, mixed;
+};
 
 __device__ __forceinline__ bool is_inner(int i) { return i > 0 && i < NUM_GRIDS; }
 
-// Factor of T[i + step] in the second difference at knot i.
-__device__ __forceinline__ REAL second_difference(int i, int step) {
-    const REAL before = GRID[i - 1][1], after = GRID[i][1];
-    return 2 * GRID[i][2] * (step < 0 ? before : step > 0 ? after : -(before + after));
+__device__ __forceinline__ Factors factors_at(int i) {
+    if (!is_inner(i)) return {0, 0, 0};
+    const REAL mixed = GRID[i][2];
+    return {2 * mixed * GRID[i][1], 2 * mixed * GRID[i - 1][1], mixed};
 }
-
-// One output of one pair's tables, [S, S] with the outputs O apart.
-struct Function {
-    const TABLE* value;
-    long long out_features;
-
-    __device__ __forceinline__ REAL at(int i, int j) const {
-        return to_real(value[(i * NUM_KNOTS + j) * out_features]);
-    }
-    __device__ __forceinline__ REAL f_xx(int i, int j) const {
-        if (!is_inner(i) || !is_inner(j)) return 0;
-        const REAL here = at(i, j);
-        return 2 * GRID[i][2] * ((at(i + 1, j) - here) * GRID[i][1] -
-                                      (here - at(i - 1, j)) * GRID[i - 1][1]);
-    }
-    __device__ __forceinline__ REAL f_yy(int i, int j) const {
-        if (!is_inner(i) || !is_inner(j)) return 0;
-        const REAL here = at(i, j);
-        return 2 * GRID[j][2] * ((at(i, j + 1) - here) * GRID[j][1] -
-                                      (here - at(i, j - 1)) * GRID[j - 1][1]);
-    }
-    __device__ __forceinline__ REAL f_xy(int i, int j) const {
-        if (!is_inner(i) || !is_inner(j)) return 0;
-        const REAL above = at(i + 1, j + 1) - at(i + 1, j - 1);
-        const REAL below = at(i - 1, j + 1) - at(i - 1, j - 1);
-        return GRID[i][2] * GRID[j][2] * (above - below);
-    }
-
-    // Half of (G-1)^2 dR/dT[i, j].
-    __device__ __forceinline__ REAL gradient(int i, int j) const {
-        REAL sum = 0;
-#pragma unroll
-        for (int step = -1; step <= 1; ++step) {
-            if (is_inner(i + step)) sum += second_difference(i + step, -step) * f_xx(i + step, j);
-            if (is_inner(j + step)) sum += second_difference(j + step, -step) * f_yy(i, j + step);
-        }
-#pragma unroll
-        for (int corner = 0; corner < CORNERS; ++corner) {
-            const int di = corner / 2 * 2 - 1, dj = corner % 2 * 2 - 1;
-            if (is_inner(i + di) && is_inner(j + dj)) {
-                const REAL factor = 2 * GRID[i + di][2] * GRID[j + dj][2];
-                sum += di * dj * factor * f_xy(i + di, j + dj);
-            }
-        }
-        return sum;
-    }
-};
 
 // The sum over a block, by halves within each warp, then over warps ascending; right in thread 0.
 __device__ __forceinline__ double block_sum(double value) {
@@ -80,33 +61,109 @@ __device__ __forceinline__ double block_sum(double value) {
     return total;
 }
 
-// Block    the knots (i, 0 .. S-1) of one pair.
-// Warp     every WARPS-th of these knots.
-// Lane     every 32nd output.
-// Reads    tables: 13 nodes around each, neighbouring blocks the same ones, from L2.
-// Writes   grad, unless null: scale dR/dT; partial [P S]: sum of the squares at the block's knots.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
-hessian_penalty(const TABLE* __restrict__ tables, REAL* __restrict__ grad,
-                double* __restrict__ partial, long long pairs, long long out_features,
-                double scale) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, long long pairs,
+                long long out_features, long long accumulate, double scale) {
+    struct Shared {
+        Values value, f_yy, mixed;
+    };
+    __shared__ Shared shared[2][COLUMNS][VECTORS];
     const REAL factor = static_cast<REAL>(2 * scale / INNER);
-    for (long long row = blockIdx.x; row < pairs * NUM_KNOTS; row += gridDim.x) {
-        const int i = static_cast<int>(row % NUM_KNOTS);
-        const long long table = row / NUM_KNOTS * NUM_KNOTS * NUM_KNOTS * out_features;
-        double sum = 0;
-        for (int j = threadIdx.x / LANES; j < NUM_KNOTS; j += WARPS) {
-            for (long long o = lane_index(); o < out_features; o += LANES) {
-                const Function f = {tables + table + o, out_features};
-                const REAL f_xx = f.f_xx(i, j), f_xy = f.f_xy(i, j), f_yy = f.f_yy(i, j);
-                sum += f_xx * f_xx + 2 * f_xy * f_xy + f_yy * f_yy;
-                if (grad != nullptr) {
-                    grad[table + (i * NUM_KNOTS + j) * out_features + o] =
-                        factor * f.gradient(i, j);
-                }
+    const int column = min(static_cast<int>(threadIdx.x) / VECTORS, COLUMNS - 1);
+    const int own_vector = threadIdx.x % VECTORS;
+    const bool in_tile = threadIdx.x < COLUMNS * VECTORS;
+    // At an edge of the tile the factors are zero or the column is in the halo: any will do.
+    const int left = max(column - 1, 0), right = min(column + 1, COLUMNS - 1);
+    const long long row_vectors = out_features / VECTOR;
+    const long long output_tiles = (row_vectors + VECTORS - 1) / VECTORS;
+
+    for (long long task = blockIdx.x; task < pairs * COLUMN_TILES * output_tiles;
+         task += gridDim.x) {
+        const long long vector = task % output_tiles * VECTORS + own_vector;
+        const int j = static_cast<int>(task / output_tiles % COLUMN_TILES) * OWN_COLUMNS - HALO +
+                      column;
+        const long long pair = task / output_tiles / COLUMN_TILES;
+        const bool exists = in_tile && vector < row_vectors && j >= 0 && j < NUM_KNOTS;
+        const bool owned = exists && column >= HALO && column < COLUMNS - HALO;
+        const long long own_table = (pair * NUM_KNOTS * NUM_KNOTS + j) * row_vectors + vector;
+        const auto place_of = [&](int i) { return own_table + i * NUM_KNOTS * row_vectors; };
+        const auto load = [&](int i) {
+            Values value = {};
+            if (exists && i < NUM_KNOTS) {
+                const auto stored =
+                    reinterpret_cast<const Vector<TABLE, VECTOR>*>(tables)[place_of(i)];
+#pragma unroll
+                for (int n = 0; n < VECTOR; ++n) value.at[n] = to_real(stored.at[n]);
             }
+            return value;
+        };
+
+        const Factors along_j = factors_at(j);
+        const REAL from_left = factors_at(j - 1).forward, from_right = factors_at(j + 1).backward;
+        Values before = {}, before_2 = {};              // T of rows i-1 and i-2
+        Values across = {}, across_2 = {};              // T[., j+1] - T[., j-1] of rows i-1, i-2
+        Values f_yy = {};                               // of row i-1
+        Values mixed = {};                              // M_i M_j f_xy of row i-2
+        Values grad_1 = {}, grad_2 = {}, grad_3 = {};   // of rows i-1, i-2, i-3, incomplete
+        Values arriving = load(0);
+        double sum = 0;
+        for (int i = 0; i < NUM_KNOTS + 3; ++i) {
+            const Values here = arriving;
+            arriving = load(i + 1);
+            Shared(*row)[VECTORS] = shared[i % 2];
+            if (in_tile) row[column][own_vector] = {here, f_yy, mixed};
+            __syncthreads();  // the row is there, and nobody reads the one before the last
+            const Shared at_left = row[left][own_vector], at_right = row[right][own_vector];
+
+            const Factors along_i = factors_at(i - 1);
+            const REAL forward = is_inner(j) ? along_i.forward : 0;
+            const REAL backward = is_inner(j) ? along_i.backward : 0;
+            const REAL to_right = is_inner(i) ? along_j.forward : 0;
+            const REAL to_left = is_inner(i) ? along_j.backward : 0;
+            const REAL product = along_i.mixed * along_j.mixed;
+            REAL squares = 0;
+            Values grad_0;
+#pragma unroll
+            for (int n = 0; n < VECTOR; ++n) {
+                const REAL beside = at_right.value.at[n] - at_left.value.at[n];
+                const REAL f_xx = forward * (here.at[n] - before.at[n]) -
+                                  backward * (before.at[n] - before_2.at[n]);
+                const REAL f_xy = product * (beside - across_2.at[n]);
+                squares += f_xx * f_xx + f_yy.at[n] * f_yy.at[n] + 2 * f_xy * f_xy;
+
+                // What the differences at the nodes around give to the gradient of a node.
+                const REAL twist = 2 * (at_left.mixed.at[n] - at_right.mixed.at[n]);
+                grad_0.at[n] = forward * f_xx;
+                grad_1.at[n] += twist - (forward + backward) * f_xx +
+                                from_left * at_left.f_yy.at[n] +
+                                from_right * at_right.f_yy.at[n] -
+                                (along_j.forward + along_j.backward) * f_yy.at[n];
+                grad_2.at[n] += backward * f_xx;
+                grad_3.at[n] -= twist;
+
+                mixed.at[n] = product * f_xy;
+                f_yy.at[n] = to_right * (at_right.value.at[n] - here.at[n]) -
+                             to_left * (here.at[n] - at_left.value.at[n]);
+                across_2.at[n] = across.at[n];
+                across.at[n] = beside;
+            }
+            before_2 = before;
+            before = here;
+            if (owned) sum += squares;
+            if (grad != nullptr && owned && i >= 3) {
+                Values& target = reinterpret_cast<Values*>(grad)[place_of(i - 3)];
+                Values result = {};
+                if (accumulate) result = target;
+#pragma unroll
+                for (int n = 0; n < VECTOR; ++n) result.at[n] += factor * grad_3.at[n];
+                target = result;
+            }
+            grad_3 = grad_2;
+            grad_2 = grad_1;
+            grad_1 = grad_0;
         }
-        sum = block_sum(sum);
-        if (threadIdx.x == 0) partial[row] = sum;
+        sum = block_sum(sum);  // its barriers also keep the next task's rows out of these
+        if (threadIdx.x == 0) partial[task] = sum;
     }
 }
 

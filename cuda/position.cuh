@@ -17,7 +17,7 @@ __device__ __forceinline__ double exponential(double x) { return exp(x); }
 // clamp(floor(G sigma(x)), 0, G - 1), and 0 for a NaN: max takes the argument that is a number.
 //
 // Halving is exact and nothing is added to the product, so there is nothing for a compiler to fuse:
-// wherever this is inlined, it finds the same cell. Ownership in backward.cu depends on it.
+// wherever this is inlined, it finds the same cell, in the forward and in the backward.
 __device__ __forceinline__ int interval_of(REAL x) {
     const REAL tail = REAL(0.5) * exponential(x > 0 ? -x : x);
     const REAL position = REAL(NUM_GRIDS) * (x > 0 ? 1 - tail : tail);
@@ -63,27 +63,36 @@ __device__ __forceinline__ Weights weights_of(Hats h1, Hats h2) {
 struct Position {
     int cell;         // i S + j, number of the node at the lower corner of the cell
     Weights weights;  // of the rows
-    REAL scale[2];    // 1 / h of the two intervals
-    REAL mixed[2];    // the factors of g . D12 in the slopes, see backward.cu
-    REAL poison;      // 0, but NaN where a coordinate is not finite
+    REAL mixed[2];    // the factors of g . (R - L) in the slopes, see backward.cu
 };
+
+// Of the cell (i, j), where a sample lies at u and v between the knots; `direction` is the
+// sample's, [I].
+__device__ __forceinline__ Position position_in(int i, int j, REAL u, REAL v,
+                                                const REAL* direction, long long pair,
+                                                long long in_features) {
+    const int cell = i * NUM_KNOTS + j;
+#if DIRECTION
+    const Point along = point_of(direction, pair, in_features);
+    const REAL a = along.x1 * GRID[i][1], b = along.x2 * GRID[j][1];
+    return {cell, weights_of(hats_at(u, a), hats_at(v, b)), {b, a}};
+#else
+    return {cell, weights_of(hats_at(u, 0), hats_at(v, 0)), {v, u}};
+#endif
+}
+
+// Where `x` lies in interval i: 0 at its left knot, 1 at its right one.
+__device__ __forceinline__ REAL fraction_of(REAL x, int i) {
+    return (x - GRID[i][0]) * GRID[i][1];
+}
 
 // `x` and `direction` are those of one sample, [I].
 __device__ __forceinline__ Position locate(const REAL* x, const REAL* direction, long long pair,
                                            long long in_features) {
     const Point point = point_of(x, pair, in_features);
     const int i = interval_of(point.x1), j = interval_of(point.x2);
-    const REAL scale_1 = GRID[i][1], u = (point.x1 - GRID[i][0]) * scale_1;
-    const REAL scale_2 = GRID[j][1], v = (point.x2 - GRID[j][0]) * scale_2;
-    const int cell = i * NUM_KNOTS + j;
-    const REAL poison = 0 * u + 0 * v;
-#if DIRECTION
-    const Point along = point_of(direction, pair, in_features);
-    const REAL a = along.x1 * scale_1, b = along.x2 * scale_2;
-    return {cell, weights_of(hats_at(u, a), hats_at(v, b)), {scale_1, scale_2}, {b, a}, poison};
-#else
-    return {cell, weights_of(hats_at(u, 0), hats_at(v, 0)), {scale_1, scale_2}, {v, u}, poison};
-#endif
+    return position_in(i, j, fraction_of(point.x1, i), fraction_of(point.x2, j), direction, pair,
+                       in_features);
 }
 
 // Elements between row 0 of a cell and the row of a corner, O = out_features.

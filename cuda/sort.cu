@@ -1,123 +1,173 @@
 // For every pair, the samples of a chunk in the order of their cells, those of a cell in their own
-// order: a stable radix sort, least significant digit first.
+// order, as records (record.cuh): a stable radix sort in shared memory.
 //
-// The order of the cells (i, j): even i before odd i, then by i, then by j. Cells of even i share no
-// node row, nor do those of odd i, so that backward.cu can treat each half in one launch.
-//
-//     order[p, n]   the n-th sample of the chunk for pair p
-//     evens[p]      how many of them have an even i
+// The order of the cells (i, j): even i before odd i, then by i, then by j. Cells of even i share
+// no node row, nor do those of odd i, so that backward.cu can treat each half in one launch. A key
+// is the number of a cell in this order; it has PASSES digits below DIGITS, least significant
+// first, and only one unless G is large.
 //
 // Block    one pair at a time.
 // Warp     a run of neighbouring places, 32 at a time; has its own counts of digits, so that the
 //          place of a sample follows from the counts of lower digits, of earlier warps, and of
 //          earlier samples of its own.
-// Reads    x, twice per digit: locating a sample again costs less than keeping its cell.
-// Writes   order, and spare [P, chunk] between two digits.
+// Reads    x: twice, once for the keys and once in the order of the records.
+// Writes   places, fractions: neighbouring lanes neighbouring records; evens.
 // Order    integers only; no place depends on which thread comes first.
+//
+// Shared memory, added up in launch_plan.py, too: the counts, 2 bytes for each warp and digit; the
+// first place of each digit, 4 bytes (both for an even number of digits); 4 bytes per warp; then
+// arrays [chunk]: the keys, 2 bytes (4 for G > 256); the sample of each place, 2 bytes, of one pass
+// and of the next.
+#include "lanes.cuh"
 #include "position.cuh"
+#include "record.cuh"
 
-constexpr int LANES = 32;
-constexpr unsigned ALL_LANES = 0xffffffffu;
 constexpr int THREADS = WARPS * LANES;
-constexpr int DIGIT_BITS = 8;
-constexpr int DIGITS = 1 << DIGIT_BITS;
+constexpr int WORDS = (DIGITS + 1) / 2;
+constexpr int DIGITS_OF_THREAD = (DIGITS + THREADS - 1) / THREADS;
+constexpr int EVEN_ROWS = (NUM_GRIDS + 1) / 2;
 
-__device__ constexpr int digits_of(long long largest) {
-    return largest < DIGITS ? 1 : 1 + digits_of(largest >> DIGIT_BITS);
+template <bool WIDE>
+struct Unsigned {
+    using type = unsigned short;
+};
+template <>
+struct Unsigned<true> {
+    using type = unsigned;
+};
+using Key = Unsigned<(NUM_GRIDS > 256)>::type;
+
+__device__ __forceinline__ Key key_of(Point point) {
+    const int i = interval_of(point.x1), j = interval_of(point.x2);
+    return static_cast<Key>((i / 2 + i % 2 * EVEN_ROWS) * NUM_GRIDS + j);
 }
-constexpr int PASSES = digits_of(static_cast<long long>(NUM_GRIDS) * NUM_GRIDS - 1);
 
-struct Key {
-    bool even;
-    int value;
+__device__ __forceinline__ bool is_even(Key key) { return key < EVEN_ROWS * NUM_GRIDS; }
+
+// Counts of two digits in one word, each below 65536: the even digit's in its low half.
+struct Counts {
+    unsigned words[WORDS];
+
+    __device__ __forceinline__ void add(int digit, int number) {
+        atomicAdd(&words[digit / 2], static_cast<unsigned>(number) << digit % 2 * 16);
+    }
+    __device__ __forceinline__ int of(int digit) const {
+        return words[digit / 2] >> digit % 2 * 16 & 0xffffu;
+    }
 };
 
-__device__ __forceinline__ Key key_of(const REAL* sample, long long pair, long long in_features) {
-    const Point point = point_of(sample, pair, in_features);
-    const int i = interval_of(point.x1), j = interval_of(point.x2);
-    const int rank = i / 2 + i % 2 * ((NUM_GRIDS + 1) / 2);
-    return {i % 2 == 0, rank * NUM_GRIDS + j};
+// The sum of the values of all lower threads.
+__device__ __forceinline__ int sum_of_lower_threads(int value, int* of_warp) {
+    int sum = value;
+    for (int offset = 1; offset < LANES; offset *= 2) {
+        const int lower = __shfl_up_sync(ALL_LANES, sum, offset);
+        if (lane_index() >= offset) sum += lower;
+    }
+    if (lane_index() == LANES - 1) of_warp[threadIdx.x / LANES] = sum;
+    __syncthreads();
+    for (int warp = 0; warp < static_cast<int>(threadIdx.x / LANES); ++warp) sum += of_warp[warp];
+    __syncthreads();
+    return sum - value;
 }
 
-// Counts [warp][digit] become the places where each warp puts its first sample of each digit.
-__device__ __forceinline__ void counts_to_places(int (*counts)[DIGITS], int* totals) {
-    const int digit = threadIdx.x;
-    if (digit < DIGITS) {
-        int total = 0;
-        for (int warp = 0; warp < WARPS; ++warp) total += counts[warp][digit];
-        totals[digit] = total;
+// The counts become those of earlier warps alone, `first` the place of each digit's first sample.
+__device__ __forceinline__ void counts_to_places(Counts* counts, int* first, int* of_warp) {
+    for (int word = threadIdx.x; word < WORDS; word += THREADS) {
+        unsigned sum = 0;
+        for (int warp = 0; warp < WARPS; ++warp) {
+            const unsigned count = counts[warp].words[word];
+            counts[warp].words[word] = sum;
+            sum += count;
+        }
+        first[2 * word] = sum & 0xffffu;
+        first[2 * word + 1] = sum >> 16;
     }
     __syncthreads();
-    for (int offset = 1; offset < DIGITS; offset *= 2) {
-        int sum = 0;
-        if (digit < DIGITS) sum = totals[digit] + (digit >= offset ? totals[digit - offset] : 0);
-        __syncthreads();
-        if (digit < DIGITS) totals[digit] = sum;
-        __syncthreads();
-    }
-    if (digit < DIGITS) {
-        int place = digit > 0 ? totals[digit - 1] : 0;
-        for (int warp = 0; warp < WARPS; ++warp) {
-            const int count = counts[warp][digit];
-            counts[warp][digit] = place;
-            place += count;
-        }
+    const int begin = min(static_cast<int>(threadIdx.x) * DIGITS_OF_THREAD, DIGITS);
+    const int end = min(begin + DIGITS_OF_THREAD, DIGITS);
+    int own = 0;
+    for (int digit = begin; digit < end; ++digit) own += first[digit];
+    int place = sum_of_lower_threads(own, of_warp);
+    for (int digit = begin; digit < end; ++digit) {
+        const int count = first[digit];
+        first[digit] = place;
+        place += count;
     }
     __syncthreads();
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
-sort_by_cell(const REAL* __restrict__ x, int* order, int* spare, int* __restrict__ evens,
-             long long first_sample, long long count, long long chunk, long long in_features) {
-    static_assert(THREADS >= DIGITS, "a thread per digit");
-    __shared__ int counts[WARPS][DIGITS];
-    __shared__ int totals[DIGITS];
-    __shared__ int even_samples;
-    const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+sort_by_cell(const REAL* __restrict__ x, int* __restrict__ places, REAL* __restrict__ fractions,
+             int* __restrict__ evens, long long first_sample, long long count, long long chunk,
+             long long in_features) {
+    extern __shared__ unsigned words[];
+    Counts* counts = reinterpret_cast<Counts*>(words);
+    int* first = reinterpret_cast<int*>(counts + WARPS);
+    int* of_warp = first + 2 * WORDS;
+    Key* keys = reinterpret_cast<Key*>(of_warp + WARPS);
+    unsigned short* sample_at = reinterpret_cast<unsigned short*>(keys + chunk);
+    unsigned short* next_sample_at = sample_at + (PASSES > 1 ? chunk : 0);
+    const int lane = lane_index(), warp = threadIdx.x / LANES;
     const int size = static_cast<int>(count);
     const int run = (size + THREADS - 1) / THREADS * LANES;
     const int begin = min(warp * run, size), end = min(begin + run, size);
     const REAL* chunk_x = x + first_sample * in_features;
 
     for (long long pair = blockIdx.x; pair < (in_features + 1) / 2; pair += gridDim.x) {
-        if (threadIdx.x == 0) even_samples = 0;
-        for (int pass = 0; pass < PASSES; ++pass) {
-            int* target = ((PASSES - pass) % 2 ? order : spare) + pair * chunk;
-            const int* source = ((PASSES - pass) % 2 ? spare : order) + pair * chunk;
-            const auto sample_of = [&](int place) { return pass == 0 ? place : source[place]; };
-            const auto key_at = [&](int sample) {
-                return key_of(chunk_x + sample * in_features, pair, in_features);
+        const auto point_at = [&](int sample) {
+            return point_of(chunk_x + sample * in_features, pair, in_features);
+        };
+        for (int sample = threadIdx.x; sample < size; sample += THREADS) {
+            keys[sample] = key_of(point_at(sample));
+        }
+        unsigned unit = 1;  // of the digit
+        for (int pass = 0; pass < PASSES; ++pass, unit *= DIGITS) {
+            const auto sample_of = [&](int place) { return pass == 0 ? place : sample_at[place]; };
+            const auto digit_of = [&](int sample) {
+                return static_cast<int>(PASSES > 1 ? keys[sample] / unit % DIGITS : keys[sample]);
             };
-            const auto digit_of = [&](Key key) {
-                return key.value >> pass * DIGIT_BITS & (DIGITS - 1);
-            };
-
-            for (int k = threadIdx.x; k < WARPS * DIGITS; k += THREADS) {
-                counts[k / DIGITS][k % DIGITS] = 0;
-            }
+            for (int word = lane; word < WORDS; word += LANES) counts[warp].words[word] = 0;
             __syncthreads();
             for (int place = begin + lane; place < end; place += LANES) {
-                const Key key = key_at(sample_of(place));
-                atomicAdd(&counts[warp][digit_of(key)], 1);
-                if (pass == 0 && key.even) atomicAdd(&even_samples, 1);
+                counts[warp].add(digit_of(sample_of(place)), 1);
             }
             __syncthreads();
-            counts_to_places(counts, totals);
+            counts_to_places(counts, first, of_warp);
 
-            for (int first = begin; first < end; first += LANES) {
-                const bool active = first + lane < end;
-                const int sample = active ? sample_of(first + lane) : 0;
-                const int digit = active ? digit_of(key_at(sample)) : DIGITS;
+            for (int place = begin; place < end; place += LANES) {
+                const bool active = place + lane < end;
+                const int sample = active ? sample_of(place + lane) : 0;
+                const int digit = active ? digit_of(sample) : DIGITS;
                 const unsigned equals = __match_any_sync(ALL_LANES, digit);
                 const int before = __popc(equals & ((1u << lane) - 1u));
-                if (active) target[counts[warp][digit] + before] = sample;
+                if (active) {
+                    const int next = first[digit] + counts[warp].of(digit);
+                    next_sample_at[next + before] = static_cast<unsigned short>(sample);
+                }
                 __syncwarp();
-                if (active && before == 0) counts[warp][digit] += __popc(equals);
+                if (active && before == 0) counts[warp].add(digit, __popc(equals));
                 __syncwarp();
             }
             __syncthreads();
+            unsigned short* written = next_sample_at;
+            next_sample_at = sample_at;
+            sample_at = written;
         }
-        if (threadIdx.x == 0) evens[pair] = even_samples;
+
+        int2* own_places = reinterpret_cast<int2*>(places) + pair * chunk;
+        Two* own_fractions = reinterpret_cast<Two*>(fractions) + pair * chunk;
+        for (int place = threadIdx.x; place < size; place += THREADS) {
+            const int sample = sample_at[place];
+            const int rank = keys[sample] / NUM_GRIDS, j = keys[sample] % NUM_GRIDS;
+            const int i = rank < EVEN_ROWS ? 2 * rank : 2 * (rank - EVEN_ROWS) + 1;
+            const Point point = point_at(sample);
+            own_places[place] = make_int2(sample, i * NUM_KNOTS + j);
+            own_fractions[place] = {fraction_of(point.x1, i), fraction_of(point.x2, j)};
+            const bool even = is_even(keys[sample]);
+            const bool last = place + 1 == size || !is_even(keys[sample_at[place + 1]]);
+            if (even && last) evens[pair] = place + 1;
+            if (!even && place == 0) evens[pair] = 0;
+        }
         __syncthreads();
     }
 }

@@ -123,6 +123,8 @@ def check_array(function: str, name: str, value: Any) -> Array:
 def check_same_place(function: str, name: str, array: AnyArray, reference: Array) -> Array:
     """Require ``array`` to be of the library, and on the device, of ``reference``."""
     array = check_array(function, name, array)
+    if type(array) is type(reference) and array.device == reference.device:
+        return array
     expected, got = (
         f"{array_library(each).__name__} array on {each.device}" for each in (reference, array)
     )

@@ -14,6 +14,7 @@ and O output features, P = ceil(I / 2) pairs, G grid intervals per axis, S = G +
 is completed by one constant input 0.
 """
 
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -37,19 +38,24 @@ def _engine(xp: Any) -> ModuleType:
 
 def _samples(array: Array) -> Array:
     """Return [..., N] as a C-contiguous [B, N], copied only where needed."""
-    rows = array.reshape(-1, array.shape[-1])
-    contiguous: Array = array_library(array).ascontiguousarray(rows)
-    return contiguous
+    return _contiguous(array if array.ndim == 2 else array.reshape(-1, array.shape[-1]))
 
 
-def _contiguous(tables: Array) -> Array:
-    contiguous: Array = array_library(tables).ascontiguousarray(tables)
+def _contiguous(array: Array) -> Array:
+    if array.flags.c_contiguous:
+        return array
+    contiguous: Array = array_library(array).ascontiguousarray(array)
     return contiguous
 
 
 def _knots(tables: Array) -> Array:
     """Return the grid of tables, on the host: an engine takes it to its device."""
-    return sigma_grid(tables.shape[1] - 1, dtype=array_checks.compute_dtype_of(tables.dtype))
+    return _host_grid(tables.shape[1] - 1, array_checks.compute_dtype_of(tables.dtype))
+
+
+@cache
+def _host_grid(num_grids: int, dtype: np.dtype[Any]) -> Array:
+    return sigma_grid(num_grids, dtype=dtype)
 
 
 def _output(
@@ -100,7 +106,7 @@ def forward(x: AnyArray, tables: AnyArray, *, out: AnyArray | None = None) -> Ar
     shape = (*x.shape[:-1], tables.shape[3])
     with on_device_of(tables):
         out = _output("forward", "out", out, shape, x.dtype, {"x": x, "tables": tables})
-        engine.forward(_samples(x), _contiguous(tables), _knots(tables), out.reshape(-1, shape[-1]))
+        engine.forward(_samples(x), _contiguous(tables), _knots(tables), _samples(out))
     return out
 
 
@@ -167,7 +173,7 @@ def backward(
             _samples(x),
             _contiguous(tables),
             _knots(tables),
-            None if grad_x is None else grad_x.reshape(-1, x.shape[-1]),
+            None if grad_x is None else _samples(grad_x),
             grad_tables,
         )
     return grad_x, grad_tables
@@ -239,8 +245,8 @@ def backward_backward(
             _samples(x),
             _contiguous(tables),
             _knots(tables),
-            grad_grad_y.reshape(-1, grad_y.shape[-1]),
-            grad_x.reshape(-1, x.shape[-1]),
+            _samples(grad_grad_y),
+            _samples(grad_x),
             grad_tables,
         )
     return grad_grad_y, grad_x, grad_tables
@@ -298,8 +304,7 @@ def _hessian(tables: Array, scale: float, grad: Array | None) -> Array:
     engine = _engine(array_library(tables))
     with on_device_of(tables):
         penalty = allocation.empty((), array_checks.compute_dtype_of(tables.dtype), tables)
-        arguments = (_contiguous(tables), _knots(tables), float(scale), grad)
-        penalty[...] = engine.hessian_penalty(*arguments)
+        engine.hessian_penalty(_contiguous(tables), _knots(tables), float(scale), grad, penalty)
     return penalty
 
 

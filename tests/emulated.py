@@ -40,14 +40,16 @@ def module(text: str, arch: int) -> emulator.Module:
 
 
 def forget_plans() -> None:
-    """Tests change what plans depend on."""
-    cuda_engine.plan_forward.cache_clear()
+    """To be called after a constant of the plan was changed."""
+    for plan in cuda_engine.PLANS:
+        plan.cache_clear()
 
 
 def install(
     monkeypatch: pytest.MonkeyPatch, order: str = "ascending", seed: int = 0, arch: int = 900
 ) -> None:
     """Let the engine's kernels run here instead of on a GPU, threads in one of `ORDERS`."""
+    forget_plans()
 
     def kernel(launch: Launch, knots: Array) -> Callable[..., None]:
         compiled = module(kernel_source.text(launch.source, knots, _read.get()), arch)

@@ -7,6 +7,7 @@ emulator reports every access out of bounds, race and read of memory that was no
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import emulated
@@ -25,7 +26,7 @@ from test_special_values import (  # noqa: F401
 
 import lmkan_cupy
 from lmkan_cupy import cuda_engine, functional, sigma_grid
-from lmkan_cupy.cuda_engine import forward_model, launch, launch_plan
+from lmkan_cupy.cuda_engine import forward_model, kernel_cache, launch, launch_plan
 from lmkan_cupy.cuda_engine.launch_plan import RINGS as THE_PLANS_RINGS
 from lmkan_cupy.cuda_engine.launch_plan import Launch, RingShape
 
@@ -34,14 +35,15 @@ pytestmark = pytest.mark.usefixtures("emulator_tools")
 
 SIZES = [
     Sizes(1, 1, 1, 3),
-    Sizes(33, 2, 32, 3),
+    Sizes(3, 67, 32, 8),
     Sizes(70, 5, 33, 8),
-    Sizes(50, 4, 129, 8),
-    Sizes(3, 67, 5, 8),
-    Sizes(65, 3, 9, 40),
+    Sizes(50, 4, 100, 8),
+    Sizes(40, 3, 260, 4),
+    Sizes(65, 3, 2, 300),
 ]
-"""Every number of outputs per lane, one and two tiles, odd numbers of inputs, more pairs than a
-warp has lanes, one and two digits of the sort; batches beside the chunk of 32 samples."""
+"""Every number of outputs per lane and vector, one and several tiles, odd numbers of inputs, more
+pairs than a warp has lanes, one and two digits of the sort, both widths of its keys; batches beside
+the chunk of 32 samples."""
 
 
 RINGS = {
@@ -66,8 +68,10 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks and stretches short enough for several of each in a small batch."""
-    monkeypatch.setattr(launch_plan, "CHUNK", 32)
+    monkeypatch.setattr(launch_plan, "CHUNKS", {})
+    monkeypatch.setattr(launch_plan, "MOST_CHUNK", 32)
     monkeypatch.setattr(launch_plan, "STRETCHES", (8, 5))
+    emulated.forget_plans()
 
 
 @pytest.fixture
@@ -115,12 +119,35 @@ def test_layer(run: Any, rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes)
 
 
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", [Sizes(0, 1, 1, 3), Sizes(0, 5, 33, 8), Sizes(0, 2, 65, 8)])
+@pytest.mark.parametrize(
+    "sizes",
+    [Sizes(0, 1, 1, 3), Sizes(0, 5, 33, 8), Sizes(0, 2, 68, 8), Sizes(0, 2, 3, 50)],
+    ids=str,
+)
 def test_penalty(run: Any, rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes) -> None:
+    """Every vector; one and two tiles of outputs and of columns of knots."""
     tables = make_problem(rng, sizes, dtypes).tables
     results = run(lmkan_cupy.hessian_penalty_and_grad, tables)
     check(results, tolerances.hessian_penalty(tables, dtypes.x))
     assert run(lmkan_cupy.hessian_penalty, tables) == results[:1]
+
+
+def test_penalty_in_many_tiles(
+    run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch_plan, "PENALTY_COLUMNS", 6)
+    tables = make_problem(rng, Sizes(0, 3, 8, 7)).tables
+    results = run(lmkan_cupy.hessian_penalty_and_grad, tables)
+    check(results, tolerances.hessian_penalty(tables, "float32"))
+
+
+def test_gradient_of_penalty_is_added(rng: np.random.Generator) -> None:
+    tables = make_problem(rng, Sizes(0, 3, 8, 7)).tables
+    grad, total = np.zeros_like(tables), np.ones_like(tables)
+    penalty = np.empty((), np.float32)
+    cuda_engine.hessian_penalty(tables, sigma_grid(7), 0.5, grad, penalty)
+    cuda_engine.hessian_penalty(tables, sigma_grid(7), 0.5, total, penalty, accumulate=True)
+    np.testing.assert_array_equal(total, 1 + grad)
 
 
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
@@ -143,10 +170,10 @@ def test_far_outside(run: Any, rng: np.random.Generator, dtypes: Dtypes, size: f
 def test_many_cells_per_stretch(
     run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A warp adds rows of neighbouring cells itself, and only its ends go through slots."""
-    monkeypatch.setattr(launch_plan, "CHUNK", 500)
+    """A warp adds rows of neighbouring cells itself, and only its last goes through a slot."""
+    monkeypatch.setattr(launch_plan, "MOST_CHUNK", 600)
     monkeypatch.setattr(launch_plan, "STRETCHES", (100,))
-    check_layer(run, make_problem(rng, Sizes(500, 3, 5, 8)))
+    check_layer(run, make_problem(rng, Sizes(600, 3, 5, 8)))
 
 
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
@@ -164,6 +191,26 @@ def test_one_gradient_alone(
         return results[needed == "tables"]
 
     np.testing.assert_array_equal(run(call)[0], both[needed == "tables"])
+
+
+def test_arrays_that_begin_anywhere(run: Any, rng: np.random.Generator) -> None:
+    """Not at multiples of the 16 bytes that a lane reads at once."""
+    problem = make_problem(rng, Sizes(40, 4, 64, 4))
+    shifted = [np.empty(each.size + 1, each.dtype)[1:].reshape(each.shape) for each in problem]
+    for target, array in zip(shifted, problem, strict=True):
+        target[...] = array
+    check_layer(run, Problem(*shifted))
+
+
+def test_chunk_fits_into_shared_memory(
+    run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sort halves it, here from 256 samples to 64: 64 digits of 36 bytes and 4 per sample."""
+    monkeypatch.setattr(launch_plan, "MOST_CHUNK", 256)
+    device = replace(emulated.DEVICE, shared_bytes=64 * 36 + 64 * 4 + 100)
+    monkeypatch.setattr(kernel_cache, "device", lambda: device)
+    x, tables, grad_y, *_ = make_problem(rng, Sizes(150, 3, 5, 8))
+    check(run(lmkan_cupy.backward, grad_y, x, tables), tolerances.backward(grad_y, x, tables))
 
 
 @pytest.mark.parametrize("without", ["ggx", "ggt"])
@@ -358,7 +405,8 @@ def test_bfloat16_tables(run: Any, rng: np.random.Generator) -> None:
         grad = np.full(tables.shape, np.nan, np.float32)
         cuda_engine.forward(x, tables, knots, y)
         cuda_engine.backward(grad_y, x, tables, knots, grad_x, grad_tables)
-        penalty = cuda_engine.hessian_penalty(tables, knots, 1.0, grad)
+        penalty = np.full((), np.nan, np.float32)
+        cuda_engine.hessian_penalty(tables, knots, 1.0, grad, penalty)
         return y, grad_x, grad_tables, penalty, grad
 
     check(

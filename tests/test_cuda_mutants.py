@@ -30,17 +30,21 @@ from lmkan_cupy.cuda_engine.launch_plan import RingShape
 pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools")
 
-POSITION, WARP, FORWARD, TILE, RING, BY_RING, PACK, SORT, BACKWARD, PENALTY = FILES = (
-    "position.cuh",
-    "warp.cuh",
-    "forward.cu",
-    "tile.cuh",
-    "ring.cuh",
-    "forward_ring.cu",
-    "pack.cu",
-    "sort.cu",
-    "backward.cu",
-    "hessian_penalty.cu",
+FILES = (
+    "lanes.cuh",
+    "element.cuh",
+    POSITION := "position.cuh",
+    WARP := "warp.cuh",
+    VECTORS := "row_vectors.cuh",
+    RECORD := "record.cuh",
+    FORWARD := "forward.cu",
+    TILE := "tile.cuh",
+    RING := "ring.cuh",
+    BY_RING := "forward_ring.cu",
+    PACK := "pack.cu",
+    SORT := "sort.cu",
+    BACKWARD := "backward.cu",
+    PENALTY := "hessian_penalty.cu",
 )
 
 MUTANTS = [
@@ -52,11 +56,12 @@ MUTANTS = [
         POSITION, "h1.lower * h2.upper, h1.upper * h2.l", "h1.upper * h2.lower * h2.l", "weights"
     ),
     Mutant(POSITION, "h1.lower - h1.along * h2.upper", "h1.lower + h1.along * h2.upper", "sign"),
-    Mutant(POSITION, "{v, u},", "{u, v},", "slopes: u and v exchanged"),
-    Mutant(POSITION, "0 * u + 0 * v", "0 * u", "not finite: first coordinate only"),
+    Mutant(POSITION, "0)), {v, u}}", "0)), {u, v}}", "slopes: u and v exchanged"),
     Mutant(POSITION, "(corner >> 1) * NUM_KNOTS", "(corner >> 1) * NUM_GRIDS", "row above"),
     Mutant(WARP, "if (o < out_features) use(k, o);", "use(k, o);", "tail not masked"),
-    Mutant(WARP, "offset = LANES / 2", "offset = LANES / 4", "sum over half a warp"),
+    Mutant(VECTORS, "+ k * LANES * VECTOR < out_features", "< out_features", "tail not masked"),
+    Mutant(VECTORS, "lane_index() * VECTOR)", "lane_index())", "vectors overlap"),
+    Mutant(RECORD, "places[2 * at + 1]", "places[2 * at]", "cell of a record"),
     Mutant(FORWARD, "accumulate ? own_y[o] + sum[k] : sum[k]", "sum[k]", "forward: overwrites"),
     Mutant(FORWARD, "begin += LANES", "begin += LANES - 1", "forward: a pair twice"),
     Mutant(FORWARD, "task / tiles", "task / (tiles + 1)", "forward: tiles miscounted"),
@@ -130,23 +135,64 @@ MUTANTS = [
         "        for (int n = warp; n < LANES && first",
         "pack: no barrier",
     ),
-    Mutant(SORT, "i % 2 == 0", "i % 2 == 1", "sort: halves exchanged"),
+    Mutant(SORT, "i % 2 * EVEN_ROWS", "(i + 1) % 2 * EVEN_ROWS", "sort: halves exchanged"),
     Mutant(SORT, "(1u << lane) - 1u", "(2u << lane) - 1u", "sort: counts oneself"),
-    Mutant(SORT, "counts[warp][digit] += __popc(equals);", "", "sort: place not advanced"),
-    Mutant(SORT, "digit > 0 ? totals[digit - 1] : 0", "totals[digit]", "sort: counts itself"),
-    Mutant(SORT, "(PASSES - pass) % 2 ? order", "(PASSES - pass) % 2 ? spare", "sort: target"),
-    Mutant(BACKWARD, "half == 1 ? evens : 0", "0", "backward: odd half begins at 0"),
-    Mutant(BACKWARD, "cell == first_cell || cell", "cell", "backward: first cell is no end"),
-    Mutant(BACKWARD, "first_cell || cell == last_cell", "first_cell", "backward: last cell"),
-    Mutant(BACKWARD, "2 * task + (cell != first_cell)", "2 * task", "backward: one slot for both"),
-    Mutant(BACKWARD, "target[o] += row", "target[o] = row", "backward: rows overwritten"),
-    Mutant(BACKWARD, "if (TABLES_GRADIENT) leave_cell();", "", "backward: last cell forgotten"),
-    Mutant(BACKWARD, "accumulate || first > 0", "accumulate", "backward: one tile of slopes"),
-    Mutant(BACKWARD, "lane_index() == n", "lane_index() == 0", "backward: slopes to one lane"),
-    Mutant(BACKWARD, "? 1 : 2;", "? 2 : 2;", "boundaries: a slot that nobody wrote"),
+    Mutant(SORT, "if (active && before == 0) counts", "if (false) counts", "sort: not advanced"),
+    Mutant(SORT, "return sum - value;", "return sum;", "sort: counts itself"),
+    Mutant(SORT, "(number) << digit % 2 * 16", "(number)", "sort: counts of two digits"),
+    Mutant(SORT, "sample_at = written;", "", "sort: the last pass is lost"),
+    Mutant(
+        SORT, "keys[sample] / unit % DIGITS", "keys[sample] % DIGITS", "sort: first digit twice"
+    ),
+    Mutant(SORT, "if (even && last)", "if (even)", "sort: evens counted early"),
+    Mutant(SORT, "if (!even && place == 0) evens[pair] = 0;", "", "sort: no evens"),
+    Mutant(BACKWARD, "half ? evens +", "half ?", "backward: odd half begins at 0"),
+    Mutant(
+        BACKWARD, "begin + length, half_end", "begin + length, count", "backward: into odd half"
+    ),
+    Mutant(BACKWARD, "half != stretch.half", "false", "backward: both halves at once"),
+    Mutant(BACKWARD, "low_sum[k] += row[column][k]", "low_sum[k] = row[column][k]", "overwrites"),
+    Mutant(BACKWARD, "cell >= 0 && next_cell == cell + 1", "cell >= 0", "backward: all neighbours"),
+    Mutant(BACKWARD, "row[2][k] = row[3][k];", "row[2][k] = 0;", "backward: column not carried"),
+    Mutant(BACKWARD, "left[k] = right[k];", "left[k] = left[k];", "backward: difference kept"),
+    Mutant(BACKWARD, "row_2[k] - row_0[k]", "row_2[k] - row_1[k]", "backward: wrong difference"),
+    Mutant(
+        BACKWARD,
+        "real ? position.weights.corner[corner] : 0",
+        "position.weights.corner[corner]",
+        "repeated",
+    ),
+    Mutant(BACKWARD, "{position.mixed[0], pos", "{position.mixed[1], pos", "factors along"),
+    Mutant(BACKWARD, "layer_factor = {v, u}", "layer_factor = {u, v}", "factors of the layer"),
+    Mutant(BACKWARD, "lane_index() / GROUP * GROUP;", "0;", "backward: half the parts"),
+    Mutant(BACKWARD, "samples - 1)]", "GROUP - 1)]", "backward: parts nobody wrote"),
+    Mutant(
+        BACKWARD, "lane > 0 ? cell_before : cell)", "cell_before)", "backward: batch's first cell"
+    ),
+    Mutant(BACKWARD, "(begin + IN_FLIGHT + lane)", "(begin + lane)", "backward: rows of grad_y"),
+    Mutant(
+        BACKWARD, "__syncwarp();\n                    const Two total", "const Two total", "parts"
+    ),
+    Mutant(BACKWARD, "__syncwarp();  // the next batch", "//", "backward: batch overwritten"),
+    Mutant(BACKWARD, "entered & 1u << k", "entered & 1u", "backward: cell of the second"),
+    Mutant(BACKWARD, "(tile * pairs + pair) * chunk", "pair * chunk", "backward: tiles of slopes"),
+    Mutant(BACKWARD, "+ 0 * own.fraction.second", "", "not finite: first coordinate only"),
+    Mutant(BACKWARD, "work.stretch) * CORNERS", "0) * CORNERS", "backward: one slot for all"),
+    Mutant(BACKWARD, "sums.add_column_to(rows, 1, share, out_features);\n        }", "}", "slots"),
+    Mutant(
+        BACKWARD,
+        "sum.second += part.second;\n                }\n                of",
+        "}\n of",
+        "sum",
+    ),
     Mutant(PENALTY, "i > 0 && i < NUM_GRIDS", "i >= 0 && i < NUM_GRIDS", "penalty: border"),
-    Mutant(PENALTY, "di * dj * factor", "factor", "penalty: signs of the mixed difference"),
+    Mutant(PENALTY, "2 * (at_left.mixed", "(at_left.mixed", "penalty: gradient of the mixed term"),
     Mutant(PENALTY, "2 * f_xy * f_xy", "f_xy * f_xy", "penalty: mixed term once"),
+    Mutant(PENALTY, "shared[i % 2]", "shared[0]", "penalty: one row in shared memory"),
+    Mutant(PENALTY, "across_2.at[n] = across.at[n]", "across_2.at[n] = beside", "penalty: rows"),
+    Mutant(PENALTY, "column >= HALO && ", "", "penalty: the halo is owned"),
+    Mutant(PENALTY, "factors_at(j + 1).backward", "factors_at(j + 1).forward", "penalty: right"),
+    Mutant(PENALTY, "if (accumulate) result = target;", "", "penalty: overwrites"),
 ]
 
 
@@ -160,8 +206,11 @@ def trial(texts: Sources) -> None:
     with emulated.sources(texts), allocation.allocator(nan_filled):
         check_forward(Sizes(2, 67, 33, 17))
         check_rings()
-        check_gradients(Sizes(90, 3, 129, 17))
+        check_gradients(Sizes(90, 3, 260, 17))
+        check_gradients(Sizes(40, 2, 2, 50))  # two digits of the sort
+        check_gradients(Sizes(40, 2, 2, 50), constant=9)  # in a cell of an odd row
         check_penalty(Sizes(0, 1, 1, 5))
+        check_penalty(Sizes(0, 1, 4, 52))  # two tiles of columns
 
 
 def check_forward(sizes: Sizes) -> None:
@@ -201,8 +250,10 @@ def check_ring(sizes: Sizes, shape: RingShape, **choices: Any) -> None:
     check([y], tolerances.backward_backward(ggx, ggt, grad_y, x, tables)[:1])
 
 
-def check_gradients(sizes: Sizes) -> None:
+def check_gradients(sizes: Sizes, constant: float | None = None) -> None:
     x, tables, grad_y, ggx, ggt = make_problem(np.random.default_rng(0), sizes)
+    if constant is not None:
+        x.fill(constant)
     knots = sigma_grid(sizes.num_grids)
     results = [np.full_like(each, np.nan) for each in (grad_y, x, tables)]
     cuda_engine.backward(grad_y, x, tables, knots, *results[1:])
@@ -221,15 +272,23 @@ def check_gradients(sizes: Sizes) -> None:
 def check_penalty(sizes: Sizes) -> None:
     tables = make_problem(np.random.default_rng(0), sizes).tables
     grad = np.full_like(tables, np.nan)
-    penalty = cuda_engine.hessian_penalty(tables, sigma_grid(sizes.num_grids), 1.0, grad)
+    knots = sigma_grid(sizes.num_grids)
+    penalty = np.full((), np.nan, np.float32)
+    cuda_engine.hessian_penalty(tables, knots, 1.0, grad, penalty)
     check([penalty, grad], tolerances.hessian_penalty(tables, "float32"))
+    doubled = grad.copy()
+    cuda_engine.hessian_penalty(tables, knots, 1.0, doubled, penalty, accumulate=True)
+    assert (doubled == grad + grad).all(), "not added"
 
 
 def survivors(mutants: list[Mutant], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Try the mutants; print all, return those that nothing noticed."""
     emulated.install(monkeypatch, "random")
-    monkeypatch.setattr(launch_plan, "CHUNK", 64)
-    monkeypatch.setattr(launch_plan, "STRETCHES", (8,))
+    monkeypatch.setattr(launch_plan, "CHUNKS", {})
+    monkeypatch.setattr(launch_plan, "MOST_CHUNK", 80)
+    monkeypatch.setattr(launch_plan, "MOST_DIGITS", 1000)
+    monkeypatch.setattr(launch_plan, "STRETCHES", (36,))
+    monkeypatch.setitem(launch_plan.WARPS, "sort.cu", 2)
     monkeypatch.setattr(launch_plan, "MOST_BLOCKS", 1)
     outcomes = run_mutants(mutants, {file: kernel_source.read(file) for file in FILES}, trial)
     print(*outcomes, sep="\n")

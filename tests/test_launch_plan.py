@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lmkan_cupy.cuda_engine import forward_model, launch_plan
-from lmkan_cupy.cuda_engine.launch_plan import Device, Forward, Launch, Layer
+from lmkan_cupy.cuda_engine.launch_plan import Backward, Device, Forward, Launch, Layer
 
 DEVICES = {
     "sm_75": Device(75, 40, 64 * 1024),
@@ -55,6 +56,17 @@ def forward_launches(plan: Forward) -> list[Launch]:
     return [plan.kernel, *((ring.pack_tables, ring.pack_x, ring.total) if ring else ())]
 
 
+def plan_backward(layer: Layer, batch: int, device: Device, **choices: bool) -> Backward:
+    """For the backward of a layer, but for `choices`."""
+    usual = {"direction": False, "of_layer": True, "need_x": True, "need_tables": True}
+    return launch_plan.backward(layer, batch, device, **{**usual, "aligned": True, **choices})
+
+
+def launches_of(plan: Backward) -> list[Launch]:
+    every = (plan.sort, plan.walk, plan.slots, plan.slopes)
+    return [launch for launch in every if launch is not None]
+
+
 def check_limits(launch: Launch, device: Device) -> None:
     assert 0 <= launch.blocks < 2**31
     assert 0 < launch.threads <= MOST_THREADS
@@ -66,15 +78,11 @@ def check_limits(launch: Launch, device: Device) -> None:
 def test_limits(device: Device) -> None:
     for layer in LAYERS:
         for batch in BATCHES:
-            plan = launch_plan.backward(
-                layer, batch, device, direction=False, need_x=True, need_tables=True
-            )
-            of_penalty = launch_plan.penalty(layer)
+            plan = plan_backward(layer, batch, device)
+            of_penalty = launch_plan.penalty(layer, device, aligned=True)
             for launch in (
                 *forward_launches(plan_forward(layer, batch, device)),
-                plan.sort,
-                plan.walk,
-                plan.boundaries,
+                *launches_of(plan),
                 of_penalty.penalty,
                 of_penalty.total,
             ):
@@ -88,22 +96,26 @@ def test_nothing_is_started_for_an_empty_batch(device: Device) -> None:
         assert not plan.ring
 
 
-def owners(out_features: int, lane_outputs: int) -> np.ndarray:
-    """How many lanes of how many tiles have each output: `for_own_outputs` of warp.cuh."""
-    tile = launch_plan.LANES * lane_outputs
-    lane, k, first = np.meshgrid(
-        np.arange(launch_plan.LANES), np.arange(lane_outputs), np.arange(0, out_features, tile)
-    )
-    outputs = first + k * launch_plan.LANES + lane
-    return np.bincount(outputs[outputs < out_features], minlength=out_features)
-
-
-def test_every_output_has_one_owner() -> None:
+def test_every_output_has_a_tile() -> None:
     for layer in LAYERS:
-        lane_outputs = dict(launch_plan.penalty(layer).penalty.source.constants)["LANE_OUTPUTS"]
-        assert (owners(layer.out_features, lane_outputs) == 1).all()
-        tile = launch_plan.LANES * lane_outputs
+        launch = launch_plan.forward(layer, 1, DEVICES["sm_90"], direction=False, aligned=False)
+        tile = launch_plan.LANES * dict(launch.source.constants)["LANE_OUTPUTS"]
         assert (layer.tiles - 1) * tile < layer.out_features <= layer.tiles * tile
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_every_node_of_the_penalty_has_one_owner(aligned: bool) -> None:
+    for layer in LAYERS:
+        plan = launch_plan.penalty(layer, DEVICES["sm_90"], aligned=aligned)
+        constants = dict(plan.penalty.source.constants)
+        knots = layer.num_grids + 1
+        halo = 2 if knots > constants["COLUMNS"] else 0
+        own_columns = constants["COLUMNS"] - 2 * halo
+        tile = constants["VECTOR"] * constants["VECTORS"]
+        assert layer.out_features % constants["VECTOR"] == 0
+        assert constants["COLUMNS"] * constants["VECTORS"] <= plan.penalty.threads
+        tiles = -(-knots // own_columns) * -(-layer.out_features // tile)
+        assert plan.partials == layer.pairs * tiles
 
 
 def test_every_sample_and_tile_is_taken(device: Device) -> None:
@@ -230,40 +242,87 @@ def test_prediction_names_its_bound() -> None:
 
 
 def test_every_sample_is_in_one_stretch(device: Device) -> None:
-    """In both halves, wherever one ends and the other begins: `stretch_of` of backward.cu."""
-    plans = [
-        launch_plan.backward(layer, batch, device, direction=False, need_x=True, need_tables=True)
-        for layer in LAYERS
-        for batch in BATCHES[1:]
-    ]
+    """In both halves, wherever one ends and the other begins: `Stretch` of backward.cu."""
+    plans = [plan_backward(layer, batch, device) for layer in LAYERS for batch in BATCHES[1:]]
     for chunk, stretch, stretches in {(each.chunk, each.stretch, each.stretches) for each in plans}:
         for evens in {0, 1, chunk // 2, chunk - 1, chunk}:
             covered = np.zeros(chunk, int)
-            for half_begin, half_end in ((0, evens), (evens, chunk)):
-                for index in range(stretches):
-                    begin = min(half_begin + index * stretch, half_end)
-                    covered[begin : min(begin + stretch, half_end)] += 1
+            of_evens = -(-evens // stretch)
+            for index in range(stretches):
+                half_end = evens if index < of_evens else chunk
+                begin = index * stretch
+                if index >= of_evens:
+                    begin = evens + (index - of_evens) * stretch
+                covered[min(begin, half_end) : min(begin + stretch, half_end)] += 1
             assert (covered == 1).all()
 
 
 def test_stretches_are_as_long_as_the_device_stays_busy(device: Device) -> None:
     enough = launch_plan.WARPS_PER_MULTIPROCESSOR * device.multiprocessors
     for layer in LAYERS:
-        plan = launch_plan.backward(
-            layer, 2**20, device, direction=False, need_x=True, need_tables=True
-        )
-        shortest = plan.stretch == min(launch_plan.STRETCHES)
-        assert shortest or layer.pairs * plan.stretches >= enough
+        for need_tables, halves in ((True, 2), (False, 1)):
+            plan = plan_backward(layer, 2**20, device, need_tables=need_tables)
+            shortest = plan.stretch == min(launch_plan.STRETCHES)
+            assert shortest or layer.pairs * plan.tiles * plan.stretches / halves >= enough
+
+
+@pytest.mark.parametrize(
+    ("layer", "aligned", "vector"),
+    [
+        (Layer(8, 512, 8, "float32", "float16"), True, 4),
+        (Layer(8, 512, 8, "float64", "float64"), True, 2),
+        (Layer(8, 512, 8, "float32", "float32"), False, 1),
+        (Layer(8, 64, 8, "float32", "float32"), True, 2),
+        (Layer(8, 514, 8, "float32", "float32"), True, 2),
+        (Layer(8, 513, 8, "float32", "float32"), True, 1),
+    ],
+    ids=["half-tables", "double", "not-aligned", "few-outputs", "even", "odd"],
+)
+def test_vectors_of_the_walk(layer: Layer, aligned: bool, vector: int) -> None:
+    """They divide a row, and no lane is without a vector while another has two."""
+    plan = plan_backward(layer, 2**20, DEVICES["sm_90"], aligned=aligned)
+    constants = dict(plan.walk.source.constants)
+    assert constants["VECTOR"] == vector
+    assert constants["LANE_OUTPUTS"] % vector == 0
+
+
+def test_every_output_has_a_tile_of_the_walk() -> None:
+    for layer in LAYERS:
+        plan = plan_backward(layer, 2**20, DEVICES["sm_90"])
+        tile = launch_plan.LANES * dict(plan.walk.source.constants)["LANE_OUTPUTS"]
+        assert (plan.tiles - 1) * tile < layer.out_features <= plan.tiles * tile
+
+
+@pytest.mark.parametrize("num_grids", [3, 8, 16, 26, 40, 45, 46, 256, 257, 1000, 46340])
+def test_sort(num_grids: int, device: Device) -> None:
+    """Its digits hold every key and its chunk is a useful one, within shared memory and 16 bits."""
+    layer = Layer(64, 1, num_grids, "float32", "float32")
+    plan = plan_backward(layer, 2**20, device)
+    constants = dict(plan.sort.source.constants)
+    assert num_grids**2 <= constants["DIGITS"] ** constants["PASSES"] < 2**32
+    assert constants["PASSES"] == 1 or num_grids > 26
+    assert 4096 <= plan.chunk <= 2**15
+    assert plan.sort.shared_bytes <= device.shared_bytes
+
+
+def test_what_is_not_needed_is_not_started(device: Device) -> None:
+    wide = Layer(64, 512, 8, "float32", "float32")
+    assert plan_backward(wide, 100, device, need_tables=False).slots is None
+    assert plan_backward(wide, 100, device, need_x=False).slopes is None
+    assert plan_backward(replace(wide, out_features=256), 100, device).slopes is None
 
 
 def test_sources_do_not_depend_on_the_batch(device: Device) -> None:
-    """So that warmup compiles what later calls need."""
+    """So that warmup compiles what later calls need, with as much shared memory."""
     for layer in LAYERS[::7]:
-        warm = {(each.source, each.kernel) for each in launch_plan.launches(layer, device)}
+        launches = launch_plan.launches(layer, device)
+        warm = {(each.source, each.kernel, each.shared_bytes) for each in launches}
         for batch in BATCHES[1:]:
-            plan = launch_plan.backward(
-                layer, batch, device, direction=True, need_x=True, need_tables=True
-            )
-            forward = plan_forward(layer, batch, device)
-            for launch in (*forward_launches(forward), plan.sort, plan.walk, plan.boundaries):
-                assert (launch.source, launch.kernel) in warm
+            plans = [
+                plan_backward(layer, batch, device),
+                plan_backward(layer, batch, device, direction=True, of_layer=False),
+                plan_backward(layer, batch, device, direction=True),
+            ]
+            backward = (each for plan in plans for each in launches_of(plan))
+            for launch in (*forward_launches(plan_forward(layer, batch, device)), *backward):
+                assert (launch.source, launch.kernel, launch.shared_bytes) in warm

@@ -72,8 +72,13 @@ def backward_backward(
         _pull_back(grad_y, x, ggt, knots, None, has_ggx, grad_x, None)
 
 
-def hessian_penalty(tables: Array, knots: Array, scale: float, grad: Array | None) -> float:
-    """Return the roughness R of all functions; ``grad`` [P, S, S, O] becomes ``scale dR/dT``."""
+def hessian_penalty(
+    tables: Array, knots: Array, scale: float, grad: Array | None, penalty: Array
+) -> None:
+    """Overwrite ``penalty`` [] with R and ``grad`` [P, S, S, O], where not None, with its gradient.
+
+    That is ``scale dR/dT`` for the roughness R of all functions.
+    """
     words = _stored(tables)
     kernel = _compiled(_penalty_kernel, knots.dtype, words.dtype)
     penalties = np.empty(len(tables))
@@ -84,7 +89,7 @@ def hessian_penalty(tables: Array, knots: Array, scale: float, grad: Array | Non
         most=kernels.PAIR_TILE,
         work=4 * tables.size,
     )
-    return float(penalties.sum())
+    penalty[...] = penalties.sum()
 
 
 def warmup(dtype: np.dtype[Any], tables_dtype: np.dtype[Any]) -> None:

@@ -17,8 +17,12 @@ from . import kernel_cache, launch_plan
 from .launch import aligned, run
 from .launch_plan import Launch, Ring
 
-#: The plan of a forward, kept: making it takes longer than starting its kernels.
-plan_forward = lru_cache(launch_plan.forward)
+#: A call with the shapes of an earlier one finds its plan again.
+PLANS = _plan_forward, _plan_backward, _plan_penalty = (
+    lru_cache(launch_plan.forward),
+    lru_cache(launch_plan.backward),
+    lru_cache(launch_plan.penalty),
+)
 
 
 def forward(x: Array, tables: Array, knots: Array, out: Array) -> None:
@@ -30,7 +34,7 @@ def _evaluate(
     x: Array, tables: Array, knots: Array, ggx: Array | None, accumulate: bool, out: Array
 ) -> None:
     layer = launch_plan.layer(x, tables)
-    plan = plan_forward(
+    plan = _plan_forward(
         layer,
         len(x),
         kernel_cache.device(),
@@ -91,52 +95,76 @@ def backward(
     grad_tables: Array | None,
 ) -> None:
     """Overwrite ``grad_x`` [B, I] and ``grad_tables`` [P, S, S, O], where not None."""
-    _pull_back(grad_y, x, tables, knots, None, False, grad_x, grad_tables)
+    _pull_back(grad_y, x, knots, None, None, tables, grad_x, grad_tables)
 
 
 def _pull_back(
     grad_y: Array,
     x: Array,
-    tables: Array,
     knots: Array,
     ggx: Array | None,
-    accumulate: bool,
+    direction_tables: Array | None,
+    layer_tables: Array | None,
     grad_x: Array | None,
     grad_tables: Array | None,
 ) -> None:
+    """Pull ``grad_y`` back through the derivative of the layer of ``direction_tables`` along
+    ``ggx``, where not None, plus the layer of ``layer_tables``, where not None.
+
+    With both, ``grad_tables`` is that of the first, as the double backward needs it.
+    """
     if grad_tables is not None:
         grad_tables.fill(0)
+    tables = direction_tables if direction_tables is not None else layer_tables
+    assert tables is not None
+    arrays = (grad_y, direction_tables, layer_tables, grad_tables)
     batch, in_features = x.shape
     out_features = tables.shape[3]
     layer = launch_plan.layer(x, tables)
-    plan = launch_plan.backward(
+    plan = _plan_backward(
         layer,
         batch,
         kernel_cache.device(),
         direction=ggx is not None,
+        of_layer=layer_tables is not None,
         need_x=grad_x is not None,
         need_tables=grad_tables is not None,
+        aligned=aligned(*(each for each in arrays if each is not None)),
     )
-    order, spare = (
-        allocation.empty((layer.pairs, plan.chunk), np.dtype(np.int32), x) for _ in range(2)
-    )
-    evens = allocation.empty((layer.pairs,), np.dtype(np.int32), x)
-    slots = None
-    if grad_tables is not None:
-        slots = allocation.empty((layer.pairs, plan.stretches, 2, 4, out_features), x.dtype, x)
+
+    def workspace(*shape: int, dtype: Any = x.dtype) -> Array:
+        return allocation.empty(shape, np.dtype(dtype), x)
+
+    places = workspace(layer.pairs, plan.chunk, 2, dtype=np.int32)
+    fractions = workspace(layer.pairs, plan.chunk, 2)
+    evens = workspace(layer.pairs, dtype=np.int32)
+    slopes, slots = grad_x, None
+    if plan.slopes:
+        slopes = workspace(plan.tiles, layer.pairs, plan.chunk, 2)
+    if plan.slots:
+        slots = workspace(layer.pairs, plan.stretches, 4, out_features)
     # Cells that share rows of the tables' gradient lie in different halves, see backward.cu.
     halves = (2,) if grad_tables is None else (0, 1)
 
     for first in range(0, batch, plan.chunk):
         count = min(plan.chunk, batch - first)
-        samples = (first, count, plan.chunk)
-        run(plan.sort, knots, x, order, spare, evens, *samples, in_features)
+        run(plan.sort, knots, x, places, fractions, evens, first, count, plan.chunk, in_features)
+        sorted_samples = (places, fractions, evens)
+        stretches = (plan.stretches, plan.stretch)
+        sizes = (in_features, out_features)
         for half in halves:
-            part = (*samples, plan.stretches, plan.stretch, half, in_features, out_features)
-            inputs = (grad_y, x, ggx, tables, order, evens)
-            run(plan.walk, knots, *inputs, grad_x, grad_tables, slots, *part, accumulate)
-            if grad_tables is not None:
-                run(plan.boundaries, knots, x, order, evens, grad_tables, slots, *part)
+            run(
+                plan.walk,
+                knots,
+                *(grad_y, ggx, direction_tables, layer_tables, *sorted_samples),
+                *(slopes, grad_tables, slots),
+                *(first, count, plan.chunk, *stretches, half, *sizes),
+            )
+        if plan.slots:
+            inputs = (places, evens, grad_tables, slots)
+            run(plan.slots, knots, *inputs, count, plan.chunk, *stretches, *sizes)
+        if plan.slopes:
+            run(plan.slopes, knots, slopes, grad_x, first, count, plan.chunk, *sizes)
 
 
 def backward_backward(
@@ -153,30 +181,38 @@ def backward_backward(
     """Overwrite the cotangents of ``grad_y``, ``x`` and ``tables``.
 
     The double backward is the forward and the backward of the layer's derivative along ``ggx``,
-    plus those of the layer with the tables ``ggt``.
+    plus those of the layer with the tables ``ggt``, whose backward shares the walk of the first.
     """
     if ggx is not None:
         _evaluate(x, tables, knots, ggx, False, grad_grad_y)
-        _pull_back(grad_y, x, tables, knots, ggx, False, grad_x, grad_tables)
+        _pull_back(grad_y, x, knots, ggx, tables, ggt, grad_x, grad_tables)
     else:
         grad_tables.fill(0)
+        _pull_back(grad_y, x, knots, None, None, ggt, grad_x, None)
     if ggt is not None:
         _evaluate(x, ggt, knots, None, ggx is not None, grad_grad_y)
-        _pull_back(grad_y, x, ggt, knots, None, ggx is not None, grad_x, None)
 
 
-def hessian_penalty(tables: Array, knots: Array, scale: float, grad: Array | None) -> Array:
-    """Return the roughness R of all functions, 0-d; ``grad`` becomes ``scale dR/dT``."""
+def hessian_penalty(
+    tables: Array,
+    knots: Array,
+    scale: float,
+    grad: Array | None,
+    penalty: Array,
+    *,
+    accumulate: bool = False,
+) -> None:
+    """Overwrite ``penalty`` [] with R and ``grad`` [P, S, S, O], where not None, with its gradient.
+
+    That is ``scale dR/dT`` for the roughness R of all functions; with ``accumulate`` it is added.
+    """
     pairs, _, _, out_features = tables.shape
-    layer = launch_plan.Layer(
-        2 * pairs, out_features, len(knots) - 1, knots.dtype.name, tables.dtype.name
-    )
-    plan = launch_plan.penalty(layer)
+    layer = launch_plan.layer_of_tables(tables, knots)
+    arrays = (tables,) if grad is None else (tables, grad)
+    plan = _plan_penalty(layer, kernel_cache.device(), aligned=aligned(*arrays))
     partial = allocation.empty((plan.partials,), np.dtype(np.float64), tables)
-    penalty = allocation.empty((), knots.dtype, tables)
-    run(plan.penalty, knots, tables, grad, partial, pairs, out_features, scale)
+    run(plan.penalty, knots, tables, grad, partial, pairs, out_features, accumulate, scale)
     run(plan.total, knots, partial, penalty, plan.partials)
-    return penalty
 
 
 def warmup(

@@ -6,6 +6,7 @@ a second process compiles nothing.
 
 import logging
 import os
+import sys
 import threading
 from contextlib import AbstractContextManager
 from functools import lru_cache
@@ -27,7 +28,7 @@ _WITHOUT_ATTRIBUTE = 48 * 1024  # bytes of dynamic shared memory that every kern
 
 def _cupy() -> Any:
     """CuPy, which must not be imported before it is needed."""
-    return import_module("cupy")
+    return sys.modules.get("cupy") or import_module("cupy")
 
 
 def on_device(index: int) -> AbstractContextManager[Any]:
@@ -65,11 +66,13 @@ def kernel(launch: Launch, knots: Array) -> Any:
         If it has to be compiled and cannot be; the text says what to do.
     """
     key = (_cupy().cuda.runtime.getDevice(), launch.source, launch.kernel)
-    if key not in _kernels:
+    compiled = _kernels.get(key)
+    if compiled is None:
         with _compiling:
             if key not in _kernels:
                 _kernels[key] = _compile(launch, knots)
-    return _kernels[key]
+            compiled = _kernels[key]
+    return compiled
 
 
 def _compile(launch: Launch, knots: Array) -> Any:

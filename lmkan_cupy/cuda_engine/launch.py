@@ -11,6 +11,8 @@ from .launch_plan import Launch
 #: Of a kernel: an array or None for a pointer, a number for `long long` or `double`.
 Argument: TypeAlias = Array | int | float | None
 
+_NULL = np.uint64(0)
+
 
 def run(launch: Launch, knots: Array, *arguments: Argument) -> None:
     """Start a kernel on the current device and stream; an empty grid starts nothing.
@@ -47,12 +49,12 @@ def _address(array: Any) -> int:
 def _exact(argument: Argument) -> Any:
     """Return what goes to a kernel: an array, or a scalar of the exact type."""
     if argument is None:
-        return np.uint64(0)
+        return _NULL
     if isinstance(argument, int):
         return np.int64(argument)
     if isinstance(argument, float):
         return np.float64(argument)
     if not argument.flags.c_contiguous:  # CuPy would ignore the strides
         raise ValueError(f"a kernel takes C-contiguous arrays, got strides {argument.strides}")
-    # NumPy has no bfloat16: it travels as its words
-    return argument.view(np.uint16) if argument.dtype.name == "bfloat16" else argument
+    # NumPy has no bfloat16, a "void" to it: it travels as its words
+    return argument.view(np.uint16) if argument.dtype.kind == "V" else argument

@@ -3,7 +3,9 @@
 Symbols: B samples, I inputs, O outputs, P = ceil(I / 2) pairs, G grid intervals, S = G + 1 knots.
 """
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 from . import forward_model
@@ -18,13 +20,12 @@ MOST_BLOCKS = 2**31 - 1
 #: Up to O outputs -> outputs per lane of the warp that has a row of them; beyond, the last.
 LANE_OUTPUTS = {32: 1, 64: 2, 128: 4}
 
-#: File of a kernel -> warps of a block. The sort needs a thread for each of 256 digits.
+#: File of a kernel -> warps of a block, where it is always the same.
 WARPS = {
     "forward.cu": 4,
     "pack.cu": 8,
     "sort.cu": 16,
     "backward.cu": 4,
-    "hessian_penalty.cu": 8,
 }
 
 
@@ -63,12 +64,49 @@ SLICE = 2**17
 #: Ways to split the pairs over blocks where a batch has too few samples for all multiprocessors.
 SPLITS = (1, 2, 4, 8, 16, 32)
 
-#: Samples that the backward sorts and walks at a time: their rows of grad_y stay in the L2 cache.
-CHUNK = 16384
+#: Up to O outputs -> outputs per lane in the backward; beyond, as many as leave enough registers.
+WALK_OUTPUTS = {32: 1, 64: 2, 128: 4}
+MOST_WALK_OUTPUTS = {"float32": 8, "float64": 4}
 
-#: Samples of one warp in the backward, the most that still give every multiprocessor enough warps.
+#: Bytes of the widest access of a lane.
+VECTOR_BYTES = 16
+
+#: Blocks of the backward that a multiprocessor should hold, which limits the registers of a thread:
+#: one less for float64 or along a direction, and one less from sm_100 on, see below.
+WALK_BLOCKS = 4
+
+#: From this architecture on, operations on pairs of numbers need neighbouring registers, so more.
+PAIRED_OPERATIONS = 100
+
+#: Up to G intervals -> samples that the backward sorts and walks at a time. A tile of their rows of
+#: grad_y stays in the L2 cache, and a cell has enough of them to pay for its rows of the tables.
+CHUNKS = {26: 16384}
+MOST_CHUNK = 32768
+
+#: The sort counts so many digits at most, in at most half of its shared memory.
+MOST_DIGITS = 2048
+
+#: Samples of one warp in the backward, the most that still give every multiprocessor so many warps.
 STRETCHES = (1024, 512, 256, 128, 64, 32)
-WARPS_PER_MULTIPROCESSOR = 16
+WARPS_PER_MULTIPROCESSOR = 48
+
+#: Threads of a block of the penalty at most; warps of it that a multiprocessor should hold, and so
+#: many less from sm_100 on; blocks of them at most.
+PENALTY_THREADS = 384
+PENALTY_WARPS, PAIRED_PENALTY_WARPS = {"float32": 24, "float64": 12}, 8
+PENALTY_BLOCKS = 8
+
+#: Columns of knots of a block of the penalty at most.
+PENALTY_COLUMNS = 48
+
+
+def _hash_once(self: Any) -> int:
+    """Return the hash of a dataclass by which plans or kernels are looked up at every call."""
+    known = self.__dict__.get("_hash")
+    if known is None:
+        known = hash(tuple(getattr(self, field.name) for field in fields(self)))
+        self.__dict__["_hash"] = known
+    return int(known)
 
 
 @dataclass(frozen=True)
@@ -98,6 +136,8 @@ class Device:
 #: What the model of the forward is fitted to.
 H100 = Device(capability=90, multiprocessors=132, shared_bytes=227 * 1024)
 
+    __hash__ = _hash_once
+
 
 @dataclass(frozen=True)
 class Source:
@@ -118,6 +158,8 @@ class Source:
     table: str
     num_grids: int
     constants: tuple[tuple[str, int], ...]
+
+    __hash__ = _hash_once
 
 
 @dataclass(frozen=True)
@@ -147,6 +189,8 @@ class Layer:
     num_grids: int
     real: str
     table: str
+
+    __hash__ = _hash_once
 
     @property
     def pairs(self) -> int:
@@ -222,21 +266,29 @@ class Backward:
     stretch : int
         Samples of a stretch, what one warp walks.
     stretches : int
-        Of a chunk.
-    sort, walk, boundaries : Launch
+        Of a chunk at most: the last of each half may be shorter.
+    tiles : int
+        Of outputs.
+    sort, walk : Launch
+    slots : Launch or None
+        None where the gradient of the tables is not needed.
+    slopes : Launch or None
+        None where that of x is not needed or there is one tile.
     """
 
     chunk: int
     stretch: int
     stretches: int
+    tiles: int
     sort: Launch
     walk: Launch
-    boundaries: Launch
+    slots: Launch | None
+    slopes: Launch | None
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """The launches of the penalty: a partial sum for each of ``partials`` knots, then their sum."""
+    """The launches of the penalty: ``partials`` partial sums, then their sum."""
 
     partials: int
     penalty: Launch
@@ -245,7 +297,17 @@ class Penalty:
 
 def layer(x: Any, tables: Any) -> Layer:
     """Return the shapes and dtypes of checked arrays ``x`` [B, I] and ``tables`` [P, S, S, O]."""
-    return Layer(x.shape[1], tables.shape[3], tables.shape[1] - 1, x.dtype.name, tables.dtype.name)
+    return _layer(x.shape[1], tables.shape, x.dtype, tables.dtype)
+
+
+def layer_of_tables(tables: Any, knots: Any) -> Layer:
+    """Return the same for ``tables`` alone, of an even number of inputs."""
+    return _layer(2 * tables.shape[0], tables.shape, knots.dtype, tables.dtype)
+
+
+@cache
+def _layer(in_features: int, shape: tuple[int, ...], real: Any, table: Any) -> Layer:
+    return Layer(in_features, shape[3], shape[1] - 1, real.name, table.name)
 
 
 def forward(layer: Layer, batch: int, device: Device, *, direction: bool, aligned: bool) -> Forward:
@@ -383,65 +445,175 @@ def through_ring(
 
 
 def backward(
-    layer: Layer, batch: int, device: Device, *, direction: bool, need_x: bool, need_tables: bool
+    layer: Layer,
+    batch: int,
+    device: Device,
+    *,
+    direction: bool,
+    of_layer: bool,
+    need_x: bool,
+    need_tables: bool,
+    aligned: bool,
 ) -> Backward:
-    """Return the launches for ``batch`` samples and the gradients that are needed."""
-    chunk = min(max(batch, 1), CHUNK)
+    """Return the launches for ``batch`` samples.
+
+    Parameters
+    ----------
+    layer, batch, device
+    direction, of_layer : bool
+        Of the derivative along a direction, of the layer itself, or both as in the double backward.
+    need_x, need_tables : bool
+        The gradients that are needed.
+    aligned : bool
+        All arrays begin at multiples of 16 bytes.
+    """
+    outputs = next(
+        (n for limit, n in WALK_OUTPUTS.items() if layer.out_features <= limit),
+        MOST_WALK_OUTPUTS[layer.real],
+    )
+    tiles = _ceil(layer.out_features, LANES * outputs)
+    most_chunk = next(
+        (size for limit, size in CHUNKS.items() if layer.num_grids <= limit), MOST_CHUNK
+    )
+    # Tables do not matter to the sort: one source serves all their dtypes.
+    sort, most_chunk = _sort(replace(layer, table=layer.real), most_chunk, device)
+    chunk = min(max(batch, 1), most_chunk)
+
+    walks = layer.pairs * tiles / (2 if need_tables else 1)
     enough = WARPS_PER_MULTIPROCESSOR * device.multiprocessors
     stretch = next(
-        (each for each in STRETCHES if layer.pairs * _ceil(chunk, each) >= enough), STRETCHES[-1]
+        (each for each in STRETCHES if walks * _ceil(chunk, each) >= enough), STRETCHES[-1]
     )
-    stretches = _ceil(chunk, stretch)
-    # Tables do not matter to the sort: one source serves all their dtypes.
-    sort = _source("sort.cu", replace(layer, table=layer.real), DIRECTION=0)
-    walk = _row_source(
-        "backward.cu", layer, direction, X_GRADIENT=need_x, TABLES_GRADIENT=need_tables
+    stretches = _ceil(chunk, stretch) + 1
+
+    wide = layer.real == "float64" or direction
+    paired = device.capability >= PAIRED_OPERATIONS
+    widest = min(outputs, VECTOR_BYTES // _bytes(layer.real))
+    walk = _source(
+        "backward.cu",
+        layer,
+        BLOCKS=WALK_BLOCKS - wide - paired,
+        LANE_OUTPUTS=outputs,
+        VECTOR=_vector(layer, widest) if aligned else 1,
+        SEVERAL_TILES=tiles > 1,
+        DIRECTION=direction,
+        LAYER=of_layer,
+        X_GRADIENT=need_x,
+        TABLES_GRADIENT=need_tables,
     )
     blocks = layer.pairs if batch else 0
+    slope_tasks = _ceil(chunk, LANES) * _ceil(layer.pairs, LANES // 2)
     return Backward(
         chunk,
         stretch,
         stretches,
-        Launch(sort, "sort_by_cell", min(blocks, MOST_BLOCKS), LANES * WARPS["sort.cu"]),
-        _launch("backward", layer.pairs * stretches, walk),
-        _launch("backward_boundaries", layer.pairs * layer.tiles, walk),
+        tiles,
+        Launch(
+            sort,
+            "sort_by_cell",
+            min(blocks, MOST_BLOCKS),
+            LANES * WARPS["sort.cu"],
+            # As for the largest chunk: a compiled kernel is allowed what its first launch asks for.
+            _sort_bytes(sort, most_chunk),
+        ),
+        _launch("backward", tiles * layer.pairs * stretches, walk),
+        _launch("backward_slots", layer.pairs * tiles, walk) if need_tables else None,
+        _launch("backward_slopes", WARPS["backward.cu"] * slope_tasks, walk)
+        if need_x and tiles > 1
+        else None,
     )
 
 
-def penalty(layer: Layer) -> Penalty:
-    """Return the launches for all functions of a layer."""
-    partials = layer.pairs * (layer.num_grids + 1)
-    source = _row_source("hessian_penalty.cu", layer, direction=False)
-    threads = LANES * WARPS["hessian_penalty.cu"]
+def _sort(layer: Layer, chunk: int, device: Device) -> tuple[Source, int]:
+    """Return the source of the sort, and as much of ``chunk`` as it has shared memory for."""
+    cells = layer.num_grids**2
+    most_digits = min(MOST_DIGITS, device.shared_bytes // (2 * _bytes_per_digit()))
+    passes = next(n for n in range(1, 32) if most_digits**n >= cells)
+    digits = next(
+        n for n in range(round(cells ** (1 / passes)) - 1, cells + 1) if n**passes >= cells
+    )
+    source = _source("sort.cu", layer, DIRECTION=0, PASSES=passes, DIGITS=digits)
+    while _sort_bytes(source, chunk) > device.shared_bytes:
+        chunk //= 2
+    return source, chunk
+
+
+def _bytes_per_digit() -> int:
+    return 2 * WARPS["sort.cu"] + 4
+
+
+def _sort_bytes(source: Source, chunk: int) -> int:
+    """Return the shared memory of a block, see sort.cu."""
+    constants = dict(source.constants)
+    digits = 2 * _ceil(constants["DIGITS"], 2)
+    key = 2 if source.num_grids <= 256 else 4
+    places = 2 * min(constants["PASSES"], 2)
+    return digits * _bytes_per_digit() + 4 * constants["WARPS"] + chunk * (key + places)
+
+
+def penalty(layer: Layer, device: Device, *, aligned: bool) -> Penalty:
+    """Return the launches for all functions of a layer; ``aligned`` as in :func:`backward`."""
+    knots = layer.num_grids + 1
+    vector = _vector(layer, VECTOR_BYTES // _bytes(layer.real)) if aligned else 1
+    columns = min(knots, PENALTY_COLUMNS)
+    own_columns = columns if columns == knots else columns - 4  # two on either side are shared
+    vectors = min(
+        2 ** ((PENALTY_THREADS // columns).bit_length() - 1), _ceil(layer.out_features, vector)
+    )
+    warps = _ceil(columns * vectors, LANES)
+    paired = device.capability >= PAIRED_OPERATIONS
+    resident = PENALTY_WARPS[layer.real] - (PAIRED_PENALTY_WARPS if paired else 0)
+    tiles = _ceil(knots, own_columns) * _ceil(layer.out_features, vector * vectors)
+    blocks = layer.pairs * tiles
+    source = _source(
+        "hessian_penalty.cu",
+        layer,
+        WARPS=warps,
+        BLOCKS=min(max(resident // warps, 1), PENALTY_BLOCKS),
+        DIRECTION=0,
+        VECTOR=vector,
+        VECTORS=vectors,
+        COLUMNS=columns,
+    )
     return Penalty(
-        partials,
-        Launch(source, "hessian_penalty", min(partials, MOST_BLOCKS), threads),
-        Launch(source, "hessian_penalty_sum", 1, threads),
+        blocks,
+        Launch(source, "hessian_penalty", min(blocks, MOST_BLOCKS), LANES * warps),
+        Launch(source, "hessian_penalty_sum", 1, LANES * warps),
     )
 
 
 def launches(layer: Layer, device: Device) -> list[Launch]:
     """Return one launch of every kernel that calls with such a layer may need."""
-    of_penalty = penalty(layer)
+    of_penalty = penalty(layer, device, aligned=True)
     found = [of_penalty.penalty, of_penalty.total]
     # The double backward takes cotangents of the tables through the layer, in the dtype of x.
     for each in (layer, replace(layer, table=layer.real)):
-        for direction, need_x, need_tables in (
-            (False, True, True),
-            (False, True, False),
-            (False, False, True),
-            (True, True, True),
+        for direction, of_layer, need_x, need_tables in (
+            (False, True, True, True),
+            (False, True, True, False),
+            (False, True, False, True),
+            (True, False, True, True),
+            (True, True, True, True),
         ):
             plan = backward(
-                each, 1, device, direction=direction, need_x=need_x, need_tables=need_tables
+                each,
+                1,
+                device,
+                direction=direction,
+                of_layer=of_layer,
+                need_x=need_x,
+                need_tables=need_tables,
+                aligned=True,
             )
-            found += [plan.sort, plan.walk]
+            found += [
+                launch
+                for launch in (plan.sort, plan.walk, plan.slots, plan.slopes)
+                if launch is not None
+            ]
             for possible in candidates(each, 1, device, direction, aligned=True):
                 found.append(possible.kernel)
                 if ring := possible.ring:
                     found += [ring.pack_tables, ring.pack_x, ring.total]
-            if need_tables:
-                found.append(plan.boundaries)
     return list(dict.fromkeys(found))
 
 
@@ -468,7 +640,7 @@ def _row_source(file: str, layer: Layer, direction: bool, **constants: int) -> S
 
 
 def _source(file: str, layer: Layer, **constants: int) -> Source:
-    numbers = constants if "WARPS" in constants else {"WARPS": WARPS[file], **constants}
+    numbers = constants if "WARPS" in constants else {"WARPS": WARPS.get(file, 0), **constants}
     return Source(
         file,
         layer.real,
@@ -476,6 +648,15 @@ def _source(file: str, layer: Layer, **constants: int) -> Source:
         layer.num_grids,
         tuple((name, int(number)) for name, number in numbers.items()),
     )
+
+
+def _vector(layer: Layer, most: int) -> int:
+    """Return the most outputs, up to a power of two, that make up whole rows."""
+    return math.gcd(layer.out_features, most)
+
+
+def _bytes(dtype: str) -> int:
+    return {"float32": 4, "float64": 8}[dtype]
 
 
 def _lane_outputs(out_features: int) -> int:
