@@ -132,11 +132,11 @@ class Device:
     memory_rate: float = 3.35e12
     l2_bytes: float = 50 * 2**20
 
+    __hash__ = _hash_once
+
 
 #: What the model of the forward is fitted to.
 H100 = Device(capability=90, multiprocessors=132, shared_bytes=227 * 1024)
-
-    __hash__ = _hash_once
 
 
 @dataclass(frozen=True)
