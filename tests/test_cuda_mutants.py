@@ -258,6 +258,8 @@ def check_gradients(sizes: Sizes, constant: float | None = None) -> None:
     results = [np.full_like(each, np.nan) for each in (grad_y, x, tables)]
     cuda_engine.backward(grad_y, x, tables, knots, *results[1:])
     check(results[1:], tolerances.backward(grad_y, x, tables))
+    cuda_engine.backward(grad_y, x, tables, knots, None, results[2])
+    check(results[1:], tolerances.backward(grad_y, x, tables))
     cuda_engine.backward_backward(ggx, ggt, grad_y, x, tables, knots, *results)
     check(results, tolerances.backward_backward(ggx, ggt, grad_y, x, tables))
 
