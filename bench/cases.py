@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .peers import Layer
+from .record import OURS
 from .timing import Ratio, interleave, ratio
 
-OURS = "lmkan_cupy"
 PASSES = ("forward", "backward", "both")
 
 LEGEND = (

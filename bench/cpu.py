@@ -20,7 +20,8 @@ from rich.console import Console
 import lmkan_cupy
 
 from . import peers, record
-from .cases import LEGEND, OURS, Case, Verdict, show, show_case, time_layers
+from .cases import LEGEND, Case, Verdict, show, show_case, time_layers
+from .record import OURS
 from .timing import interleave, stopwatch
 from .workloads import Workload, check, make_workload
 

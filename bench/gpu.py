@@ -1,40 +1,43 @@
-"""``python -m bench.gpu``: the CUDA engine checked, then timed beside torch, on the first GPU.
+"""``python -m bench.gpu``: the CUDA engine checked, then timed beside others, on the first GPU.
 
 First the tests that need a GPU run, then a few of them under compute-sanitizer where it is
-installed: nothing is timed if one fails. Times are those of the device, by CUDA events around a
-call that was queued while the device was still busy, so the host's share is not in them unless the
-host is slower than the device. What a call reads may be in the L2 cache, as in a network.
+installed: nothing is timed if one fails. Times of layers are those of the device, by CUDA events
+around a call that was queued while the device was still busy, so the host's share is not in them
+unless the host is slower than the device. What a call reads may be in the L2 cache, as in networks.
 """
 
 import argparse
+import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cupy
+import ml_dtypes
 import torch
+from lmkan_cupy.adapters.torch import LMKANLinear, hessian_penalty
 from rich.console import Console
+from torch import nn
 
+import lmkan_cupy
 from lmkan_cupy.configuration import cuda_obstacle
 
 from . import peers, record
-from .cases import LEGEND, OURS, Case, show_case, time_layers
+from .cases import LEGEND, Case, show, show_case, time_layers
+from .record import OURS
 from .workloads import check, make_workload
 
 ROOT = Path(__file__).parent.parent
-
-FEATURES = (128, 512)
-GRIDS = (8, 16, 26)
-BATCHES = (2**10, 2**14, 2**17)
-LARGEST_EMBEDDING_BAG = 2**14  # samples; the indices and weights of more take gigabytes
 
 #: Tools of compute-sanitizer. Its initcheck is not among them: tests fill all memory with NaN, and
 #: so find what was read before it was written.
@@ -44,14 +47,43 @@ SANITIZED = "TestEveryRowOfThePlan and oracle and float32-float32"
 #: Cycles for which the device is kept busy while the host queues a call: about a millisecond.
 BUSY_CYCLES = 2_000_000
 
+#: Samples up to which layers of plain torch operations are timed; more take gigabytes.
+MOST_SAMPLES_OF_TORCH = 2**14
+
+#: The layer and batch of which the host's time and starting are measured.
+SMALL = {"in_features": 128, "out_features": 128, "num_grids": 26}
+SMALL_BATCH = 1024
+
+
+class Point(NamedTuple):
+    """What a case is of."""
+
+    in_features: int
+    out_features: int
+    num_grids: int
+    batch: int
+
+
+def points(full: bool) -> list[Point]:
+    batches = [2**10, 2**14, 2**17, 2**20]
+    shapes, grids = [(128, 128), (512, 512)], [8, 16, 26]
+    if full:
+        shapes, grids = [*shapes, (32, 1024), (129, 65)], [8, 12, 16, 20, 26, 40]
+    return [Point(*shape, *rest) for shape, *rest in product(shapes, grids, batches)]
+
+
+# --- Correctness ----------------------------------------------------------------------------------
+
 
 def run_pytest(options: list[str], under: list[str]) -> dict[str, Any]:
     """Run the tests that need a GPU, ``under`` another program or none.
 
+    Warnings of libraries in other versions than those tested are no errors here.
+
     Returns how they ended and after how many seconds.
     """
     start = time.perf_counter()
-    command = [*under, sys.executable, "-m", "pytest", "-q", "-m", "gpu", *options]
+    command = [*under, sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-W", "default", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stdout, done.stderr, sep="\n")
@@ -78,6 +110,9 @@ def correctness(console: Console) -> dict[str, Any]:
     return results
 
 
+# --- Layers ---------------------------------------------------------------------------------------
+
+
 def device_stopwatch(call: Callable[..., Any], *arguments: object) -> tuple[float, Any]:
     """Return the seconds that the device took for what a call started, and its result."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -89,56 +124,229 @@ def device_stopwatch(call: Callable[..., Any], *arguments: object) -> tuple[floa
     return begin.elapsed_time(end) / 1e3, result
 
 
-def run_case(features: int, num_grids: int, batch: int, seconds: float) -> Case:
-    workload = make_workload(features, features, num_grids, batch, cupy)
+def run_case(point: Point, with_authors: bool, seconds: float) -> Case:
+    workload = make_workload(*point, cupy)
     check(workload)
-    layers = {OURS: peers.lmkan(workload), "nn.Linear": peers.linear(workload)}
-    if batch <= LARGEST_EMBEDDING_BAG:
+    layers = {
+        OURS: peers.lmkan(workload),
+        "float16 tables": peers.lmkan(workload, "float16"),
+        "bfloat16 tables": peers.lmkan(workload, ml_dtypes.bfloat16),
+        "nn.Linear": peers.linear(workload),
+        "nn.Linear, TF32": peers.tf32_linear(workload),
+        "nn.Linear, bfloat16": peers.linear(workload, torch.bfloat16),
+    }
+    if point.batch <= MOST_SAMPLES_OF_TORCH:
         layers["embedding_bag"] = peers.embedding_bag(workload)
+        layers['engine="torch"'] = peers.plain_torch(workload)
+    if with_authors and (layer := peers.authors(workload, device_stopwatch)):
+        layers["authors"] = layer
     timed = {name: replace(layer, stopwatch=device_stopwatch) for name, layer in layers.items()}
-    return Case(features, features, num_grids, batch, time_layers(timed, seconds))
+    return Case(*point, time_layers(timed, seconds))
+
+
+def free_memory() -> None:
+    cupy.get_default_memory_pool().free_all_blocks()
+    torch.cuda.empty_cache()
+
+
+# --- The host -------------------------------------------------------------------------------------
+
+
+def median_seconds(call: Callable[[], object], calls: int = 200) -> float:
+    """Median seconds until a call returns, while the device is not waited for."""
+    taken = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    torch.cuda.synchronize()
+    return statistics.median(taken)
+
+
+def seconds_of_start(cache: str) -> float:
+    """Seconds of a new process from its start to the first result, imports and all."""
+    code = (
+        "import cupy, lmkan_cupy as l;"
+        f"t = l.init_tables(**{SMALL}, rng=0, xp=cupy);"
+        f"l.forward(cupy.zeros(({SMALL_BATCH}, {SMALL['in_features']}), 'float32'), t).sum().item()"
+    )
+    environment = {**os.environ, "CUPY_CACHE_DIR": cache}
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+    return time.perf_counter() - start
+
+
+def measure_host() -> dict[str, float]:
+    """Microseconds per call on the host and in a graph, milliseconds from the start."""
+    workload = make_workload(**SMALL, batch=SMALL_BATCH, xp=cupy)
+    x, tables, grad_y = workload.x, workload.tables, workload.grad_y
+    layer = LMKANLinear(**SMALL, device="cuda")
+    x_tensor = torch.from_dlpack(x)
+    with torch.no_grad():
+        of_tensors = median_seconds(lambda: layer(x_tensor))
+
+    torch.cuda.synchronize()
+    memory, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
+    with cupy.cuda.using_allocator(memory.malloc), stream:
+        lmkan_cupy.forward(x, tables)
+        stream.begin_capture()
+        for _ in range(20):
+            lmkan_cupy.forward(x, tables)
+        graph = stream.end_capture()
+        graph.launch(stream)
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        begin.record(stream)
+        graph.launch(stream)
+        end.record(stream)
+        end.synchronize()
+    with tempfile.TemporaryDirectory() as cache:
+        cold, warm = (seconds_of_start(cache) for _ in range(2))
+    return {
+        "forward of arrays, host us": 1e6 * median_seconds(lambda: lmkan_cupy.forward(x, tables)),
+        "backward of arrays, host us": 1e6
+        * median_seconds(lambda: lmkan_cupy.backward(grad_y, x, tables)),
+        "LMKANLinear, host us": 1e6 * of_tensors,
+        "forward in a graph, us": 1e3 * cupy.cuda.get_elapsed_time(begin, end) / 20,
+        "cold start, ms": 1e3 * cold,
+        "warm start, ms": 1e3 * warm,
+    }
+
+
+# --- Training -------------------------------------------------------------------------------------
+
+
+def training_steps(features: int, batch: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Give, one after the other, whole steps of training a layer: loss, backward, fused Adam."""
+    x, target = (torch.randn(batch, features, device="cuda") for _ in range(2))
+
+    def step_of(layer: nn.Module, penalty_of: nn.Module | None = None) -> Callable[[], None]:
+        optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3, fused=True, capturable=True)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(layer(x), target)
+            if penalty_of is not None:
+                loss = loss + 1e-6 * hessian_penalty(penalty_of)
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+    def make_layer(engine: Any = None) -> nn.Module:
+        return LMKANLinear(features, features, 16, engine=engine, device="cuda")
+
+    for name, then in ((OURS, lambda step: step), (f"{OURS} in a graph", captured)):
+        layer = make_layer()
+        yield name, then(step_of(layer, layer))
+    yield "nn.Linear", step_of(nn.Linear(features, features, device="cuda"))
+    if features <= 128:  # else it needs too much memory
+        torch.compiler.reset()
+        layer = make_layer("torch")
+        yield 'engine="torch", compiled', step_of(torch.compile(layer, dynamic=False), layer)
+
+
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """Return the replay of a step in a CUDA graph."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def measure_training(features: int, batch: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of each step, host and device, and the peak of memory in MB."""
+    results = {}
+    for name, step in training_steps(features, batch):
+        step()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        taken = []
+        for _ in range(5):
+            start = time.perf_counter()
+            for _ in range(10):
+                step()
+            torch.cuda.synchronize()
+            taken.append((time.perf_counter() - start) / 10)
+        peak = torch.cuda.max_memory_allocated() / 2**20
+        results[name] = {"ms": 1e3 * statistics.median(taken), "peak MB": peak}
+        free_memory()
+    return results
+
+
+# --- The command ----------------------------------------------------------------------------------
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="PATH",
+        help="default: bench/results/gpu-<device>-<date>.json; cases that it has are not repeated",
+    )
+    parser.add_argument("--full", action="store_true", help="all shapes and grids: about an hour")
+    parser.add_argument(
+        "--peer", type=Path, metavar="PATH", help="a folder with the authors' package lmKAN"
+    )
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
-    parser.add_argument(
-        "--json", type=Path, metavar="PATH", help="default: bench/results/gpu-<device>-<date>.json"
-    )
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     if obstacle := cuda_obstacle():
         sys.exit(obstacle)
+    if arguments.peer:
+        sys.path.insert(0, str(arguments.peer))
 
     console = Console(highlight=False)
     console.width = max(console.width, 132)  # also where the output goes to a file
-    now = datetime.now(timezone.utc)
     circumstances = record.circumstances() | {"gpu": record.gpu_circumstances()}
     circumstances["versions"] |= {"cupy": cupy.__version__}
     for name, value in circumstances.items():
         console.print(f"{name}: {value}")
+    device = re.sub(r"[^a-z0-9]+", "-", circumstances["gpu"]["name"].lower())
+    today = f"{datetime.now(timezone.utc):%Y-%m-%d}"
+    file = f"gpu-{device.removeprefix('nvidia-')}-{today}.json"
+    path = arguments.json or ROOT / "bench" / "results" / file
 
-    checked = correctness(console)
+    results = record.read(path)
+    commit = circumstances["commit"]
+    if results and results["circumstances"]["commit"] != commit:
+        sys.exit(f"{path} is of another commit: take another --json")
+    results = {"bench": "gpu", "cases": [], **results, "circumstances": circumstances}
+    results["correctness"] = correctness(console)
+    record.write(path, results)
 
     torch.backends.cuda.matmul.allow_tf32 = False
-    console.print(f"\n{LEGEND}\nnn.Linear: in float32, without TF32")
-    cases: list[Case] = []
-    for features, num_grids, batch in product(FEATURES, GRIDS, BATCHES):
-        with console.status(f"{features} x {features}, G = {num_grids}, B = {batch}"):
-            case = run_case(features, num_grids, batch, seconds=1.0)
-            cupy.get_default_memory_pool().free_all_blocks()
-            torch.cuda.empty_cache()
+    console.print(f"\n{LEGEND}\nnn.Linear: in float32 and without TF32 unless said")
+    done = [tuple(case[name] for name in Point._fields) for case in results["cases"]]
+    for point in points(arguments.full):
+        if point in done:
+            continue
+        with console.status(str(point)):
+            case = run_case(point, arguments.peer is not None, seconds=0.5)
+            free_memory()
         show_case(console, case)
-        cases.append(case)
+        results["cases"].append(case.json())
+        record.write(path, results)
 
+    results["host"] = measure_host()
+    rows = [(name, f"{value:.1f}") for name, value in results["host"].items()]
+    show(console, f"{SMALL}, B = {SMALL_BATCH}", ["", ""], rows)
+    results["training"] = {}
+    for features in (128, 512):
+        steps = measure_training(features, MOST_SAMPLES_OF_TORCH)
+        results["training"][f"{features} x {features}"] = steps
+        title = f"Training step, {features} x {features}, G = 16, B = {MOST_SAMPLES_OF_TORCH}"
+        rows = [(name, *(f"{each:.2f}" for each in of.values())) for name, of in steps.items()]
+        show(console, title, ["layer", "ms", "peak MB"], rows)
     circumstances["gpu after"] = record.gpu_circumstances()
-    device = re.sub(r"[^a-z0-9]+", "-", circumstances["gpu"]["name"].lower())
-    default = ROOT / f"bench/results/gpu-{device.removeprefix('nvidia-')}-{now:%Y-%m-%d}.json"
-    results = {
-        "bench": "gpu",
-        "circumstances": circumstances,
-        "correctness": checked,
-        "cases": [case.json() for case in cases],
-    }
-    record.write(arguments.json or default, results)
+    record.write(path, results)
 
 
 if __name__ == "__main__":

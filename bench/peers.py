@@ -1,11 +1,16 @@
 """The layers that stand side by side in the benches, ours and others', ready to be timed."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
+from lmkan_cupy.adapters.torch import lmkan as lmkan_of_tensors
 from torch import Tensor, nn
 
 import lmkan_cupy
@@ -48,8 +53,9 @@ class Layer:
         return backward / self.share, (forward + backward) / self.share
 
 
-def lmkan(workload: Workload) -> Layer:
-    x, tables, grad_y = workload.x, workload.tables, workload.grad_y
+def lmkan(workload: Workload, dtype: Any = np.float32) -> Layer:
+    """Our functions on the arrays as they are, with tables of a dtype."""
+    x, grad_y, tables = workload.x, workload.grad_y, workload.tables.astype(dtype, copy=False)
     return Layer(
         forward=lambda: lmkan_cupy.forward(x, tables),
         backward=lambda y: lmkan_cupy.backward(grad_y, x, tables),
@@ -69,10 +75,95 @@ def embedding_bag(workload: Workload) -> Layer:
     )
 
 
-def linear(workload: Workload) -> Layer:
+def linear(workload: Workload, dtype: torch.dtype = torch.float32) -> Layer:
+    x = torch.from_dlpack(workload.x).to(dtype).requires_grad_()
+    in_features, out_features = workload.x.shape[1], workload.grad_y.shape[1]
+    layer = nn.Linear(in_features, out_features, device=x.device, dtype=dtype)
+    grad_y = _grad_y(workload).to(dtype)
+    return _torch_layer(lambda: layer(x), [x, *layer.parameters()], grad_y)
+
+
+def tf32_linear(workload: Workload) -> Layer:
+    """A linear layer in float32 whose products are rounded to TF32."""
+    layer = linear(workload)
+
+    def in_tf32(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            torch.backends.cuda.matmul.allow_tf32 = True
+            try:
+                return call(*arguments)
+            finally:
+                torch.backends.cuda.matmul.allow_tf32 = False
+
+        return called
+
+    return Layer(in_tf32(layer.forward), in_tf32(layer.backward))
+
+
+def plain_torch(workload: Workload) -> Layer:
+    """Our layer in plain torch operations, ``engine="torch"``, under ``torch.compile``."""
+    torch.compiler.reset()
     x = torch.from_dlpack(workload.x).requires_grad_()
-    layer = nn.Linear(workload.x.shape[1], workload.grad_y.shape[1], device=x.device)
-    return _torch_layer(lambda: layer(x), [x, *layer.parameters()], _grad_y(workload))
+    tables = torch.from_dlpack(workload.tables).requires_grad_()
+    compiled = torch.compile(partial(lmkan_of_tensors, engine="torch"), dynamic=False)
+    return _torch_layer(lambda: compiled(x, tables), [x, tables], _grad_y(workload))
+
+
+def authors(workload: Workload, clock: Stopwatch) -> Layer | None:
+    """The authors' layer, its fastest kernels for these sizes, or None where it has none.
+
+    Their kernels want tile and block sizes, and leave zeros where these do not fit: what does not
+    give our results is left out. Their layout is ``[features, batch]``.
+    """
+    from lmKAN import LMKAN2DLayer
+
+    x = torch.from_dlpack(workload.x).T.contiguous().requires_grad_()
+    tables, grad_y = torch.from_dlpack(workload.tables), _grad_y(workload).T.contiguous()
+    expected_y = torch.from_dlpack(lmkan_cupy.forward(workload.x, workload.tables)).T
+
+    def make(**sizes: Any) -> Layer:
+        layer = LMKAN2DLayer(workload.num_grids, len(x), len(grad_y), **sizes).to(x.device)
+        with torch.no_grad():
+            layer.func_parameter.copy_(tables.permute(1, 2, 3, 0))
+        return _torch_layer(lambda: layer(x), [x, layer.func_parameter], grad_y)
+
+    def seconds(layer: Layer, *, with_backward: bool) -> float:
+        """Infinite where the layer does not work with its sizes."""
+        try:
+            y = layer.forward()
+            torch.testing.assert_close(y, expected_y, rtol=1e-3, atol=1e-3)
+            if with_backward:
+                layer.backward(y)
+            torch.cuda.synchronize()
+        except (RuntimeError, AssertionError):
+            return math.inf
+        timed = replace(layer, stopwatch=clock)
+        return timed.time_step()[0] if with_backward else timed.time_forward()[0]
+
+    def fastest(choices: Iterable[dict[str, Any]], *, with_backward: bool, **fixed: Any) -> Any:
+        times = {
+            tuple(choice.items()): seconds(make(**fixed, **choice), with_backward=with_backward)
+            for choice in choices
+        }
+        best = min(times, key=lambda choice: times[choice])
+        return dict(best) if times[best] < math.inf else None
+
+    forward = fastest(
+        (
+            {"tile_size_forward": tile, "block_size_forward": block}
+            for tile, block in product((16, 8, 4), (1024, 512, 256))
+        ),
+        with_backward=False,
+    )
+    if forward is None:
+        return None
+    normal = (
+        {"tile_size_backward": tile, "block_size_backward": block}
+        for tile, block in product((8, 4), (512, 256))
+    )
+    fast = {"tile_size_backward": 8, "block_size_backward": 128, "backward_fast_mode": True}
+    backward = fastest([*normal, fast], with_backward=True, **forward)
+    return None if backward is None else make(**forward, **backward)
 
 
 def kan(package: str, workload: Workload) -> Layer:

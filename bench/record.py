@@ -13,6 +13,9 @@ from typing import Any
 import llvmlite.binding
 import numba
 
+#: The name of our layers in results.
+OURS = "lmkan_cupy"
+
 
 def circumstances() -> dict[str, Any]:
     """Return machine, versions, commit and date."""
@@ -46,6 +49,12 @@ def gpu_circumstances() -> dict[str, str]:
         check=True,
     )
     return dict(zip(fields, answer.stdout.strip().split(", "), strict=True))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what was written there, nothing where there is no file."""
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return results
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:

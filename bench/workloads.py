@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, pad
 
 import lmkan_cupy
 from lmkan_cupy.array_library import Array
@@ -33,12 +33,12 @@ class Workload:
 def make_workload(
     in_features: int, out_features: int, num_grids: int, batch: int, xp: Any = np
 ) -> Workload:
-    """Return arrays of the library ``xp``, numpy or cupy: the same numbers in either."""
-    rng = np.random.default_rng(0)
+    """Return arrays of the library ``xp``, numpy or cupy."""
+    rng = xp.random.default_rng(0)
     return Workload(
-        x=xp.asarray(rng.standard_normal((batch, in_features), dtype=np.float32)),
+        x=rng.standard_normal((batch, in_features), dtype=np.float32),
         tables=lmkan_cupy.init_tables(in_features, out_features, num_grids, rng=rng, xp=xp),
-        grad_y=xp.asarray(rng.standard_normal((batch, out_features), dtype=np.float32)),
+        grad_y=rng.standard_normal((batch, out_features), dtype=np.float32),
     )
 
 
@@ -48,7 +48,7 @@ def corners(x: Tensor, num_grids: int) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     x : Tensor [B, I]
-        float64, even I; the weights are differentiable with respect to it.
+        float64; the weights are differentiable with respect to it.
     num_grids : int
 
     Returns
@@ -58,6 +58,7 @@ def corners(x: Tensor, num_grids: int) -> tuple[Tensor, Tensor]:
     weights : Tensor [B, 4 P]
         float64; ``y[b] = sum_n weights[b, n] tables[rows[b, n]]``.
     """
+    x = _completed(x)
     knots = torch.from_numpy(lmkan_cupy.sigma_grid(num_grids, dtype="float64")).to(x.device)
     cell = _scaled_sigma(x, num_grids).floor().clamp(0, num_grids - 1).long()
     position = (x - knots[cell]) / (knots[cell + 1] - knots[cell])
@@ -98,7 +99,7 @@ def check(workload: Workload) -> None:
     rows, weights = corners(x_some, num_grids)
     y = weighted_sum(tables.double(), rows, weights)
     (grad_x,) = torch.autograd.grad(y, x_some, grad_y[some].double())
-    x_ends = x.reshape(len(x), -1, 2)[:, ends].flatten(1).double()
+    x_ends = _completed(x).reshape(len(x), -1, 2)[:, ends].flatten(1).double()
     tables_ends = tables[ends].double().requires_grad_()
     y_ends = weighted_sum(tables_ends, *corners(x_ends, num_grids))
     (grad_tables,) = torch.autograd.grad(y_ends, tables_ends, grad_y.double())
@@ -112,13 +113,18 @@ def check(workload: Workload) -> None:
     away_from_knots = (scaled - scaled.round()).abs() > 1e-4
 
     terms, out_features = rows.shape[1], grad_y.shape[1]
-    samples_per_knot = 4 * len(x) // num_grids**2
+    samples_per_knot = 8 + 4 * len(x) // num_grids**2
     _assert_close("forward", our_y[some], y, terms)
     _assert_close("embedding_bag", weighted_sum(tables, rows, weights.float()), y, terms)
     _assert_close(
         "grad_x", our_grad_x[some][away_from_knots], grad_x[away_from_knots], out_features
     )
     _assert_close("grad_tables", our_grad_tables[ends], grad_tables, samples_per_knot)
+
+
+def _completed(x: Tensor) -> Tensor:
+    """An odd number of features is completed by the constant 0."""
+    return pad(x, (0, x.shape[1] % 2))
 
 
 def _scaled_sigma(x: Tensor, num_grids: int) -> Tensor:

@@ -251,7 +251,7 @@ def check_out(
     return out
 
 
-def check_pair_and_output(function: str, tables: Array, pair: Any, output: Any) -> None:
+def check_pair_and_output(function: str, tables: Any, pair: Any, output: Any) -> None:
     """Require the indices of one inner function of checked ``tables``."""
     for name, index, axis in (("pair", pair, 0), ("output", output, 3)):
         if check_size(function, name, index, at_least=0) >= tables.shape[axis]:

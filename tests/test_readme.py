@@ -1,4 +1,4 @@
-"""The README's Python blocks run as they stand, each by itself in a fresh process."""
+"""The README's Python blocks run as they stand, and its tables are those of committed results."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 import fresh_process
 import pytest
 
-BLOCKS = re.findall(
-    r"^```python\n(.*?)^```",
-    (fresh_process.ROOT / "README.md").read_text(),
-    re.DOTALL | re.MULTILINE,
-)
+from bench import readme
+
+TEXT = (fresh_process.ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 
 
 def test_there_are_blocks() -> None:
@@ -22,3 +21,14 @@ def test_there_are_blocks() -> None:
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
 def test_block_runs(block: str, tmp_path: Path) -> None:
     fresh_process.run(block, tmp_path)
+
+
+def test_tables_are_those_of_the_results() -> None:
+    """Else: python -m bench.readme."""
+    assert readme.with_tables(TEXT) == TEXT
+
+
+def test_a_number_changed_by_hand_would_be_seen() -> None:
+    changed = re.sub(r"(<!-- from .*? = 8 \| )[\d.]+", r"\g<1>0.1", TEXT, count=1, flags=re.DOTALL)
+    assert changed != TEXT
+    assert readme.with_tables(changed) == TEXT

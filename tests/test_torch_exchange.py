@@ -112,7 +112,7 @@ class TestCudaEngine:
 
 
 class TestRun:
-    def test_results_are_tensors(self) -> None:
+    def test_results_are_tensors(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What the core allocates, what it does not, and nothing; 0-d ones too."""
         seen: list[Any] = []
 
@@ -124,9 +124,15 @@ class TestRun:
             seen.extend((x, given))
             return given, None, point, x + 1
 
-        x = torch.arange(6.0).reshape(2, 3)
+        def recorded_empty(*arguments: Any, **options: Any) -> Any:
+            allocated.append(empty(*arguments, **options))
+            return allocated[-1]
+
+        x, allocated, empty = torch.arange(6.0).reshape(2, 3), [], torch.empty
+        monkeypatch.setattr(torch, "empty", recorded_empty)
         given, none, point, own = exchange.run(function, x, None, scale=2.0)
         assert none is None
+        assert all(each is same for each, same in zip((given, point), allocated, strict=True))
         assert torch.equal(given, torch.full((2, 3), 30.0))
         assert point.shape == ()
         assert point == 2

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tolerances
-from problems import DTYPES, FLOAT32, HALF_TABLES, SMALL, Dtypes, Sizes, make_problem
+from problems import DTYPES, FLOAT32, FLOAT64, HALF_TABLES, SMALL, Dtypes, Sizes, make_problem
 from tolerances import check_each
 
 torch = pytest.importorskip("torch")
@@ -193,6 +193,17 @@ class TestRegistration:
         arguments[missing] = None
         torch.library.opcheck(torch.ops.lmkan_cupy.backward_backward.default, arguments)
 
+    @pytest.mark.parametrize("check", ["gradcheck", "gradgradcheck"])
+    def test_derivatives_of_the_penalty_with_its_gradient(
+        self, rng: np.random.Generator, check: str
+    ) -> None:
+        tables, _ = arguments_of(rng, FLOAT64, 0)["hessian_penalty_and_grad"]
+
+        def function(tables: Any) -> Any:
+            return operators.hessian_penalty_and_grad(tables, 0.5)
+
+        assert getattr(torch.autograd, check)(function, tables.requires_grad_())
+
     @pytest.mark.parametrize("name", list(operators._OPERATORS))
     @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
     def test_fake_cuda_tensors(self, rng: np.random.Generator, name: str, half: Any) -> None:
@@ -346,6 +357,17 @@ class TestVmap:
                 for sample in x[0]
             ]
             torch.testing.assert_close(grads, torch.stack(expected))
+
+    def test_forces_of_an_ensemble(self, x: Any, tables: Any, engine: str | None) -> None:
+        """Of the input alone, with tables of every member's own."""
+        ensemble = torch.stack([tables, -2 * tables])
+        layer = partial(lmkan, engine=engine)
+
+        def energy(sample: Any, tables: Any) -> Any:
+            return layer(sample, tables).square().sum()
+
+        forces = torch.vmap(torch.func.grad(energy), in_dims=(None, 0))(x[0], ensemble)
+        torch.testing.assert_close(forces[1], 4 * forces[0])
 
     def test_jacobian_and_its_gradient(self, x: Any, tables: Any, engine: str | None) -> None:
         layer = partial(lmkan, engine=engine)

@@ -1,10 +1,11 @@
 """Modules: the layer that stands where ``nn.Linear`` stands, and the safe block around it."""
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 import lmkan_cupy
 from lmkan_cupy.tables import init_bound, tables_shape
@@ -12,15 +13,144 @@ from lmkan_cupy.tables import init_bound, tables_shape
 from . import exchange, functional
 from .functional import Engine
 
+#: Branch beside the tables.
+Residual: TypeAlias = Literal["linear", "relu"] | None
+
 
 def hessian_penalty(module: nn.Module) -> Tensor:
     """Return the sum of the Hessian penalties of all lmKAN layers of a model, 0 for none."""
-    layers = [each for each in module.modules() if isinstance(each, LMKANLinear)]
+    layers = [each for each in module.modules() if isinstance(each, TablesModule)]
     penalties = [each.hessian_penalty() for each in layers]
     return sum(penalties[1:], penalties[0]) if penalties else torch.zeros(())
 
 
-class LMKANLinear(nn.Module):
+class TablesModule(nn.Module):
+    """A module with ``tables [..., P, S, S, O]``, which :func:`hessian_penalty` finds."""
+
+    tables: Tensor
+    engine: Engine
+
+    @property
+    def num_grids(self) -> int:
+        """Grid intervals per axis."""
+        return self.tables.shape[-2] - 1
+
+    def hessian_penalty(self) -> Tensor:
+        """Return the roughness of the tables: :func:`lmkan_cupy.hessian_penalty`."""
+        tables = self.tables.flatten(0, -4)  # groups and pairs
+        return functional.hessian_penalty_of(tables, engine=self.engine)
+
+    def engine_name(self) -> str:
+        """Return what computes: the device's engine, or plain torch."""
+        return self.engine or self.tables.device.type
+
+
+class Layer(TablesModule):
+    """What the layers share: parameters, folding, refining.
+
+    Parameters
+    ----------
+    in_features, out_features, num_grids
+        Of one group: a function of so many features.
+    groups : tuple of int
+        Leading axes of the tables.
+    kernel_size : tuple of int
+        Trailing axes of the branch's weight; with them it has ``in_features`` elements per output.
+    residual, init_scale, engine, device, dtype
+        As of :class:`LMKANLinear`.
+    """
+
+    tables: nn.Parameter
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        num_grids: int,
+        *,
+        groups: tuple[int, ...] = (),
+        kernel_size: tuple[int, ...] = (),
+        residual: Residual,
+        init_scale: float,
+        engine: Engine,
+        device: Any,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        shape = tables_shape(name, in_features, out_features, num_grids)
+        _check_residual(name, residual, num_grids)
+        functional.check_engine(name, engine)
+        self.residual = residual
+        self.init_scale = init_scale
+        self.engine = engine
+        self._features = in_features
+        self.tables = nn.Parameter(torch.empty((*groups, *shape), device=device, dtype=dtype))
+        if residual is None:
+            self.weight = self.bias = None
+        else:
+            outputs = math.prod(groups) * out_features
+            columns = in_features // math.prod(kernel_size)
+            self.weight = nn.Parameter(
+                torch.empty((outputs, columns, *kernel_size), device=device, dtype=dtype)
+            )
+            self.bias = nn.Parameter(torch.empty(outputs, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new parameters; the branch is drawn as torch's own layers draw theirs."""
+        bound = init_bound(self._features, self.init_scale)
+        nn.init.uniform_(self.tables, -bound, bound)
+        for parameter in (self.weight, self.bias):
+            if parameter is not None:
+                bound = 1 / math.sqrt(self._features)
+                nn.init.uniform_(parameter, -bound, bound)
+
+    @torch.no_grad()
+    def fold_(self) -> Self:
+        """Absorb the residual branch into the tables, in place, and remove it."""
+        if self.weight is not None and self.bias is not None:
+            fold = lmkan_cupy.fold_relu if self.residual == "relu" else lmkan_cupy.fold_linear
+            groups = self.tables.reshape(-1, *self.tables.shape[-4:])
+            weights = self.weight.flatten(1).chunk(len(groups))
+            parts = zip(groups, weights, self.bias.chunk(len(groups)), strict=True)
+            folded = [exchange.run(fold, *map(_widened, part)) for part in parts]
+            self.tables.copy_(torch.stack(folded).reshape(self.tables.shape))
+            self.weight = self.bias = self.residual = None
+        return self
+
+    @torch.no_grad()
+    def refine_(self, num_grids: int, optimizer: torch.optim.Optimizer | None = None) -> Self:
+        """Go over to another grid, in place: :func:`lmkan_cupy.refine`.
+
+        ``tables`` stays the same Parameter, so an optimiser keeps it; pass the ``optimizer`` to
+        have its moments resampled too, else its next step fails on their old shape.
+        """
+        _check_residual("refine_", self.residual, num_grids)
+        states = optimizer.state.get(self.tables, {}) if optimizer is not None else {}
+        for name, state in states.items():
+            if isinstance(state, Tensor) and state.shape == self.tables.shape:
+                states[name] = _refined(state, num_grids)
+                if (state >= 0).all():  # extrapolation must not make a mean of squares negative
+                    states[name].clamp_(min=0)
+        self.tables.data = _refined(self.tables, num_grids)
+        self.tables.grad = None
+        return self
+
+    def extra_repr(self) -> str:
+        """Describe the layer in ``print(module)``."""
+        return (
+            f"num_grids={self.num_grids}, residual={self.residual!r}, engine={self.engine_name()!r}"
+        )
+
+    def _activation(self, x: Tensor) -> Tensor:
+        """Return what the branch's weight is applied to."""
+        return torch.relu(x) if self.residual == "relu" else x
+
+
+class LMKANLinear(Layer):
     """An lmKAN layer that stands where ``nn.Linear`` stands, ``[..., I] -> [..., O]``.
 
     Inputs should be standardised and bounded: see :class:`LMKANBlock`.
@@ -55,45 +185,24 @@ class LMKANLinear(nn.Module):
         out_features: int,
         num_grids: int = 10,
         *,
-        residual: Literal["linear", "relu"] | None = None,
+        residual: Residual = None,
         init_scale: float = 0.1,
         engine: Engine = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        shape = tables_shape("LMKANLinear", in_features, out_features, num_grids)
-        _check_residual("LMKANLinear", residual, num_grids)
-        functional.check_engine("LMKANLinear", engine)
+        super().__init__(
+            in_features,
+            out_features,
+            num_grids,
+            residual=residual,
+            init_scale=init_scale,
+            engine=engine,
+            device=device,
+            dtype=dtype,
+        )
         self.in_features = in_features
         self.out_features = out_features
-        self.residual = residual
-        self.init_scale = init_scale
-        self.engine = engine
-        self.tables = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.weight: nn.Parameter | None = None
-        self.bias: nn.Parameter | None = None
-        if residual is not None:
-            self.weight = nn.Parameter(
-                torch.empty((out_features, in_features), device=device, dtype=dtype)
-            )
-            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    @property
-    def num_grids(self) -> int:
-        """Grid intervals per axis."""
-        return self.tables.shape[1] - 1
-
-    def reset_parameters(self) -> None:
-        """Draw new parameters; the branch is drawn as ``nn.Linear`` draws its own."""
-        bound = init_bound(self.in_features, self.init_scale)
-        nn.init.uniform_(self.tables, -bound, bound)
-        for parameter in (self.weight, self.bias):
-            if parameter is not None:
-                nn.init.uniform_(
-                    parameter, -1 / math.sqrt(self.in_features), 1 / math.sqrt(self.in_features)
-                )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``y [..., O]`` for ``x [..., I]``."""
@@ -105,51 +214,13 @@ class LMKANLinear(nn.Module):
         y = functional.lmkan(x, self.tables, engine=self.engine)
         if self.weight is None or self.bias is None:
             return y
-        branch = torch.relu(x) if self.residual == "relu" else x
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return y + nn.functional.linear(branch, weight, bias)
-
-    def hessian_penalty(self) -> Tensor:
-        """Return the roughness of the tables: :func:`lmkan_cupy.hessian_penalty`."""
-        return functional.hessian_penalty_of(self.tables, engine=self.engine)
-
-    @torch.no_grad()
-    def fold_(self) -> "LMKANLinear":
-        """Absorb the residual branch into the tables, in place, and remove it."""
-        if self.weight is not None and self.bias is not None:
-            fold = lmkan_cupy.fold_relu if self.residual == "relu" else lmkan_cupy.fold_linear
-            arguments = (_widened(each) for each in (self.tables, self.weight, self.bias))
-            self.tables.copy_(exchange.run(fold, *arguments))
-            self.weight = self.bias = self.residual = None
-        return self
-
-    @torch.no_grad()
-    def refine_(
-        self, num_grids: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> "LMKANLinear":
-        """Go over to another grid, in place: :func:`lmkan_cupy.refine`.
-
-        ``tables`` stays the same Parameter, so an optimiser keeps it; pass the ``optimizer`` to
-        have its moments resampled too, else its next step fails on their old shape.
-        """
-        _check_residual("refine_", self.residual, num_grids)
-        states = optimizer.state.get(self.tables, {}) if optimizer is not None else {}
-        for name, state in states.items():
-            if isinstance(state, Tensor) and state.shape == self.tables.shape:
-                states[name] = _refined(state, num_grids)
-                if (state >= 0).all():  # extrapolation must not make a mean of squares negative
-                    states[name].clamp_(min=0)
-        self.tables.data = _refined(self.tables, num_grids)
-        self.tables.grad = None
-        return self
+        return y + nn.functional.linear(self._activation(x), weight, bias)
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(module)``."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"num_grids={self.num_grids}, residual={self.residual!r}, "
-            f"engine={self.engine or self.tables.device.type!r}"
-        )
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, {super().extra_repr()}"
 
 
 class LMKANBlock(nn.Module):
@@ -195,8 +266,11 @@ class LMKANBlock(nn.Module):
 
 
 def _refined(tables: Tensor, num_grids: int) -> Tensor:
-    refined: Tensor = exchange.run(lmkan_cupy.refine, _widened(tables), num_grids)
-    return refined.to(tables.dtype)
+    *groups, pairs, num_knots, _, out_features = tables.shape
+    flat = _widened(tables).reshape(-1, num_knots, num_knots, out_features)
+    refined: Tensor = exchange.run(lmkan_cupy.refine, flat, num_grids)
+    shape = (*groups, pairs, *refined.shape[1:])
+    return refined.to(tables.dtype).reshape(shape)
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -1,0 +1,171 @@
+"""Pictures of what a layer has learned, with the density of its inputs over them.
+
+They need matplotlib: ``pip install 'lmkan-cupy[plot]'``.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+import lmkan_cupy
+from lmkan_cupy import array_checks
+
+from .layers import TablesModule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Points per axis of a function, and most bins per axis of the data.
+_POINTS, _MOST_BINS = 101, 30
+
+#: Shares of the samples that the lines of their density enclose.
+_SHARES = (0.95, 0.5)
+
+
+def plot_function(
+    layer: TablesModule,
+    pair: int,
+    output: int,
+    *,
+    data: Tensor | ArrayLike | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw an inner function ``f[pair, output](x1, x2)`` as a map over its two inputs.
+
+    The small ticks are the knots. The map reaches to the outermost ones, or as far as the data do.
+
+    Parameters
+    ----------
+    layer : LMKANLinear, LMKANConv2d or LMKAN2DLayer
+        Pairs of a layer with groups count through all of them.
+    pair, output : int
+        Which function, counted from 0.
+    data : Tensor or array [..., I], optional
+        Inputs of the layer. White lines enclose half of them, and 95 %: where there are none, the
+        penalty alone determines the function.
+    ax : Axes, optional
+        Where to draw; None makes a new figure.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an index is out of range, or ``data`` does not have such features.
+    """
+    tables = _all_tables(layer)
+    array_checks.check_pair_and_output("plot_function", tables, pair, output)
+    function = tables[pair : pair + 1, :, :, output : output + 1]
+    values_at_knots = function.to(_real(function)).cpu().numpy()
+    knots = lmkan_cupy.sigma_grid(tables.shape[1] - 1, dtype=values_at_knots.dtype)
+    samples = None if data is None else _samples_of(data, pair)
+
+    far = knots[-1] if samples is None else max(knots[-1], np.abs(samples).max(initial=0))
+    points = np.linspace(-far, far, _POINTS)
+    values = lmkan_cupy.evaluate(values_at_knots, 0, 0, points[:, None], points)
+
+    if ax is None:
+        from matplotlib import pyplot
+
+        ax = pyplot.subplots(layout="constrained")[1]
+    mesh = ax.pcolormesh(points, points, values.T, shading="gouraud", rasterized=True)
+    ax.figure.colorbar(mesh, ax=ax)
+    ax.set(
+        title=f"pair {pair}, output {output}",
+        xlabel=f"input {2 * pair}",
+        ylabel=f"input {2 * pair + 1}",
+        aspect="equal",
+    )
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_ticks(knots, minor=True)
+    if samples is not None and len(samples):
+        _draw_density(ax, samples, far)
+    return ax
+
+
+def plot_layer(
+    layer: TablesModule, *, data: Tensor | ArrayLike | None = None, most: int = 9
+) -> "Figure":
+    """Draw the functions of a layer that bend most, by their part of the Hessian penalty.
+
+    Parameters
+    ----------
+    layer, data
+        As in :func:`plot_function`.
+    most : int
+        How many functions at most.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`plot_function`; also if ``most`` is not at least 1.
+    """
+    most = array_checks.check_size("plot_layer", "most", most)
+    from matplotlib import pyplot
+
+    tables = _all_tables(layer)
+    roughness = _roughness(tables.to(_real(tables)).cpu().numpy())
+    functions = np.argsort(roughness, axis=None)[::-1][:most]
+    columns = int(np.ceil(np.sqrt(len(functions))))
+    rows = -(-len(functions) // columns)
+    figure, panels = pyplot.subplots(
+        rows, columns, squeeze=False, figsize=(3.6 * columns, 3.2 * rows), layout="constrained"
+    )
+    for ax in panels.flat[len(functions) :]:
+        ax.remove()
+    for ax, function in zip(panels.flat, functions, strict=False):
+        pair, output = np.unravel_index(function, roughness.shape)
+        plot_function(layer, int(pair), int(output), data=data, ax=ax)
+    return figure
+
+
+def _roughness(tables: NDArray[Any]) -> NDArray[Any]:
+    """Return the part [P, O] of every function in the penalty: a quadratic form is T dR/dT / 2."""
+    gradient = lmkan_cupy.hessian_penalty_grad(tables)
+    parts: NDArray[Any] = np.einsum("pijo,pijo->po", tables, gradient) / 2
+    return parts
+
+
+def _draw_density(ax: "Axes", samples: NDArray[Any], far: float) -> None:
+    """Draw lines around the densest bins that hold such shares of the samples [B, 2]."""
+    first, second = samples.T
+    bins = int(np.clip(np.sqrt(len(samples)) / 2, 5, _MOST_BINS))  # some samples in each
+    counts, edges, _ = np.histogram2d(first, second, bins=bins, range=[[-far, far]] * 2)
+    densest = np.sort(counts, axis=None)[::-1]
+    held = np.cumsum(densest) / len(samples)
+    levels = [densest[np.searchsorted(held, share)] - 0.5 for share in _SHARES]
+    centres = (edges[1:] + edges[:-1]) / 2
+    ax.contour(centres, centres, counts.T, np.unique(levels), colors="white", linewidths=(0.8, 1.6))
+
+
+def _samples_of(data: Tensor | ArrayLike, pair: int) -> NDArray[Any]:
+    """Return the inputs [B, 2] of a pair; an odd number of features is completed by a 0."""
+    array = data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
+    columns = array.reshape(-1, array.shape[-1])[:, 2 * pair : 2 * pair + 2]
+    if columns.shape[1] == 0:
+        raise ValueError(
+            f"plot_function: data must have at least {2 * pair + 1} features on its last axis for "
+            f"pair {pair}, got data.shape={array.shape}"
+        )
+    samples: NDArray[Any] = np.pad(columns, ((0, 0), (0, 2 - columns.shape[1])))
+    finite: NDArray[Any] = samples[np.isfinite(samples).all(axis=1)]
+    return finite
+
+
+def _all_tables(layer: TablesModule) -> Tensor:
+    """Return the tables [P, S, S, O] of all groups."""
+    return layer.tables.detach().flatten(0, -4)
+
+
+def _real(tables: Tensor) -> torch.dtype:
+    return torch.float64 if tables.dtype == torch.float64 else torch.float32
