@@ -26,7 +26,17 @@ from torch import Tensor, nn
 import lmkan_cupy
 from lmkan_cupy.array_checks import check_num_grids, check_size
 
-from .training import BOUND, MOST_STEPS, TableNetwork, Trainer, epochs_for
+from .training import (
+    BOUND,
+    MOST_STEPS,
+    Rows,
+    TableNetwork,
+    Trainer,
+    epochs_for,
+    fold_,
+    parameter_groups,
+    penalty_for,
+)
 
 #: Fewer rows than this do not tell a good state of a network from a bad one.
 _LEAST_VALIDATION = 10
@@ -93,21 +103,21 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             loss, targets = nn.functional.mse_loss, model.standardised_targets
             shown = model.error_in_units
         lmkan_cupy.warmup(X.shape[1], self.width, self.num_grids)
+        rows = Rows(model.standardised(X), targets(y), seed)
+        epochs = self.epochs or epochs_for(len(X), min(MOST_STEPS, 40 * math.sqrt(len(X))))
         trainer = Trainer(
-            features=model.standardised(X),
-            target=targets(y),
+            batches=rows,
+            steps=epochs * rows.steps_per_epoch,
             validation=validation and (model.standardised(validation[0]), targets(validation[1])),
             loss=loss,
-            epochs=self.epochs or epochs_for(len(X), min(MOST_STEPS, 40 * math.sqrt(len(X)))),
-            seed=seed,
-            penalty=self.penalty,
+            penalty=penalty_for(len(X)) if self.penalty is None else self.penalty,
             patience=self.n_iter_no_change if self.early_stopping else None,
             shown=shown if self.verbose else None,
         )
-        training = trainer.train("lmKAN", model.network, model.parameter_groups())
-        model.fold_()
+        training = trainer.train("lmKAN", model.network, parameter_groups(model.network))
+        fold_(model)
         self.model_ = model.eval()
-        self.n_iter_ = training.epochs
+        self.n_iter_ = math.ceil(training.steps / rows.steps_per_epoch)
         self.validation_loss_ = training.validation_loss
         if not training.completed:
             raise KeyboardInterrupt

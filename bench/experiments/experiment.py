@@ -1,0 +1,207 @@
+"""What all experiments share: runs that can be interrupted and resumed, kept in one JSON file.
+
+First every model is trained with every learning rate, seed 0; the rate with the lowest validation
+loss is kept for the model's other seeds. All runs are in the file, so it shows what was tried.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lmkan_cupy.adapters.training import Trainer, evaluate
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..record import circumstances, gpu_circumstances, read, write
+from ..timing import interleave
+from .models import Model
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+SCALES = ("smoke", "cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to learn.
+
+    Attributes
+    ----------
+    batches : callable
+        Gives the training batches for a seed, on the device, endlessly.
+    steps : int
+        Batches that every model is trained on.
+    validation, test : (Tensor [M, ...], Tensor [M, ...])
+        Inputs and targets: to choose state and learning rate by, and to report.
+    loss : callable
+        ``loss(answers, targets)``, the mean over rows.
+    errors : callable
+        ``errors(answers, targets)`` by name, the main one first; lower is better.
+    penalty : float
+        What the Hessian penalty falls to.
+    setting : dict
+        What else the results depend on, for the record.
+    """
+
+    batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]]
+    steps: int
+    validation: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    errors: Callable[[Tensor, Tensor], dict[str, float]]
+    penalty: float
+    setting: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Models to be trained on a task, several seeds each."""
+
+    title: str
+    task: Task
+    models: Sequence[Model]
+    seeds: int = 3
+
+    def run(self, path: Path, device: torch.device) -> None:
+        """Do what the file at ``path`` lacks; after every run it is written anew.
+
+        Raises
+        ------
+        ValueError
+            If the file holds results of another setting.
+        """
+        setting = {**self.task.setting, "steps": self.task.steps, "penalty": self.task.penalty}
+        results = read(path) or {"title": self.title, "setting": setting, "runs": []}
+        if results["setting"] != setting:
+            raise ValueError(
+                f"{path} holds results of the setting {results['setting']}, but this is {setting}: "
+                "move the file away"
+            )
+        runs = results["runs"]
+        total = sum(len(model.rates) + self.seeds - 1 for model in self.models)
+        with tqdm(total=total, unit="run", desc=path.stem, initial=0) as bar:
+            for model, rate, seed in self._planned(runs):
+                if _find(runs, model, rate, seed) is None:
+                    bar.set_postfix_str(f"{model.label}, rate {rate:g}, seed {seed}")
+                    runs.append(self._train(model, rate, seed, device))
+                    results["circumstances"] = _circumstances(device)
+                    write(path, results)
+                bar.update()
+        if "rows_per_second" not in results:
+            results["rows_per_second"] = self._rows_per_second(device)
+            write(path, results)
+
+    def _planned(self, runs: list[dict[str, Any]]) -> Iterator[tuple[Model, float, int]]:
+        """Yield all runs in turn; ``runs`` has grown by those before."""
+        for model in self.models:
+            for rate in model.rates:
+                yield model, rate, 0
+        for seed in range(1, self.seeds):
+            for model in self.models:
+                yield model, chosen_rate(runs, model.label), seed
+
+    def _train(self, model: Model, rate: float, seed: int, device: torch.device) -> dict[str, Any]:
+        task = self.task
+        torch.manual_seed(seed)
+        network = model.build().to(device)
+        trainer = Trainer(
+            batches=task.batches(seed),
+            steps=task.steps,
+            validation=task.validation,
+            loss=task.loss,
+            penalty=task.penalty,
+            penalty_start=model.penalty_start,
+        )
+        started = time.perf_counter()
+        training = trainer.train(model.label, network, model.parameter_groups(network, rate))
+        if not training.completed:
+            raise KeyboardInterrupt
+        seconds = time.perf_counter() - started
+        deployed = model.deployed(network)
+        inputs, targets = task.test
+        return {
+            "model": model.label,
+            "kind": model.kind,
+            "flops": model.flops(),
+            "parameters": sum(each.numel() for each in deployed.parameters()),
+            "rate": rate,
+            "seed": seed,
+            "validation_loss": training.validation_loss,
+            "errors": task.errors(evaluate(deployed, inputs), targets),
+            "seconds": round(seconds, 2),
+        }
+
+    def _rows_per_second(self, device: torch.device) -> dict[str, float]:
+        """Measure inference of all models, in turn, on the rows of the test.
+
+        The time depends on sizes alone, so the networks are new ones.
+        """
+        inputs, _ = self.task.test
+
+        def measure(network: nn.Module) -> Callable[[], tuple[float]]:
+            def seconds() -> tuple[float]:
+                start = time.perf_counter()
+                evaluate(network, inputs)  # ends with a copy of the answers
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                return (time.perf_counter() - start,)
+
+            return seconds
+
+        networks = {each.label: each.deployed(each.build().to(device)) for each in self.models}
+        taken = interleave({label: measure(each) for label, each in networks.items()}, seconds=30)
+        return {label: len(inputs) / float(np.median(each)) for label, each in taken.items()}
+
+
+def chosen_rate(runs: Iterable[Mapping[str, Any]], label: str) -> float:
+    """Return the rate of a model's run with seed 0 that has the lowest validation loss."""
+    tried = [run for run in runs if run["model"] == label and run["seed"] == 0]
+    return float(min(tried, key=lambda run: run["validation_loss"])["rate"])
+
+
+def command_line(
+    name: str, description: str | None, *, data: str | None = None
+) -> tuple[argparse.Namespace, Path]:
+    """Read the command line of an experiment; return it, and where its results go.
+
+    Parameters
+    ----------
+    name : str
+        Of the module.
+    description : str
+        Its docstring.
+    data : str, optional
+        What ``--data`` names, for an experiment that takes it.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m bench.experiments.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--scale", choices=SCALES, default="smoke")
+    parser.add_argument("--device", type=torch.device, help='"cuda" at --scale gpu, else "cpu"')
+    parser.add_argument("--out", type=Path, help="where to write, and to resume from")
+    if data:
+        parser.add_argument("--data", type=Path, help=data)
+    arguments = parser.parse_args()
+    if arguments.device is None:
+        arguments.device = torch.device("cuda" if arguments.scale == "gpu" else "cpu")
+    out = arguments.out or RESULTS / f"{name}-{arguments.scale}-{arguments.device.type}.json"
+    return arguments, out
+
+
+def _find(
+    runs: Iterable[Mapping[str, Any]], model: Model, rate: float, seed: int
+) -> Mapping[str, Any] | None:
+    key = (model.label, rate, seed)
+    return next((run for run in runs if (run["model"], run["rate"], run["seed"]) == key), None)
+
+
+def _circumstances(device: torch.device) -> dict[str, Any]:
+    gpu = {"gpu": gpu_circumstances()} if device.type == "cuda" else {}
+    return {**circumstances(), **gpu}
