@@ -125,7 +125,7 @@ def block_chain(
     *,
     residual: Literal["linear", "relu"] | None,
 ) -> nn.Sequential:
-    """Return lmKAN blocks from ``sizes[0]`` to ``sizes[-1]`` features, see :class:`TableNetwork`."""
+    """Return lmKAN blocks, ``sizes[0]`` to ``sizes[-1]`` features: see :class:`TableNetwork`."""
     return nn.Sequential(
         *(
             LMKANBlock(in_features, out_features, num_grids, bound=bound, residual=residual)

@@ -8,7 +8,7 @@ of its size can express. The error is the root mean square over the spread of th
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import pairwise, product
+from itertools import pairwise
 
 import torch
 from lmkan_cupy.adapters.training import penalty_for
@@ -52,6 +52,8 @@ SETTINGS = {
         features=32, width=1024, depth=3, gain=2.0, steps=500_000, batch=4096, rows=2**18
     ),
 }
+
+TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 60.0}
 
 
 class Teacher:
@@ -103,30 +105,33 @@ def make_task(setting: Setting, device: torch.device) -> Task:
     )
 
 
-def models(scale: str, features: int) -> list[Model]:
-    """Return students of one and two hidden layers, and variants of the fitting procedure."""
-    widths = {
-        "smoke": ([4], [6]),
-        "cpu": ([4, 8, 16, 32], [8, 16, 32, 64, 128]),
-        "gpu": ([16, 32, 64, 128, 256], [32, 64, 128, 256, 512, 1024]),
-    }
-    lmkan_widths, mlp_widths = widths[scale]
-    depths = (1,) if scale == "smoke" else (1, 2)
-    middle = (features, *[lmkan_widths[len(lmkan_widths) // 2]] * depths[-1], 1)
-    students: list[Model] = [
-        LMKAN((features, *[width] * depth, 1)) for depth, width in product(depths, lmkan_widths)
-    ]
-    students += [
-        MLP((features, *[width] * depth, 1)) for depth, width in product(depths, mlp_widths)
-    ]
-    variants: list[Model] = [
+#: Features of the hidden layers of lmKANs and of MLPs.
+HIDDEN: dict[str, tuple[list[tuple[int, ...]], list[tuple[int, ...]]]] = {
+    "smoke": ([(4,)], [(6,)]),
+    "cpu": (
+        [(8, 8), (16, 16), (32, 32), (16,), (64,)],
+        [(8, 8), (16, 16), (32, 32), (64, 64), (128, 128), (16,), (64,), (256,)],
+    ),
+    "gpu": (
+        [(width,) * depth for depth in (2, 3) for width in (16, 32, 64, 128, 256)],
+        [(width,) * depth for depth in (2, 3) for width in (32, 64, 128, 256, 512, 1024)],
+    ),
+}
+
+
+def students(scale: str, features: int) -> list[Model]:
+    """Return lmKANs and MLPs, and one lmKAN anew with stages of its fitting left out or changed."""
+    lmkans, mlps = HIDDEN[scale]
+    middle = (features, *lmkans[len(lmkans) // 4], 1)
+    return [
+        *(LMKAN((features, *hidden, 1)) for hidden in lmkans),
+        *(MLP((features, *hidden, 1)) for hidden in mlps),
         LMKAN(middle, residual="relu", variant="ReLU branch"),
         LMKAN(middle, residual=None, variant="no branch"),
         LMKAN(middle, penalty_start=1e-12, variant="weak penalty from the start"),
         LMKAN(middle, num_grids=4, variant="coarse grid"),
         LMKAN(middle, num_grids=16, variant="fine grid"),
     ]
-    return students + variants
 
 
 def main() -> None:
@@ -135,7 +140,8 @@ def main() -> None:
     experiment = Experiment(
         title="General function approximation",
         task=make_task(setting, arguments.device),
-        models=models(arguments.scale, setting.features),
+        models=students(arguments.scale, setting.features),
+        timing_seconds=TIMING_SECONDS[arguments.scale],
     )
     experiment.run(out, arguments.device)
 

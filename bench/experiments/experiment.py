@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from lmkan_cupy.adapters.training import Trainer, evaluate
@@ -60,12 +61,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Models to be trained on a task, several seeds each."""
+    """Models to be trained on a task, several seeds each, and to be timed for some seconds."""
 
     title: str
     task: Task
     models: Sequence[Model]
     seeds: int = 3
+    timing_seconds: float = 30.0
 
     def run(self, path: Path, device: torch.device) -> None:
         """Do what the file at ``path`` lacks; after every run it is written anew.
@@ -82,9 +84,10 @@ class Experiment:
                 f"{path} holds results of the setting {results['setting']}, but this is {setting}: "
                 "move the file away"
             )
+        torch.set_num_threads(numba.get_num_threads())  # the same for everybody
         runs = results["runs"]
         total = sum(len(model.rates) + self.seeds - 1 for model in self.models)
-        with tqdm(total=total, unit="run", desc=path.stem, initial=0) as bar:
+        with tqdm(total=total, unit="run", desc=path.stem) as bar:
             for model, rate, seed in self._planned(runs):
                 if _find(runs, model, rate, seed) is None:
                     bar.set_postfix_str(f"{model.label}, rate {rate:g}, seed {seed}")
@@ -154,7 +157,8 @@ class Experiment:
             return seconds
 
         networks = {each.label: each.deployed(each.build().to(device)) for each in self.models}
-        taken = interleave({label: measure(each) for label, each in networks.items()}, seconds=30)
+        measurements = {label: measure(each) for label, each in networks.items()}
+        taken = interleave(measurements, seconds=self.timing_seconds)
         return {label: len(inputs) / float(np.median(each)) for label, each in taken.items()}
 
 

@@ -1,0 +1,197 @@
+"""The experiments at their smallest scale, and the page that is made of their results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bench import report
+from bench.experiments import approximation, experiment
+from bench.experiments.models import LMKAN, MLP
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Run an experiment's command line at the smallest scale; return what it wrote."""
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path)
+
+    def run(module: Any, *arguments: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["experiment", *arguments])
+        module.main()
+        name = module.__name__.rpartition(".")[2]
+        results: dict[str, Any] = json.loads((tmp_path / f"{name}-smoke-cpu.json").read_text())
+        return results
+
+    return run
+
+
+def untimed(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{key: run[key] for key in run if key != "seconds"} for run in results["runs"]]
+
+
+def keys(results: dict[str, Any]) -> list[tuple[str, float, int]]:
+    return [(run["model"], run["rate"], run["seed"]) for run in results["runs"]]
+
+
+# Experiments
+
+
+def test_approximation_and_its_page(main: Any, tmp_path: Path) -> None:
+    results = main(approximation)
+    planned = approximation.students("smoke", 4)
+    assert len(set(keys(results))) == len(results["runs"]) == sum(len(m.rates) + 2 for m in planned)
+    assert set(results["rows_per_second"]) == {model.label for model in planned}
+    for model in planned:
+        runs = [run for run in results["runs"] if run["model"] == model.label]
+        assert {run["rate"] for run in runs if run["seed"] == 0} == set(model.rates)
+        chosen = min(runs[: len(model.rates)], key=lambda run: run["validation_loss"])["rate"]
+        assert [run["rate"] for run in runs if run["seed"] > 0] == [chosen] * 2
+        assert {run["flops"] for run in runs} == {model.flops()}
+        assert len({run["errors"]["relative RMSE"] for run in runs}) == len(runs)
+    assert min(run["errors"]["relative RMSE"] for run in results["runs"]) < 0.6
+    check_page(tmp_path, results)
+
+
+def check_page(folder: Path, results: dict[str, Any]) -> None:
+    (folder / "other.json").write_text('{"cases": []}')  # of another bench
+    report.write_report(folder, folder)
+    page, tables = ((folder / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert page.count("data:image/png;base64,") == 2  # against FLOPs and time
+    for label in {run["model"] for run in results["runs"]}:
+        assert label in page
+        assert f"| {label}" in tables
+
+
+def test_an_experiment_goes_on_where_it_stopped(
+    main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = main(approximation)
+    path = tmp_path / "approximation-smoke-cpu.json"
+    del whole["runs"][-3:], whole["rows_per_second"]
+    path.write_text(json.dumps(whole))
+    trained = []
+    train = experiment.Experiment._train
+
+    def counted(self: Any, *arguments: Any) -> dict[str, Any]:
+        trained.append(arguments)
+        return train(self, *arguments)
+
+    monkeypatch.setattr(experiment.Experiment, "_train", counted)
+    again = main(approximation)
+    assert len(trained) == 3
+    assert "rows_per_second" in again
+    assert main(approximation) == again
+    assert len(trained) == 3
+
+
+def test_runs_of_another_setting_are_not_mixed_in(main: Any, tmp_path: Path) -> None:
+    path = tmp_path / "approximation-smoke-cpu.json"
+    path.write_text(json.dumps({"setting": {"steps": 7}, "runs": []}))
+    with pytest.raises(ValueError, match="move the file away"):
+        main(approximation)
+
+
+def test_a_run_depends_on_its_seed_alone() -> None:
+    task = approximation.make_task(approximation.SETTINGS["smoke"], CPU)
+    trial = experiment.Experiment("", task, [])
+    first, same, other = (
+        untimed({"runs": [trial._train(LMKAN((4, 4, 1)), 3e-3, seed, CPU)]}) for seed in (1, 1, 2)
+    )
+    assert first == same
+    assert first[0]["errors"] != other[0]["errors"]
+
+
+def test_the_teacher_is_standardised_and_always_the_same() -> None:
+    setting = approximation.SETTINGS["smoke"]
+    teacher, same = (approximation.Teacher(setting, CPU) for _ in range(2))
+    x, y = teacher.rows(20_000, torch.Generator().manual_seed(3))
+    assert abs(float(y.mean())) < 0.2  # standardised by 256 rows
+    assert 0.8 < float(y.std()) < 1.2
+    torch.testing.assert_close(same(x), y, rtol=0, atol=0)
+
+
+def test_flops_are_the_papers() -> None:
+    assert MLP((8, 16, 16, 1)).flops() == 8 * 16 + 16 * 16 + 16
+    assert LMKAN((8, 16, 16, 1)).flops() == 2 * (8 * 16 + 16 * 16 + 16)
+
+
+@pytest.mark.parametrize("model", [LMKAN((3, 4, 1)), MLP((3, 4, 1))], ids=lambda m: m.kind)
+def test_what_is_deployed_is_what_was_trained(model: Any) -> None:
+    network = model.build()
+    for _ in range(3):
+        network(1 + 2 * torch.randn(64, 3))  # moves the statistics
+    x = torch.randn(64, 3)
+    expected = network.eval()(x)
+    torch.testing.assert_close(model.deployed(network)(x), expected, rtol=1e-4, atol=1e-5)
+
+
+# The page
+
+
+def made_up_results(errors: dict[str, list[tuple[int, float]]]) -> report.Results:
+    """Of (FLOPs, error) by kind, one seed and one rate."""
+    runs = pd.DataFrame(
+        {"model": f"{kind} {flops}", "kind": kind, "seed": 0, "FLOPs": flops, "error": error}
+        for kind, points in errors.items()
+        for flops, error in points
+    )
+    runs = runs.assign(rate=0.1, parameters=1, validation=1.0, seconds=np.nan, chosen=True)
+    return report.Results("made-up", "Made up", {}, {}, runs, ["error"])
+
+
+def test_the_front_leaves_out_what_is_beaten() -> None:
+    cost = np.array([1.0, 2.0, 3.0, 3.0, 4.0])
+    error = np.array([0.5, 0.6, 0.2, 0.3, 0.2])
+    assert report.pareto_front(cost, error).tolist() == [0, 2]
+
+
+def test_cost_is_interpolated_in_logarithms() -> None:
+    costs, errors = np.array([1.0, 100.0]), np.array([1.0, 0.01])
+    assert report.cost_at(0.1, costs, errors) == pytest.approx(10.0)
+    assert report.cost_at(0.01, costs, errors) == pytest.approx(100.0)
+    assert report.cost_at(0.009, costs, errors) is None
+    assert report.cost_at(1.1, costs, errors) is None
+
+
+def test_ratios_at_matched_error() -> None:
+    results = made_up_results(
+        {"MLP": [(10, 1.0), (1000, 0.01)], "lmKAN": [(20, 0.1), (200, 0.05), (400, 0.001)]}
+    )
+    ratios = report.matched(results, "MLP", "FLOPs").set_index("model")
+    assert ratios.loc["lmKAN 20", "ratio"] == pytest.approx(100 / 20)
+    assert ratios.loc["lmKAN 200", "ratio"] == pytest.approx(200 / 200)
+    assert np.isnan(ratios.loc["lmKAN 400", "ratio"])
+    assert ratios["reached"].tolist() == [True, True, False]
+    sentence = report.verdict(results, "MLP", "FLOPs")
+    assert "1.00 to 5.00 times" in sentence
+    assert "no MLP trained here is as accurate as lmKAN 400" in sentence
+    assert "lose" not in sentence
+
+
+def test_the_page_says_where_lmkans_lose() -> None:
+    results = made_up_results({"MLP": [(10, 1.0), (1000, 0.01)], "lmKAN": [(400, 0.1)]})
+    assert "lmKANs lose, with a ratio below 1, for lmKAN 400" in report.verdict(
+        results, "MLP", "FLOPs"
+    )
+
+
+def test_without_results_there_is_no_page(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no experiment has written its results here"):
+        report.write_report(tmp_path, tmp_path)
