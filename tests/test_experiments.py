@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,16 +16,20 @@ import torch
 
 from bench import report
 from bench.experiments import approximation, experiment
-from bench.experiments.models import LMKAN, MLP
+from bench.experiments.models import LMKAN, MLP, FastKAN
+from bench.fastkan import FastKANLayer
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def threads() -> Any:
-    before = torch.get_num_threads()
+def one_thread() -> Any:
+    """Networks this small gain nothing from more."""
+    before = torch.get_num_threads(), numba.get_num_threads()
+    numba.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(before[0])
+    numba.set_num_threads(before[1])
 
 
 @pytest.fixture
@@ -130,9 +135,12 @@ def test_the_teacher_is_standardised_and_always_the_same() -> None:
 def test_flops_are_the_papers() -> None:
     assert MLP((8, 16, 16, 1)).flops() == 8 * 16 + 16 * 16 + 16
     assert LMKAN((8, 16, 16, 1)).flops() == 2 * (8 * 16 + 16 * 16 + 16)
+    assert FastKAN((8, 16, 1), num_grids=5).flops() == 5 * (8 * 16 + 16) + (8 * 16 + 16)
 
 
-@pytest.mark.parametrize("model", [LMKAN((3, 4, 1)), MLP((3, 4, 1))], ids=lambda m: m.kind)
+@pytest.mark.parametrize(
+    "model", [LMKAN((3, 4, 1)), MLP((3, 4, 1)), FastKAN((3, 4, 1))], ids=lambda m: m.kind
+)
 def test_what_is_deployed_is_what_was_trained(model: Any) -> None:
     network = model.build()
     for _ in range(3):
@@ -140,6 +148,18 @@ def test_what_is_deployed_is_what_was_trained(model: Any) -> None:
     x = torch.randn(64, 3)
     expected = network.eval()(x)
     torch.testing.assert_close(model.deployed(network)(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fastkan_is_a_sum_of_gaussians() -> None:
+    layer = FastKANLayer(1, 1, num_grids=3).eval()  # centres -2, 0, 2
+    with torch.no_grad():
+        layer.spline.weight.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
+        layer.branch.weight.fill_(0.5)
+        layer.branch.bias.fill_(0.25)
+    far, near = np.exp(-((1 / 2) ** 2)), np.exp(-((3 / 2) ** 2))
+    silu = 1 / (1 + np.exp(-1.0))
+    expected = near + 2 * far + 3 * far + 0.5 * silu + 0.25
+    assert layer(torch.ones(1, 1)).item() == pytest.approx(expected, rel=1e-4)  # eps of the norm
 
 
 # The page

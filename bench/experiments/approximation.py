@@ -6,7 +6,7 @@ of its size can express. The error is the root mean square over the spread of th
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from .experiment import Experiment, Task, command_line
-from .models import LMKAN, MLP, Model
+from .models import LMKAN, MLP, FastKAN, Model
 
 TEACHER_SEED, ROWS_SEED = 2**20, 2**20 + 1  # apart from those of the students
 
@@ -47,7 +47,7 @@ class Setting:
 
 SETTINGS = {
     "smoke": Setting(features=4, width=16, depth=2, gain=2.0, steps=20, batch=64, rows=256),
-    "cpu": Setting(features=8, width=256, depth=2, gain=2.0, steps=10_000, batch=512, rows=16_384),
+    "cpu": Setting(features=8, width=256, depth=2, gain=2.0, steps=5_000, batch=512, rows=16_384),
     "gpu": Setting(
         features=32, width=1024, depth=3, gain=2.0, steps=500_000, batch=4096, rows=2**18
     ),
@@ -105,32 +105,38 @@ def make_task(setting: Setting, device: torch.device) -> Task:
     )
 
 
-#: Features of the hidden layers of lmKANs and of MLPs.
-HIDDEN: dict[str, tuple[list[tuple[int, ...]], list[tuple[int, ...]]]] = {
-    "smoke": ([(4,)], [(6,)]),
-    "cpu": (
-        [(8, 8), (16, 16), (32, 32), (16,), (64,)],
-        [(8, 8), (16, 16), (32, 32), (64, 64), (128, 128), (16,), (64,), (256,)],
-    ),
-    "gpu": (
-        [(width,) * depth for depth in (2, 3) for width in (16, 32, 64, 128, 256)],
-        [(width,) * depth for depth in (2, 3) for width in (32, 64, 128, 256, 512, 1024)],
-    ),
+#: Features of the hidden layers of every kind's networks.
+HIDDEN: dict[str, dict[Callable[[tuple[int, ...]], Model], list[tuple[int, ...]]]] = {
+    "smoke": {LMKAN: [(4,)], MLP: [(6,)], FastKAN: [(2,)]},
+    "cpu": {
+        LMKAN: [(8, 8), (16, 16), (32, 32), (32,)],
+        MLP: [(8, 8), (16, 16), (32, 32), (64, 64), (128, 128), (64,), (256,)],
+        FastKAN: [(8, 8), (16, 16)],
+    },
+    "gpu": {
+        LMKAN: [(width,) * depth for depth in (2, 3) for width in (16, 32, 64, 128, 256)],
+        MLP: [(width,) * depth for depth in (2, 3) for width in (32, 64, 128, 256, 512, 1024)],
+        FastKAN: [(width,) * depth for depth in (2, 3) for width in (16, 32, 64, 128)],
+    },
 }
+
+#: The lmKAN that is trained anew with stages of its fitting changed.
+VARIED = {"smoke": (4,), "cpu": (16, 16), "gpu": (64, 64)}
 
 
 def students(scale: str, features: int) -> list[Model]:
-    """Return lmKANs and MLPs, and one lmKAN anew with stages of its fitting left out or changed."""
-    lmkans, mlps = HIDDEN[scale]
-    middle = (features, *lmkans[len(lmkans) // 4], 1)
+    varied = (features, *VARIED[scale], 1)
     return [
-        *(LMKAN((features, *hidden, 1)) for hidden in lmkans),
-        *(MLP((features, *hidden, 1)) for hidden in mlps),
-        LMKAN(middle, residual="relu", variant="ReLU branch"),
-        LMKAN(middle, residual=None, variant="no branch"),
-        LMKAN(middle, penalty_start=1e-12, variant="weak penalty from the start"),
-        LMKAN(middle, num_grids=4, variant="coarse grid"),
-        LMKAN(middle, num_grids=16, variant="fine grid"),
+        *(
+            make((features, *hidden, 1))
+            for make, networks in HIDDEN[scale].items()
+            for hidden in networks
+        ),
+        LMKAN(varied, residual="relu", variant="ReLU branch"),
+        LMKAN(varied, residual=None, variant="no branch"),
+        LMKAN(varied, penalty_start=1e-12, variant="weak penalty from the start"),
+        LMKAN(varied, num_grids=4, variant="coarse grid"),
+        LMKAN(varied, num_grids=16, variant="fine grid"),
     ]
 
 

@@ -14,9 +14,12 @@ from torch import nn
 
 import lmkan_cupy
 
+from ..fastkan import fastkan_flops, make_fastkan
+
 #: Learning rates that are tried for every model of a kind; of the tables, for an lmKAN.
 LMKAN_RATES = (1e-3, 3e-3, 1e-2)
 MLP_RATES = (3e-3, 1e-2, 3e-2)
+FASTKAN_RATES = (1e-3, 3e-3, 1e-2)
 
 
 class Model(ABC):
@@ -85,6 +88,29 @@ class MLP(Model):
     def deployed(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, nn.Sequential)
         return fused(network)
+
+
+@dataclass(frozen=True)
+class FastKAN(Model):
+    """Layers of Gaussian radial functions of one variable."""
+
+    sizes: tuple[int, ...]
+    num_grids: int = 8
+    rates: tuple[float, ...] = FASTKAN_RATES
+
+    @property
+    def kind(self) -> str:
+        return "FastKAN"
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind} {'-'.join(map(str, self.sizes))} G={self.num_grids}"
+
+    def flops(self) -> int:
+        return fastkan_flops(self.sizes, self.num_grids)
+
+    def build(self) -> nn.Sequential:
+        return make_fastkan(self.sizes, self.num_grids)
 
 
 @dataclass(frozen=True)
