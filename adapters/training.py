@@ -323,7 +323,7 @@ def epochs_for(rows: int, steps: float) -> int:
 def evaluate(network: nn.Module, features: Tensor) -> Tensor:
     """Return the network's answers [N, K] in float64."""
     network.eval()
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: a network may differentiate itself
         answers = [network(some) for some in torch.split(features, _ROWS_AT_ONCE)]
     return torch.cat(answers).double()
 

@@ -15,7 +15,7 @@ from lmkan_cupy.adapters.training import penalty_for
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from .experiment import Experiment, Task, command_line
+from .experiment import Experiment, Task, command_line, results_path
 from .models import LMKAN, MLP, FastKAN, Model
 
 TEACHER_SEED, ROWS_SEED = 2**20, 2**20 + 1  # apart from those of the students
@@ -141,7 +141,7 @@ def students(scale: str, features: int) -> list[Model]:
 
 
 def main() -> None:
-    arguments, out = command_line("approximation", __doc__)
+    arguments = command_line("approximation", __doc__).parse_args()
     setting = SETTINGS[arguments.scale]
     experiment = Experiment(
         title="General function approximation",
@@ -149,7 +149,7 @@ def main() -> None:
         models=students(arguments.scale, setting.features),
         timing_seconds=TIMING_SECONDS[arguments.scale],
     )
-    experiment.run(out, arguments.device)
+    experiment.run(results_path("approximation", arguments), arguments.device)
 
 
 if __name__ == "__main__":

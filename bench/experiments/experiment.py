@@ -24,8 +24,6 @@ from .models import Model
 
 RESULTS = Path(__file__).parents[1] / "results"
 
-SCALES = ("smoke", "cpu", "gpu")
-
 
 @dataclass(frozen=True)
 class Task:
@@ -168,35 +166,23 @@ def chosen_rate(runs: Iterable[Mapping[str, Any]], label: str) -> float:
     return float(min(tried, key=lambda run: run["validation_loss"])["rate"])
 
 
-def command_line(
-    name: str, description: str | None, *, data: str | None = None
-) -> tuple[argparse.Namespace, Path]:
-    """Read the command line of an experiment; return it, and where its results go.
-
-    Parameters
-    ----------
-    name : str
-        Of the module.
-    description : str
-        Its docstring.
-    data : str, optional
-        What ``--data`` names, for an experiment that takes it.
-    """
+def command_line(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return what reads the arguments that all experiments take."""
     parser = argparse.ArgumentParser(
         prog=f"python -m bench.experiments.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--scale", choices=SCALES, default="smoke")
-    parser.add_argument("--device", type=torch.device, help='"cuda" at --scale gpu, else "cpu"')
-    parser.add_argument("--out", type=Path, help="where to write, and to resume from")
-    if data:
-        parser.add_argument("--data", type=Path, help=data)
-    arguments = parser.parse_args()
-    if arguments.device is None:
-        arguments.device = torch.device("cuda" if arguments.scale == "gpu" else "cpu")
-    out = arguments.out or RESULTS / f"{name}-{arguments.scale}-{arguments.device.type}.json"
-    return arguments, out
+    parser.add_argument("--scale", choices=("smoke", "cpu", "gpu"), default="smoke")
+    parser.add_argument("--device", type=torch.device, default="cpu", help='"cpu" or "cuda"')
+    parser.add_argument("--out", type=Path, help="the file to write, and to resume from")
+    return parser
+
+
+def results_path(name: str, arguments: argparse.Namespace) -> Path:
+    """Return where the results go: ``--out``, or a file named after the experiment."""
+    file = f"{name}-{arguments.scale}-{arguments.device.type}.json"
+    return arguments.out or RESULTS / file
 
 
 def _find(
