@@ -39,7 +39,7 @@ TABLES_RATE = 3e-3
 _BRANCH_FACTOR = 10 / 3  # a branch learns so much faster than its tables
 _VALIDATIONS = 50
 
-_ROWS_AT_ONCE = 8192  # in inference
+ROWS_AT_ONCE = 8192  # in inference
 
 
 class TableNetwork(nn.Module):
@@ -219,6 +219,10 @@ class Trainer:
         The weight that the Hessian penalty falls to, see :func:`penalty_for`.
     penalty_start : float
         The weight that it starts with, where that is more.
+    keeps_statistics : bool
+        Whether batch normalisation keeps the statistics of the first part in the second.
+    rows_at_once : int
+        Of ``validation``, as many as memory holds.
     patience : int or None
         Stop after so many of the 50 validations without a better one, counted from the second part
         on: before, the penalty holds the network back.
@@ -232,6 +236,8 @@ class Trainer:
     loss: Callable[[Tensor, Tensor], Tensor]
     penalty: float
     penalty_start: float = 1.0
+    keeps_statistics: bool = True
+    rows_at_once: int = ROWS_AT_ONCE
     patience: int | None = None
     shown: Callable[[float], float] | None = None
 
@@ -261,7 +267,7 @@ class Trainer:
                 for step, (features, target) in numbered:
                     # In evaluation mode batch normalisation keeps its statistics; no other module
                     # here knows the difference.
-                    network.train(step <= first_part)
+                    network.train(step <= first_part or not self.keeps_statistics)
                     loss = self.loss(network(features), target)
                     weight, _ = schedule(step - 1)
                     optimizer.zero_grad()
@@ -295,7 +301,7 @@ class Trainer:
         if self.validation is None:
             return math.inf
         features, target = self.validation
-        return float(self.loss(evaluate(network, features), target))
+        return float(self.loss(evaluate(network, features, self.rows_at_once), target))
 
     def _bar(self, label: str) -> Any:
         return tqdm(
@@ -320,11 +326,11 @@ def epochs_for(rows: int, steps: float) -> int:
     return max(1, round(steps / (rows // batch_size(rows))))
 
 
-def evaluate(network: nn.Module, features: Tensor) -> Tensor:
+def evaluate(network: nn.Module, features: Tensor, rows_at_once: int = ROWS_AT_ONCE) -> Tensor:
     """Return the network's answers [N, K] in float64."""
     network.eval()
     with torch.no_grad():  # not inference_mode: a network may differentiate itself
-        answers = [network(some) for some in torch.split(features, _ROWS_AT_ONCE)]
+        answers = [network(some) for some in torch.split(features, rows_at_once)]
     return torch.cat(answers).double()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from lmkan_cupy.adapters.training import Trainer, evaluate
+from lmkan_cupy.adapters.training import ROWS_AT_ONCE, Trainer, evaluate
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -45,6 +45,8 @@ class Task:
         What the Hessian penalty falls to.
     setting : dict
         What else the results depend on, for the record.
+    rows_at_once, keeps_statistics
+        As of the :class:`~lmkan_cupy.adapters.training.Trainer`.
     """
 
     batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]]
@@ -55,6 +57,8 @@ class Task:
     errors: Callable[[Tensor, Tensor], dict[str, float]]
     penalty: float
     setting: Mapping[str, Any]
+    rows_at_once: int = ROWS_AT_ONCE
+    keeps_statistics: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ class Experiment:
             loss=task.loss,
             penalty=task.penalty,
             penalty_start=model.penalty_start,
+            keeps_statistics=task.keeps_statistics,
+            rows_at_once=task.rows_at_once,
         )
         started = time.perf_counter()
         training = trainer.train(model.label, network, model.parameter_groups(network, rate))
@@ -133,7 +139,7 @@ class Experiment:
             "rate": rate,
             "seed": seed,
             "validation_loss": training.validation_loss,
-            "errors": task.errors(evaluate(deployed, inputs), targets),
+            "errors": task.errors(evaluate(deployed, inputs, task.rows_at_once), targets),
             "seconds": round(seconds, 2),
         }
 
@@ -147,7 +153,7 @@ class Experiment:
         def measure(network: nn.Module) -> Callable[[], tuple[float]]:
             def seconds() -> tuple[float]:
                 start = time.perf_counter()
-                evaluate(network, inputs)  # ends with a copy of the answers
+                evaluate(network, inputs, self.task.rows_at_once)  # ends with a copy of the answers
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 return (time.perf_counter() - start,)
