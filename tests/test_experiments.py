@@ -442,11 +442,31 @@ def test_ratios_at_matched_error() -> None:
     assert "lose" not in sentence
 
 
-def test_the_page_says_where_lmkans_lose() -> None:
-    results = made_up_results({"MLP": [(10, 1.0), (1000, 0.01)], "lmKAN": [(400, 0.1)]})
-    assert "lmKANs lose, with a ratio below 1, for lmKAN 400" in report.verdict(
-        results, "MLP", "FLOPs"
-    )
+@pytest.mark.parametrize("error", [0.1, 2.0], ids=["on the front", "above the front"])
+def test_the_page_says_where_lmkans_lose(error: float) -> None:
+    results = made_up_results({"MLP": [(10, 1.0), (1000, 0.01)], "lmKAN": [(400, error)]})
+    assert "lmKANs lose for lmKAN 400" in report.verdict(results, "MLP", "FLOPs")
+
+
+def test_a_cheaper_and_less_accurate_network_loses_nothing() -> None:
+    results = made_up_results({"MLP": [(10, 1.0), (1000, 0.01)], "lmKAN": [(5, 2.0)]})
+    assert not report.matched(results, "MLP", "FLOPs")["loses"].any()
+    assert "none as cheap" in report.verdict(results, "MLP", "FLOPs")
+
+
+def test_the_chosen_rate_is_that_of_the_lowest_validation_loss(tmp_path: Path) -> None:
+    def run(rate: float, seed: int, validation: float, error: float) -> dict[str, Any]:
+        losses = {"validation_loss": validation, "errors": {"error": error}}
+        sizes = {"model": "A", "kind": "MLP", "flops": 1, "parameters": 1}
+        return {**sizes, "rate": rate, "seed": seed, **losses}
+
+    runs = [run(0.1, 0, 2.0, 0.1), run(0.2, 0, 1.0, 0.3), run(0.2, 1, 9.0, 0.5)]
+    content = {"title": "", "setting": {}, "circumstances": {}, "runs": runs}
+    (tmp_path / "made-up.json").write_text(json.dumps(content))
+    results = report.read_results(tmp_path / "made-up.json")
+    assert results.chosen["error"].tolist() == [0.3, 0.5]
+    assert results.costs == ["FLOPs"]  # nothing was timed yet
+    assert report.models_table(results)["error"].tolist() == ["0.4 (0.3 - 0.5)"]
 
 
 def test_without_results_there_is_no_page(tmp_path: Path) -> None:
