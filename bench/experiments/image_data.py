@@ -73,7 +73,7 @@ def read_cifar10(folder: Path) -> Images:
         batches = [_unpickled(original / name) for name in names]
         images = torch.from_numpy(np.concatenate([batch[b"data"] for batch in batches]))
         labels = torch.from_numpy(np.concatenate([batch[b"labels"] for batch in batches]))
-        parts += [images.unflatten(1, (3, 32, 32)), labels.long()]
+        parts += [images.reshape(-1, 3, 32, 32), labels.long()]
     return Images(*parts)
 
 

@@ -132,7 +132,8 @@ def augmented(positions: Tensor, generator: torch.Generator) -> Tensor:
     q = q * torch.diagonal(r, dim1=1, dim2=2).sign()[:, None]
     keys = torch.rand(positions.shape[:2], generator=generator, device=device)
     order = keys.argsort(dim=1)[..., None].expand_as(positions)
-    return positions.gather(1, order) @ q
+    turned: Tensor = positions.gather(1, order) @ q
+    return turned
 
 
 class AugmentedRows(Rows):
@@ -141,7 +142,7 @@ class AugmentedRows(Rows):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator(self.features.device).manual_seed(self.seed)
         for positions, energy in super().__iter__():
-            yield augmented(positions.unflatten(1, (4, 3)), generator).flatten(1), energy
+            yield augmented(positions.reshape(-1, 4, 3), generator).flatten(1), energy
 
 
 class EnergyAndForces(nn.Module):
@@ -176,11 +177,12 @@ class EnergyAndForces(nn.Module):
 
     def _distances(self, positions: Tensor) -> Tensor:
         """Return [B, 10], the hydrogens in order of their distance from the carbon."""
-        atoms = positions.unflatten(1, (5, 3))
+        atoms = positions.reshape(-1, 5, 3)
         carbon, hydrogens = atoms[:, :1], atoms[:, 1:]
         order = (hydrogens - carbon).norm(dim=2).argsort(dim=1)[..., None].expand_as(hydrogens)
         atoms = torch.cat([carbon, hydrogens.gather(1, order)], dim=1)
-        return (atoms[:, FIRST] - atoms[:, SECOND]).norm(dim=2)
+        distances: Tensor = (atoms[:, FIRST] - atoms[:, SECOND]).norm(dim=2)
+        return distances
 
 
 @dataclass(frozen=True)
