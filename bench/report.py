@@ -164,9 +164,11 @@ def verdict(results: Results, rival: str, cost: str) -> str:
     reached, loses = by_model["reached"].max(), by_model["loses"].mean() >= 0.5
     parts = []
     if len(ratios):
+        least, most = f"{ratios.min():.2f}", f"{ratios.max():.2f}"
+        times = least if least == most else f"{least} to {most}"
         parts.append(
-            f"at equal {results.main_error} {rival} networks take {ratios.min():.2f} to "
-            f"{ratios.max():.2f} times the {COSTS[cost]} of lmKANs (medians over seeds)"
+            f"at equal {results.main_error} {rival} networks take {times} times the "
+            f"{COSTS[cost]} of lmKANs (medians over seeds)"
         )
     if loses.any():
         parts.append(f"against {rival}, lmKANs lose for {', '.join(loses.index[loses])}")
@@ -184,11 +186,14 @@ def models_table(results: Results) -> pd.DataFrame:
     rows = []
     for model, runs in results.chosen.groupby("model", sort=False):
         first = runs.iloc[0]
+        tried = results.runs.loc[results.runs["model"] == model, "rate"]
+        edges = {tried.min(): "lowest tried", tried.max(): "highest tried"}
+        at_edge = f" ({edges[first['rate']]})" if first["rate"] in edges else ""
         row = {
             "model": model,
             "FLOPs": first["FLOPs"],
             "parameters": first["parameters"],
-            "rate": f"{first['rate']:g}",
+            "rate": f"{first['rate']:g}{at_edge}",
             "seeds": len(runs),
         }
         if "seconds" in results.costs:

@@ -466,7 +466,9 @@ def test_the_chosen_rate_is_that_of_the_lowest_validation_loss(tmp_path: Path) -
     results = report.read_results(tmp_path / "made-up.json")
     assert results.chosen["error"].tolist() == [0.3, 0.5]
     assert results.costs == ["FLOPs"]  # nothing was timed yet
-    assert report.models_table(results)["error"].tolist() == ["0.4 (0.3 - 0.5)"]
+    table = report.models_table(results)
+    assert table["error"].tolist() == ["0.4 (0.3 - 0.5)"]
+    assert table["rate"].tolist() == ["0.2 (highest tried)"]  # a better one may lie beyond
 
 
 def test_without_results_there_is_no_page(tmp_path: Path) -> None:
