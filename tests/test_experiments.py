@@ -350,6 +350,14 @@ def test_runs_of_another_setting_are_not_mixed_in(main: Any, tmp_path: Path) -> 
         main(approximation)
 
 
+def test_a_rate_at_which_training_diverged_is_not_chosen() -> None:
+    runs = [
+        {"model": "A", "seed": 0, "rate": rate, "validation_loss": loss}
+        for rate, loss in ((0.1, 2.0), (0.2, 1.0), (0.3, None))
+    ]
+    assert experiment.chosen_rate(runs, "A") == 0.2
+
+
 def test_a_run_depends_on_its_seed_alone() -> None:
     task = approximation.make_task(approximation.SETTINGS["smoke"], CPU)
     trial = experiment.Experiment("", task, [])

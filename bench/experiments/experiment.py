@@ -5,6 +5,7 @@ loss is kept for the model's other seeds. All runs are in the file, so it shows 
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -168,8 +169,13 @@ class Experiment:
 
 def chosen_rate(runs: Iterable[Mapping[str, Any]], label: str) -> float:
     """Return the rate of a model's run with seed 0 that has the lowest validation loss."""
+
+    def validation_loss(run: Mapping[str, Any]) -> float:
+        loss = run["validation_loss"]
+        return math.inf if loss is None else float(loss)  # None: it was never finite
+
     tried = [run for run in runs if run["model"] == label and run["seed"] == 0]
-    return float(min(tried, key=lambda run: run["validation_loss"])["rate"])
+    return float(min(tried, key=validation_loss)["rate"])
 
 
 def command_line(name: str, description: str | None) -> argparse.ArgumentParser:
