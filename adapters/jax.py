@@ -1,4 +1,4 @@
-"""An lmKAN layer for JAX: differentiable, also twice, and batched; compiled where that is the CPU.
+"""An lmKAN layer for JAX: twice differentiable, batched, and under ``jax.jit`` on the CPU.
 
 Outside of ``jax.jit`` JAX and the core share memory by DLPack, on the CPU and on CUDA devices.
 Under ``jax.jit`` XLA calls back into the CPU engine.
@@ -231,8 +231,8 @@ def _batch(
 def _lower_for_cpu(context: Any, *arguments: Any, **params: Any) -> Any:
     """Let XLA call the core on NumPy views of its buffers.
 
-    Unlike ``jax.pure_callback``, which makes JAX arrays of them first: on a machine of few cores
-    these can wait for the very thread that the callback keeps.
+    Unlike ``jax.pure_callback``, which makes JAX arrays of them first: programs were seen to hang
+    where a callback waits for such arrays (jax-ml/jax, issues 24255 and 25861).
     """
     results, *_ = mlir.emit_python_callback(
         context,

@@ -292,7 +292,7 @@ class Trainer:
                     if error < best_error:
                         best_error, best_state = error, copy.deepcopy(network.state_dict())
                         checks_since_best = 0
-                    elif step > first_part:
+                    elif self.validation is not None and step > first_part:
                         checks_since_best += 1
                     self._show(bar, training=statistics.fmean(losses), validation=error)
                     losses.clear()

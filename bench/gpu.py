@@ -31,6 +31,7 @@ from torch import nn
 
 import lmkan_cupy
 from lmkan_cupy.configuration import cuda_obstacle
+from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
 
 from . import peers, record
 from .cases import LEGEND, Case, show, show_case, time_layers
@@ -42,7 +43,7 @@ ROOT = Path(__file__).parent.parent
 #: Tools of compute-sanitizer. Its initcheck is not among them: tests fill all memory with NaN, and
 #: so find what was read before it was written.
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
-SANITIZED = "TestEveryRowOfThePlan and oracle and float32-float32"
+SANITIZED = "(TestEveryRowOfThePlan and oracle and float32-float32) or every_ring"
 
 #: Cycles for which the device is kept busy while the host queues a call: about a millisecond.
 BUSY_CYCLES = 2_000_000
@@ -142,6 +143,24 @@ def run_case(point: Point, with_authors: bool, seconds: float) -> Case:
         layers["authors"] = layer
     timed = {name: replace(layer, stopwatch=device_stopwatch) for name, layer in layers.items()}
     return Case(*point, time_layers(timed, seconds))
+
+
+def forward_limits(point: Point, milliseconds: float) -> dict[str, Any]:
+    """Return what the engine's model predicts, and the share of shared memory's limit reached.
+
+    The gather form reads 16 bytes of shared memory per function and sample, of 128 per clock.
+    """
+    device = kernel_cache.device()
+    layer = launch_plan.Layer(*point[:3], "float32", "float32")
+    plan = launch_plan.forward(layer, point.batch, device, direction=False, aligned=True)
+    evaluations = point.batch * layer.pairs * layer.out_features
+    limit = evaluations * 16 / 128 / device.multiprocessors / device.clock_hz
+    return {
+        "kernel": plan.kernel.kernel,
+        "predicted ms": 1e3 * plan.prediction.seconds,
+        "held by": plan.prediction.bound,
+        "share of the shared-memory limit": 1e3 * limit / milliseconds,
+    }
 
 
 def free_memory() -> None:
@@ -332,7 +351,9 @@ def main() -> None:
             case = run_case(point, arguments.peer is not None, seconds=0.5)
             free_memory()
         show_case(console, case)
-        results["cases"].append(case.json())
+        limits = forward_limits(point, case.milliseconds(OURS, "forward"))
+        console.print(limits)
+        results["cases"].append(case.json() | {"forward": limits})
         record.write(path, results)
 
     results["host"] = measure_host()

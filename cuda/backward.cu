@@ -155,7 +155,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ x,
                     REAL weight[CORNERS];
 #pragma unroll
                     for (int corner = 0; corner < CORNERS; ++corner) {
-                        weight[corner] = __shfl_sync(ALL_LANES, own.weight[corner], n);
+                        weight[corner] = __shfl_sync(ALL_LANES, own.weights.corner[corner], n);
                     }
                     REAL dot_1 = 0, dot_2 = 0, dot_mixed = 0;
                     for_own_outputs(first, out_features, [&](int k, long long o) {

@@ -37,7 +37,7 @@ forward(const REAL* __restrict__ x, const REAL* __restrict__ direction,
                 const TABLE* rows = tables + (begin + n) * table_size + cell * out_features;
 #pragma unroll
                 for (int corner = 0; corner < CORNERS; ++corner) {
-                    const REAL weight = __shfl_sync(ALL_LANES, own.weight[corner], n);
+                    const REAL weight = __shfl_sync(ALL_LANES, own.weights.corner[corner], n);
                     const TABLE* row = rows + corner_offset(corner, out_features);
                     for_own_outputs(first, out_features, [&](int k, long long o) {
                         sum[k] += weight * to_real(row[o]);

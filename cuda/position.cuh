@@ -38,12 +38,34 @@ __device__ __forceinline__ int cell_of(Point point) {
     return interval_of(point.x1) * NUM_KNOTS + interval_of(point.x2);
 }
 
+// What the two knots of an interval weigh at a coordinate u in it, 0 .. 1 inside the grid; and how
+// fast u moves along the direction.
+struct Hats {
+    REAL lower, upper, along;
+};
+
+__device__ __forceinline__ Hats hats_at(REAL u, REAL along) { return {1 - u, u, along}; }
+
+// Of the four rows; with DIRECTION their derivatives along it.
+struct Weights {
+    REAL corner[CORNERS];
+};
+
+__device__ __forceinline__ Weights weights_of(Hats h1, Hats h2) {
+#if DIRECTION
+    return {{-h1.along * h2.lower - h2.along * h1.lower, h2.along * h1.lower - h1.along * h2.upper,
+             h1.along * h2.lower - h2.along * h1.upper, h1.along * h2.upper + h2.along * h1.upper}};
+#else
+    return {{h1.lower * h2.lower, h1.lower * h2.upper, h1.upper * h2.lower, h1.upper * h2.upper}};
+#endif
+}
+
 struct Position {
-    int cell;              // i S + j, number of the node at the lower corner of the cell
-    REAL weight[CORNERS];  // of the rows; their derivatives along the direction where there is one
-    REAL scale[2];         // 1 / h of the two intervals
-    REAL mixed[2];         // the factors of g . D12 in the slopes, see backward.cu
-    REAL poison;           // 0, but NaN where a coordinate is not finite
+    int cell;         // i S + j, number of the node at the lower corner of the cell
+    Weights weights;  // of the rows
+    REAL scale[2];    // 1 / h of the two intervals
+    REAL mixed[2];    // the factors of g . D12 in the slopes, see backward.cu
+    REAL poison;      // 0, but NaN where a coordinate is not finite
 };
 
 // `x` and `direction` are those of one sample, [I].
@@ -58,17 +80,9 @@ __device__ __forceinline__ Position locate(const REAL* x, const REAL* direction,
 #if DIRECTION
     const Point along = point_of(direction, pair, in_features);
     const REAL a = along.x1 * scale_1, b = along.x2 * scale_2;
-    return {cell,
-            {-a * (1 - v) - b * (1 - u), b * (1 - u) - a * v, a * (1 - v) - b * u, a * v + b * u},
-            {scale_1, scale_2},
-            {b, a},
-            poison};
+    return {cell, weights_of(hats_at(u, a), hats_at(v, b)), {scale_1, scale_2}, {b, a}, poison};
 #else
-    return {cell,
-            {(1 - u) * (1 - v), (1 - u) * v, u * (1 - v), u * v},
-            {scale_1, scale_2},
-            {v, u},
-            poison};
+    return {cell, weights_of(hats_at(u, 0), hats_at(v, 0)), {scale_1, scale_2}, {v, u}, poison};
 #endif
 }
 

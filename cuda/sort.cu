@@ -110,10 +110,9 @@ sort_by_cell(const REAL* __restrict__ x, int* order, int* spare, int* __restrict
                 const int digit = active ? digit_of(key_at(sample)) : DIGITS;
                 const unsigned equals = __match_any_sync(ALL_LANES, digit);
                 const int before = __popc(equals & ((1u << lane) - 1u));
-                const int next = active ? counts[warp][digit] : 0;
-                if (active) target[next + before] = sample;
+                if (active) target[counts[warp][digit] + before] = sample;
                 __syncwarp();
-                if (active && before == 0) counts[warp][digit] = next + __popc(equals);
+                if (active && before == 0) counts[warp][digit] += __popc(equals);
                 __syncwarp();
             }
             __syncthreads();

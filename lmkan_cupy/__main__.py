@@ -10,9 +10,15 @@ def main() -> int:
     arguments = vars(_parser().parse_args())
     command = arguments.pop("command")
     if command == "info":
-        from .configuration import show_config
+        from .configuration import show_config, show_plan
 
-        show_config()
+        if (sizes := arguments["plan"]) is None:
+            show_config()
+            return 0
+        try:
+            show_plan(*sizes)
+        except ValueError as error:
+            return _fail(str(error))
         return 0
     try:
         from .adapters import datasets, fitting
@@ -36,7 +42,15 @@ def _fail(message: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lmkan_cupy", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="versions, engines, threads, and what is missing")
+    info = commands.add_parser("info", help="versions, engines, threads, and what is missing")
+    info.add_argument(
+        "--plan",
+        nargs=4,
+        type=int,
+        metavar=("I", "O", "G", "B"),
+        help="instead: how a GPU computes the forward of a float32 layer of I inputs, O outputs, "
+        "G intervals for B samples, and the predicted time",
+    )
 
     fit = commands.add_parser(
         "fit",

@@ -13,6 +13,7 @@ import emulator
 import pytest
 from oracle import Array
 
+from lmkan_cupy import cuda_engine
 from lmkan_cupy.cuda_engine import kernel_cache, kernel_source
 from lmkan_cupy.cuda_engine.launch_plan import Device, Launch
 
@@ -38,6 +39,11 @@ def module(text: str, arch: int) -> emulator.Module:
     return emulator.compile(text, re.findall(r"__global__[^;{]*?(\w+)\(const", text), arch=arch)
 
 
+def forget_plans() -> None:
+    """Tests change what plans depend on."""
+    cuda_engine.plan_forward.cache_clear()
+
+
 def install(
     monkeypatch: pytest.MonkeyPatch, order: str = "ascending", seed: int = 0, arch: int = 900
 ) -> None:
@@ -53,5 +59,6 @@ def install(
 
         return call
 
+    forget_plans()
     monkeypatch.setattr(kernel_cache, "kernel", kernel)
     monkeypatch.setattr(kernel_cache, "device", lambda: DEVICE)

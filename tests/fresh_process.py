@@ -10,8 +10,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-#: torch.compile still uses what torch itself warns of.
-TORCH_OF_ITSELF = "ignore:`torch.jit.script:DeprecationWarning"
+#: torch.compile and torch.onnx.export still use what torch itself warns of.
+TORCH_OF_ITSELF = (
+    "ignore:`torch.jit.script:DeprecationWarning",
+    "ignore:`isinstance(treespec, LeafSpec):FutureWarning",
+)
 
 
 def run(code: str, folder: Path, *, package: Path = ROOT, **environment: str) -> str:
@@ -19,8 +22,9 @@ def run(code: str, folder: Path, *, package: Path = ROOT, **environment: str) ->
 
     Warnings are errors, as in all tests; a failure shows what the process wrote to stderr.
     """
+    filters = (f"-W{each}" for each in ("error", *TORCH_OF_ITSELF))
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-W", TORCH_OF_ITSELF, "-c", textwrap.dedent(code)],
+        [sys.executable, *filters, "-c", textwrap.dedent(code)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(package), **environment},
         capture_output=True,

@@ -19,7 +19,7 @@ DEVICE = launch_plan.Device(90, 132, 227 * 1024)
 
 
 def plan_forward(layer: launch_plan.Layer) -> launch_plan.Launch:
-    return launch_plan.forward(layer, 1, DEVICE, direction=False, aligned=True)
+    return launch_plan.forward(layer, 1, DEVICE, direction=False, aligned=True).kernel
 
 
 FORWARD = plan_forward(LAYER)

@@ -25,8 +25,9 @@ from test_special_values import (  # noqa: F401
 
 import lmkan_cupy
 from lmkan_cupy import cuda_engine, functional, sigma_grid
-from lmkan_cupy.cuda_engine import launch, launch_plan
-from lmkan_cupy.cuda_engine.launch_plan import Launch
+from lmkan_cupy.cuda_engine import forward_model, launch, launch_plan
+from lmkan_cupy.cuda_engine.launch_plan import RINGS as THE_PLANS_RINGS
+from lmkan_cupy.cuda_engine.launch_plan import Launch, RingShape
 
 pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools")
@@ -43,8 +44,16 @@ SIZES = [
 warp has lanes, one and two digits of the sort; batches beside the chunk of 32 samples."""
 
 
-SHARED_SIZES = [Sizes(37, 5, 32, 8), Sizes(520, 3, 64, 4)]
-"""For the tables in shared memory: odd pairs; two blocks of samples by two tiles."""
+RINGS = {
+    "128-byte rows": RingShape(chunks=8, samples=2, warps=2),
+    "64-byte rows": RingShape(chunks=4, samples=3, warps=2),
+    "32-byte rows": RingShape(chunks=2, samples=2, warps=4),
+}
+"""Those of the plan with fewer warps: less to emulate, and the same text."""
+
+RING_SIZES = [Sizes(37, 5, 32, 8), Sizes(200, 24, 64, 9)]
+"""For the tables in shared memory: odd pairs and half a block; several blocks by several tiles,
+more pairs than stages and warps."""
 
 
 @pytest.fixture(autouse=True)
@@ -168,49 +177,161 @@ def test_missing_cotangent_is_zero(
     check(run(lmkan_cupy.backward_backward, *cotangents(given)), expected_twice(zeros))
 
 
-class TestForwardFromSharedMemory:
-    """The plan takes it for 32 outputs or multiples on a device of one multiprocessor."""
+class TestForwardRing:
+    """Tables in shared memory: every shape, from packed tables and from those of the layer."""
 
-    @pytest.mark.parametrize("sizes", SHARED_SIZES, ids=str)
-    def test_order_is_that_of_global_memory(
-        self, run: Any, rng: np.random.Generator, sizes: Sizes, monkeypatch: pytest.MonkeyPatch
+    @pytest.fixture(autouse=True)
+    def always(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        slow = forward_model.Prediction({"L2": 1e9}, 0)
+        monkeypatch.setattr(forward_model, "from_global", lambda *_: slow)
+        monkeypatch.setattr(launch_plan, "RINGS", (RINGS["128-byte rows"],))
+
+    @pytest.fixture(params=RINGS)
+    def shape(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(launch_plan, "RINGS", (RINGS[request.param],))
+
+    @pytest.fixture(params=["packed", "direct"])
+    def way(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+        """Of the tables to shared memory; the other is made slow."""
+        way: str = request.param
+        slow = {"packed": "CHUNK_BYTES", "direct": "BULK_BYTES"}[way]
+        monkeypatch.setattr(forward_model, slow, 1e-9)
+        return way
+
+    def plan(self, problem: Problem) -> launch_plan.Ring:
+        x, tables, *_ = problem
+        layer = launch_plan.layer(x, tables)
+        plan = launch_plan.forward(layer, len(x), emulated.DEVICE, direction=False, aligned=True)
+        assert plan.kernel.kernel == "forward_ring"
+        assert plan.ring
+        return plan.ring
+
+    @pytest.mark.parametrize("sizes", RING_SIZES, ids=str)
+    def test_layer(
+        self, run: Any, rng: np.random.Generator, shape: None, way: str, sizes: Sizes
     ) -> None:
-        x, tables, *_ = make_problem(rng, sizes)
-        plan = launch_plan.forward(
-            launch_plan.layer(x, tables), len(x), emulated.DEVICE, direction=False, aligned=True
+        problem = make_problem(rng, sizes)
+        assert self.plan(problem).packed == (way == "packed")
+        check(
+            run(lmkan_cupy.forward, problem.x, problem.tables),
+            [tolerances.forward(problem.x, problem.tables)],
         )
-        assert plan.kernel == "forward_shared"
-        (y,) = run(lmkan_cupy.forward, x, tables)
-        tolerances.forward(x, tables).check(y)
-        monkeypatch.setattr(cuda_engine, "aligned", lambda *_: False)
-        np.testing.assert_array_equal(lmkan_cupy.forward(x, tables), y)
 
-    def test_plain_copies(self, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-        x, tables, *_ = make_problem(rng, SHARED_SIZES[0])
-        y = lmkan_cupy.forward(x, tables)
-        emulated.install(monkeypatch, arch=750)
-        np.testing.assert_array_equal(lmkan_cupy.forward(x, tables), y)
-
-    def test_double_backward(self, run: Any, rng: np.random.Generator) -> None:
-        problem = make_problem(rng, SHARED_SIZES[0])
+    @pytest.mark.parametrize("splits", [1, 2])
+    def test_double_backward(
+        self,
+        run: Any,
+        rng: np.random.Generator,
+        monkeypatch: pytest.MonkeyPatch,
+        shape: None,
+        splits: int,
+    ) -> None:
+        """Along a direction, then added to it; the sums of parts as well."""
+        monkeypatch.setattr(launch_plan, "SPLITS", (splits,))
+        problem = make_problem(rng, RING_SIZES[0])
         check(run(lmkan_cupy.backward_backward, *cotangents(problem)), expected_twice(problem))
 
-    def test_blocks_take_several_tiles(
+    @pytest.mark.parametrize(
+        ("arch", "way"), [(800, "packed"), (800, "direct"), (750, "direct")], indirect=["way"]
+    )
+    def test_without_bulk_copies(
+        self,
+        rng: np.random.Generator,
+        monkeypatch: pytest.MonkeyPatch,
+        shape: None,
+        way: str,
+        arch: int,
+    ) -> None:
+        x, tables, *_ = make_problem(rng, RING_SIZES[1])
+        y = lmkan_cupy.forward(x, tables)
+        for order in emulator.ORDERS:
+            emulated.install(monkeypatch, order, seed=7, arch=arch)
+            np.testing.assert_array_equal(lmkan_cupy.forward(x, tables), y)
+
+    @pytest.mark.parametrize("arch", [900, 800, 750])
+    def test_two_stages(
+        self, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, way: str, arch: int
+    ) -> None:
+        monkeypatch.setattr(launch_plan, "MOST_STAGES", 2)
+        problem = make_problem(rng, RING_SIZES[1])
+        assert self.plan(problem).stages == 2
+        for order in emulator.ORDERS:
+            emulated.install(monkeypatch, order, seed=7, arch=arch)
+            y = lmkan_cupy.forward(problem.x, problem.tables)
+            tolerances.forward(problem.x, problem.tables).check(y)
+
+    @pytest.mark.parametrize("outputs", [1, 31, 33, 36])
+    @pytest.mark.parametrize("dtypes", [FLOAT32, HALF_TABLES], ids=str)
+    def test_tiles_that_are_not_full(
+        self, run: Any, rng: np.random.Generator, outputs: int, dtypes: Dtypes
+    ) -> None:
+        x, tables, *_ = problem = make_problem(rng, Sizes(70, 5, outputs, 8), dtypes)
+        assert self.plan(problem).packed
+        check(run(lmkan_cupy.forward, x, tables), [tolerances.forward(x, tables)])
+
+    def test_results_anywhere_in_memory(self, rng: np.random.Generator) -> None:
+        x, tables, *_ = make_problem(rng, RING_SIZES[0])
+        y = lmkan_cupy.forward(x, tables)
+        memory = np.full(y.size + 1, np.nan, np.float32)
+        odd = memory[1:].reshape(y.shape)
+        np.testing.assert_array_equal(lmkan_cupy.forward(x, tables, out=odd), y)
+
+    def test_tables_anywhere_in_memory(self, rng: np.random.Generator) -> None:
+        x, tables, *_ = make_problem(rng, RING_SIZES[0])
+        memory = np.empty(tables.size + 1, np.float32)
+        odd = memory[1:].reshape(tables.shape)
+        odd[:] = tables
+        np.testing.assert_array_equal(lmkan_cupy.forward(x, odd), lmkan_cupy.forward(x, tables))
+
+    @pytest.mark.parametrize("splits", [2, 5])
+    def test_split_over_pairs(
+        self, run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, splits: int
+    ) -> None:
+        monkeypatch.setattr(launch_plan, "SPLITS", (splits,))
+        problem = make_problem(rng, RING_SIZES[1])
+        assert self.plan(problem).splits == splits - (splits == 5)  # 12 pairs in runs of 3
+        x, tables, *_ = problem
+        check(run(lmkan_cupy.forward, x, tables), [tolerances.forward(x, tables)])
+
+    def test_slices(
         self, run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(launch_plan, "MOST_BLOCKS", 2)
-        x, tables, *_ = make_problem(rng, SHARED_SIZES[1])
-        (y,) = run(lmkan_cupy.forward, x, tables)
-        tolerances.forward(x, tables).check(y)
+        """The last has as many blocks as it has samples for."""
+        monkeypatch.setattr(launch_plan, "SLICE", 256)
+        problem = make_problem(rng, Sizes(300, 5, 32, 8))
+        assert self.plan(problem).slice_size == 256
+        x, tables, *_ = problem
+        check(run(lmkan_cupy.forward, x, tables), [tolerances.forward(x, tables)])
 
-    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-    def test_one_bad_sample(self, rng: np.random.Generator, value: float) -> None:
-        x, tables, *_ = make_problem(rng, SHARED_SIZES[0])
+        blocks = []
+
+        def recorded(plan: Launch, *arguments: Any) -> None:
+            blocks.append((plan.kernel, plan.blocks))
+            launch.run(plan, *arguments)
+
+        monkeypatch.setattr(cuda_engine, "run", recorded)
+        lmkan_cupy.forward(x, tables)
+        assert [number for kernel, number in blocks if kernel == "forward_ring"] == [2, 1]
+
+    def test_shapes_of_the_plan(
+        self, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With all their warps; 28 is the largest grid of the first in the memory of an H100."""
+        for shape, num_grids in zip(THE_PLANS_RINGS, (28, 40, 56), strict=True):
+            monkeypatch.setattr(launch_plan, "RINGS", (shape,))
+            samples = launch_plan.LANES * shape.samples * shape.warps
+            x, tables, *_ = problem = make_problem(rng, Sizes(samples + 1, 6, 3, num_grids))
+            assert self.plan(problem).samples == samples
+            tolerances.forward(x, tables).check(lmkan_cupy.forward(x, tables))
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e15])
+    def test_one_bad_sample(self, rng: np.random.Generator, shape: None, value: float) -> None:
+        x, tables, *_ = make_problem(rng, RING_SIZES[0])
         expected = lmkan_cupy.forward(x, tables)
         x[7, 2] = value
         y = lmkan_cupy.forward(x, tables)
         others = np.arange(len(x)) != 7
-        assert not np.isfinite(y[7]).any()
+        assert np.isfinite(y[7]).all() == np.isfinite(value)
         np.testing.assert_array_equal(y[others], expected[others])
 
 
@@ -278,7 +399,8 @@ class TestLaunch:
     @pytest.fixture
     def plan(self) -> Launch:
         layer = launch_plan.Layer(2, 1, 3, "float32", "float32")
-        return launch_plan.forward(layer, 1, emulated.DEVICE, direction=False, aligned=True)
+        plan = launch_plan.forward(layer, 1, emulated.DEVICE, direction=False, aligned=True)
+        return plan.kernel
 
     @pytest.fixture
     def arguments(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -305,5 +427,5 @@ class TestLaunch:
     def test_an_empty_grid_starts_nothing(self, arguments: list[Any]) -> None:
         layer = launch_plan.Layer(2, 1, 3, "float32", "float32")
         plan = launch_plan.forward(layer, 0, emulated.DEVICE, direction=False, aligned=True)
-        launch.run(plan, sigma_grid(3), 1)
+        launch.run(plan.kernel, sigma_grid(3), 1)
         assert not arguments

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,8 @@ pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools")
 
 HERE = Path(emulator.__file__).parent
-ARCHITECTURES = [900, 750]
-"""With asynchronous copies, and with the plain ones instead."""
+ARCHITECTURES = [900, 800, 750]
+"""With asynchronous copies also in bulk, with small ones only, and with plain ones instead."""
 
 Array = NDArray[Any]
 
@@ -176,6 +177,15 @@ def check_tickets(run: Run) -> None:
     np.testing.assert_array_equal(np.sort(tickets), np.arange(96))
 
 
+def check_ring(kernel: str, run: Run) -> None:
+    for tiles in (1, 2, 7):
+        x = np.random.default_rng(11).integers(-99, 100, (tiles, 64)).astype(np.float32)
+        sums = np.full(64, np.nan, np.float32)
+        run.launch(kernel, (1, 1, 1), (64, 1, 1), [x, sums, np.int32(tiles)])
+        expected = sum(np.roll(row, -number) for number, row in enumerate(x))
+        np.testing.assert_array_equal(sums, expected)
+
+
 AWKWARD_FLOATS = np.array(
     [0, -0.0, 0.1, 1 / 3, -1.7, 255.9, 1e-5, 2049, -3e-8, 1e4, np.inf, -np.inf, np.nan], np.float32
 )
@@ -247,6 +257,8 @@ CHECKS: dict[str, Callable[[Run], None]] = {
     "half_operations": check_half_operations,
     "bfloat16_operations": check_bfloat16_operations,
     "scalar_operations": check_scalar_operations,
+    "ring_sums": partial(check_ring, "ring_sums"),
+    "ring_of_chunks": partial(check_ring, "ring_of_chunks"),
 }
 
 
@@ -334,6 +346,22 @@ PLANTED: dict[str, Launch] = {
     "copy_to_odd_address": X_TO_Y,
     "copy_beyond_source": Launch(("short", "y")),
     "copy_to_no_shared_memory": X_TO_Y,
+    "bulk_copy_without_wait": X_TO_Y,
+    "wait_for_the_wrong_parity": X_TO_Y,
+    "another_lane_has_waited": X_TO_Y,
+    "refill_while_others_read": Launch(("x", "y"), block=64),
+    "leaves_before_it_has_read": Launch(("x", "y"), block=64),
+    "leaves_for_its_warp_too_early": Launch(("x", "y"), block=64),
+    "one_warp_does_not_leave": Launch(("x", "y"), block=64),
+    "more_bytes_than_expected": X_TO_Y,
+    "fewer_bytes_than_expected": X_TO_Y,
+    "arrival_too_many": Launch(),
+    "mbarrier_never_initialised": Launch(),
+    "mbarrier_used_at_once": Launch(),
+    "bulk_copy_forgotten": X_TO_Y,
+    "bulk_copy_of_odd_size": X_TO_Y,
+    "bulk_copy_beyond_source": Launch(("short", "y")),
+    "arrival_without_its_copies": X_TO_Y,
 }
 
 
@@ -458,7 +486,7 @@ MUTANTS = [
     Mutant(KERNELS, "if (lane == 0) partial", "partial", "row_sums: all lanes write"),
     Mutant(KERNELS, "= sum;\n    __syncthreads();", "= sum;", "row_sums: no barrier"),
     Mutant(KERNELS, "lane < warps ?", "lane <= warps ?", "row_sums: a part too many"),
-    Mutant(KERNELS, "__syncwarp();", "", "positions: no syncwarp"),
+    Mutant(KERNELS, "= 0;\n    __syncwarp();", "= 0;", "positions: no syncwarp"),
     Mutant(KERNELS, "counts[warp][lane] = 0;", "", "positions: counts not cleared"),
     Mutant(
         KERNELS, "__match_any_sync(ALL_LANES, key", "__match_any_sync(0xffff, key", "match: mask"
@@ -472,6 +500,16 @@ MUTANTS = [
     ),
     Mutant(KERNELS, "atomicAdd(&counts[k], b", "counts[k] += (b", "histogram: plain in global"),
     Mutant(KERNELS, "values[blockDim.x - 1 - threadIdx.x]", "values[threadIdx.x]", "not reversed"),
+    Mutant(KERNELS, "wait_for_phase(&full[tile % 2], tile / 2 % 2);", "", "ring: no wait"),
+    Mutant(KERNELS, "&full[tile % 2], tile / 2 % 2)", "&full[tile % 2], tile % 2)", "ring: parity"),
+    Mutant(KERNELS, "__syncwarp();\n    if (thr", "if (thr", "ring: leaves before its warp"),
+    Mutant(
+        KERNELS, "if (threadIdx.x % 32 == 0) arr", "if (threadIdx.x == 0) arr", "ring: one warp"
+    ),
+    Mutant(KERNELS, "start(&empty[stage], 2);", "start(&empty[stage], 1);", "ring: arrivals"),
+    Mutant(KERNELS, "tile % 2], 256)", "tile % 2], 128)", "ring: bytes of half a tile"),
+    Mutant(KERNELS, "+ 32, x + tile * 64 + 32, 128", ", x + tile * 64, 128", "ring: a half twice"),
+    Mutant(KERNELS, "arrive_with_copies(&full", "arrive(&full", "ring: arrives without copies"),
     Mutant(KERNELS, "__float2half2_rn(a), pairs_x[k]", "pairs_x[k], pairs_x[k]", "axpy: factor"),
 ]
 
@@ -554,9 +592,9 @@ def test_what_older_architectures_lack_does_not_compile(call: str) -> None:
 
 
 def test_ptx_in_a_branch_not_taken_is_no_error() -> None:
-    statement = '#if __CUDA_ARCH__ >= 900\nasm("mbarrier.init;");\n#endif\ny[0] = n;'
+    statement = '#if __CUDA_ARCH__ >= 900\nasm("wgmma.fence;");\n#endif\ny[0] = n;'
     emulator.compile(kernel_text(statement), ["kernel"], arch=800)
-    with pytest.raises(emulator.BuildError, match="mbarrier"):
+    with pytest.raises(emulator.BuildError, match="wgmma"):
         emulator.compile(kernel_text(statement), ["kernel"], arch=900)
 
 
@@ -753,6 +791,25 @@ def test_syncwarp_orders_memory_through_a_third_lane() -> None:
         y = np.zeros(1, np.float32)
         module.launch("kernel", ONE, (3, 1, 1), [y], order=order)
         assert y[0] == 5
+
+
+def test_a_lane_may_change_what_others_read_before_syncwarp() -> None:
+    """Although it reads the word itself after that, which is what `word += n` begins with."""
+    statement = """
+        __shared__ int word;
+        if (threadIdx.x == 0) word = 1;
+        __syncwarp();
+        const int before = word;
+        __syncwarp();
+        if (threadIdx.x == 5) word += 2;
+        __syncwarp();
+        y[threadIdx.x] = 10 * before + word;
+    """
+    module = simple_module(statement, "int* y")
+    for order in emulator.ORDERS:
+        y = np.zeros(32, np.int32)
+        module.launch("kernel", ONE, (32, 1, 1), [y], order=order)
+        np.testing.assert_array_equal(y, 13)
 
 
 def test_orders() -> None:

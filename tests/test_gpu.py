@@ -19,12 +19,12 @@ import pytest
 import tolerances
 from emulator.fixtures import require_tools
 from problems import DTYPES, Dtypes, Problem, Sizes, all_results, make_problem
-from test_cuda_kernels import SHARED_SIZES, SIZES, small_chunks  # noqa: F401
+from test_cuda_kernels import SIZES, small_chunks  # noqa: F401
 from tolerances import Expected, check_each, host
 
 import lmkan_cupy
 from lmkan_cupy import cuda_engine, functional
-from lmkan_cupy.cuda_engine import kernel_cache
+from lmkan_cupy.cuda_engine import forward_model, kernel_cache, launch_plan
 
 pytestmark = pytest.mark.gpu
 
@@ -61,17 +61,24 @@ def assert_same_bits(results: list[Any], expected: list[Any]) -> None:
         assert host(result).tobytes() == host(same).tobytes()
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.fixture(autouse=True)
+def forget_plans() -> Iterator[None]:
+    emulated.forget_plans()
+    yield
+    emulated.forget_plans()
+
+
+@pytest.fixture
+def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device said to have one multiprocessor, so that small problems fill it."""
+    device = replace(kernel_cache.device(), multiprocessors=1)
+    monkeypatch.setattr(kernel_cache, "device", lambda: device)
+
+
+@pytest.mark.usefixtures("small_chunks", "small_device")
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", [*SIZES, *SHARED_SIZES], ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
 class TestEveryRowOfThePlan:
-    """Small problems, on a device said to have one multiprocessor so that they fill it."""
-
-    @pytest.fixture(autouse=True)
-    def small_device(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        device = replace(kernel_cache.device(), multiprocessors=1)
-        monkeypatch.setattr(kernel_cache, "device", lambda: device)
-
     def test_against_the_oracle(
         self, cupy: Any, rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes
     ) -> None:
@@ -102,6 +109,34 @@ class TestEveryRowOfThePlan:
             results, all_results(problem), expected_results(problem), strict=True
         ):
             Expected(same, 2 * expected.bound).check(result)
+
+
+@pytest.mark.usefixtures("small_device")
+@pytest.mark.parametrize("sizes", [Sizes(1100, 5, 33, 8), Sizes(3500, 24, 64, 9)], ids=str)
+@pytest.mark.parametrize("shape", launch_plan.RINGS, ids=lambda shape: f"{shape.chunks}-chunks")
+@pytest.mark.parametrize("slow", ["CHUNK_BYTES", "BULK_BYTES"], ids=["packed", "direct"])
+def test_every_ring(
+    cupy: Any,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: Sizes,
+    shape: launch_plan.RingShape,
+    slow: str,
+) -> None:
+    """Tables by way of shared memory, in the shapes of the plan; all other ways are made slow."""
+    never = forward_model.Prediction({"L2": 1e9}, 0)
+    monkeypatch.setattr(forward_model, "from_global", lambda *_: never)
+    monkeypatch.setattr(forward_model, slow, 1e-9)
+    monkeypatch.setattr(launch_plan, "RINGS", (shape,))
+    problem = make_problem(rng, sizes)
+    layer = launch_plan.layer(problem.x, problem.tables)
+    plan = launch_plan.forward(
+        layer, sizes.batch, kernel_cache.device(), direction=False, aligned=True
+    )
+    assert plan.kernel.kernel == "forward_ring"
+    results = all_results(problem.on(cupy))
+    check_each(results, expected_results(problem))
+    assert_same_bits(all_results(problem.on(cupy)), results)
 
 
 def test_bfloat16_tables(cupy: Any, rng: np.random.Generator) -> None:

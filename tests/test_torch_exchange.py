@@ -18,6 +18,32 @@ torch = pytest.importorskip("torch")
 exchange = pytest.importorskip("lmkan_cupy.adapters.torch.exchange")
 
 
+class TestNumpyArray:
+    @pytest.mark.parametrize("shape", [(3, 4), (0, 4), (), (2, 3, 4, 5)], ids=str)
+    @pytest.mark.parametrize("name", ["float32", "float64", "float16", "int32"])
+    def test_is_the_same_memory(self, shape: tuple[int, ...], name: str) -> None:
+        tensor = torch.zeros(shape, dtype=getattr(torch, name))
+        array = exchange._Memory(tensor.device).array(tensor)
+        assert (array.shape, array.dtype.name) == (shape, name)
+        array[...] = 2
+        assert (tensor == 2).all()
+
+    def test_keeps_the_memory_alive(self) -> None:
+        tensor = torch.zeros(3)
+        storage = weakref.ref(tensor.untyped_storage())
+        array = exchange._Memory(tensor.device).array(tensor)[1:]
+        del tensor
+        assert storage() is not None
+        del array
+        assert storage() is None
+
+    def test_storage_can_still_be_resized(self) -> None:
+        tensor = torch.zeros(3)
+        exchange._Memory(tensor.device).array(tensor)
+        tensor.untyped_storage().resize_(0)
+        assert tensor.untyped_storage().size() == 0
+
+
 class TestCupyArray:
     """Over host memory, which CuPy takes for the device's as long as nobody reads it."""
 

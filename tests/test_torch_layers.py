@@ -141,10 +141,12 @@ class TestLMKANConv2d:
             ).named_parameters()
         }
         assert shapes == {"tables": (2, 9, 5, 5, 4), "weight": (8, 3, 3, 2), "bias": (8,)}
-        layer = LMKANConv2d(6, 80, 3, init_scale=2.0)
+        layer = LMKANConv2d(6, 80, 3, init_scale=2.0, residual="linear")
         assert layer.tables.shape == (27, 11, 11, 80)
-        bound = 2 / math.sqrt(6 * 9)
-        assert 0.99 * bound < layer.tables.abs().max() <= bound
+        bound = 1 / math.sqrt(6 * 9)
+        assert 0.99 * 2 * bound < layer.tables.abs().max() <= 2 * bound
+        for each in (layer.weight, layer.bias):
+            assert 0.9 * bound < each.abs().max() <= bound
 
     def test_penalty_of_groups_is_their_sum(self) -> None:
         layer = LMKANConv2d(4, 6, 2, groups=2)
@@ -301,6 +303,22 @@ class TestEveryLayer:
         for key, each in layer.state_dict().items():
             torch.testing.assert_close(each, expected[key], rtol=0, atol=0)
 
+    def test_compiles_without_a_break(self, name: str) -> None:
+        """With its penalty, in sizes that are symbols."""
+        layer, x = LAYERS[name](), torch.randn(INPUTS[name])
+
+        def loss(x: Any) -> Any:
+            return layer(x).square().sum() + layer.hessian_penalty()
+
+        compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+        parameters = list(layer.parameters())
+        for grad, same in zip(
+            torch.autograd.grad(compiled(x), parameters),
+            torch.autograd.grad(loss(x), parameters),
+            strict=True,
+        ):
+            torch.testing.assert_close(grad, same)
+
     def test_names_its_engine(self, name: str) -> None:
         assert "engine='cpu'" in repr(LAYERS[name]())
         assert "engine='torch'" in repr(LAYERS[name](engine="torch"))
@@ -367,6 +385,14 @@ class TestReplaceLinear:
             torch.testing.assert_close(model(x), y)
             assert model[1] is model[3]
             assert isinstance(model[0], nn.ReLU if isinstance(second, nn.Tanh) else nn.Identity)
+
+    def test_only_a_sequence_says_what_is_before(self) -> None:
+        model = nn.ModuleDict({"relu": nn.ReLU(), "linear": nn.Linear(5, 3)})
+        x = torch.randn(33, 5)
+        y = model["linear"](x)
+        replace_linear(model)
+        assert isinstance(model["relu"], nn.ReLU)
+        torch.testing.assert_close(model["linear"](x), y)
 
     def test_of_a_single_layer(self) -> None:
         linear, x = nn.Linear(5, 3), torch.randn(33, 5)

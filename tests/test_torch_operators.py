@@ -225,6 +225,18 @@ class TestRegistration:
             assert result.device == torch.device("cuda:1")
             assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
 
+    @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+    def test_half_tables_go_to_cuda_as_they_are(
+        self, monkeypatch: pytest.MonkeyPatch, half: Any
+    ) -> None:
+        seen: list[Any] = []
+        monkeypatch.setattr(operators, "forward", lambda x, tables: seen.append(tables.dtype))
+        for device in ("cuda", "cpu"):
+            with FakeTensorMode():
+                tables = torch.empty(3, 5, 5, 7, device=device, dtype=half)
+                lmkan(torch.empty(4, 5, device=device), tables)
+        assert seen == [half, torch.float32]
+
     def test_meta_tensors(self) -> None:
         layer = LMKANLinear(5, 7, device="meta")
         assert layer(torch.empty(4, 5, device="meta")).shape == (4, 7)
@@ -463,6 +475,12 @@ class TestCompilers:
         assert torch.equal(*grads)
         with pytest.raises(Exception, match="x must have 5 features on its last axis"):
             compiled(torch.randn(33, 6))
+
+    def test_vmap(self) -> None:
+        tables, x = torch.randn(3, 5, 5, 7), torch.randn(33, 5)
+        mapped = torch.vmap(partial(lmkan, tables=tables))
+        compiled = torch.compile(mapped, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x), mapped(x))
 
     @pytest.mark.parametrize("engine", ENGINES)
     def test_export(self, engine: str | None) -> None:

@@ -160,7 +160,7 @@ CHECKS = [
 
 def main(folder: Path) -> None:
     """Write what went wrong in which check into ``failures-<rank>.json``."""
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=180))
     failures = {}
     for check in CHECKS:
         try:

@@ -28,8 +28,8 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
         in float32, and on the CPU widened to it.
     engine : {None, "torch"}
         None computes on the engine of the tensors' device, CPU or CUDA. "torch" is the same
-        function in torch's own operations, for other devices and for exporters: slower, with more
-        memory, and differentiable as often as one likes.
+        function in torch's own operations, for other devices: slower, with more memory, and
+        differentiable as often as one likes. ``torch.onnx.export`` gets it in any case.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     """
     check_engine("lmkan", engine)
     _check_same_device(x, tables)
-    if engine == "torch":
+    if engine == "torch" or _to_onnx():
         if torch.is_autocast_enabled(x.device.type):
             return operators.under_autocast(plain_torch.forward, x, tables)
         return plain_torch.forward(x, tables)
@@ -66,6 +66,11 @@ def hessian_penalty_of(tables: Tensor, *, engine: Engine = None) -> Tensor:
 def as_engine_takes(tables: Tensor) -> Tensor:
     """Return tables, widened if they are half ones on the CPU."""
     return tables.float() if tables.dtype in _HALF and tables.device.type == "cpu" else tables
+
+
+def _to_onnx() -> bool:
+    """Tell whether this is traced for ONNX, which knows standard operators only."""
+    return torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
 
 
 def check_engine(function: str, engine: object) -> None:

@@ -306,7 +306,8 @@ def _register_sharding() -> None:
 def _call(name: str) -> Callable[..., Any]:
     """Return what calls an operator, also inside the transforms of ``torch.func``.
 
-    Those differentiate an ``autograd.Function`` but no operator that is registered from Python.
+    Those differentiate an ``autograd.Function`` but no operator that is registered from Python, and
+    in ``torch.compile`` neither: there they need ``engine="torch"``.
     """
     overload = getattr(torch.ops.lmkan_cupy, name).default
     operator = _OPERATORS[name]

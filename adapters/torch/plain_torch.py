@@ -53,7 +53,7 @@ def hessian_penalty(tables: Tensor) -> Tensor:
     span = width[:-1] + width[1:]
 
     def curvature(values: Tensor) -> Tensor:
-        """Second differences along the second axis from the end but one."""
+        """Second differences along the first axis of knots."""
         slope = values.diff(dim=1) / width[:, None, None]
         return 2 * slope.diff(dim=1) / span[:, None, None]
 

@@ -5,6 +5,8 @@ device, ``knots`` on the host, results overwritten. They start kernels on CuPy's
 the current device, wait for nothing, and allocate workspace through :mod:`..allocation`.
 """
 
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,10 @@ from .. import allocation
 from ..array_library import Array
 from . import kernel_cache, launch_plan
 from .launch import aligned, run
+from .launch_plan import Launch, Ring
+
+#: The plan of a forward, kept: making it takes longer than starting its kernels.
+plan_forward = lru_cache(launch_plan.forward)
 
 
 def forward(x: Array, tables: Array, knots: Array, out: Array) -> None:
@@ -24,14 +30,56 @@ def _evaluate(
     x: Array, tables: Array, knots: Array, ggx: Array | None, accumulate: bool, out: Array
 ) -> None:
     layer = launch_plan.layer(x, tables)
-    launch = launch_plan.forward(
+    plan = plan_forward(
         layer,
         len(x),
         kernel_cache.device(),
         direction=ggx is not None,
-        aligned=aligned(tables, out),
+        aligned=aligned(tables),
     )
-    run(launch, knots, x, ggx, tables, out, len(x), x.shape[1], out.shape[1], accumulate)
+    if plan.ring:
+        evaluate_by_ring(plan.kernel, plan.ring, x, tables, knots, ggx, accumulate, out)
+    else:
+        sizes = (len(x), layer.in_features, layer.out_features)
+        run(plan.kernel, knots, x, ggx, tables, out, *sizes, accumulate)
+
+
+def evaluate_by_ring(
+    kernel: Launch,
+    ring: Ring,
+    x: Array,
+    tables: Array,
+    knots: Array,
+    ggx: Array | None,
+    accumulate: bool,
+    out: Array,
+) -> None:
+    """Pack what the kernel reads, and start it for one slice of the batch after the other."""
+    pairs, out_features = len(tables), tables.shape[3]
+    if ring.packed:
+        size = pairs * ring.tiles * ring.tile_bytes // x.dtype.itemsize
+        packed_tables = allocation.empty((size,), x.dtype, x)
+        run(ring.pack_tables, knots, tables, packed_tables, pairs, out_features)
+        tables = packed_tables
+    packed_shape = (pairs, ring.slice_size, 2)
+    packed = [
+        None if each is None else allocation.empty(packed_shape, x.dtype, x) for each in (x, ggx)
+    ]
+    for first in range(0, len(x), ring.slice_size):
+        y = out[first : first + ring.slice_size]
+        stride = ring.padded(len(y))
+        for source, target in zip((x, ggx), packed, strict=True):
+            if source is not None:
+                rows = source[first : first + ring.slice_size]
+                run(ring.pack_x, knots, rows, target, len(y), stride, x.shape[1])
+        whole = ring.splits == 1
+        parts = y if whole else allocation.empty((ring.splits, *y.shape), x.dtype, x)
+        sizes = (len(y), stride, pairs, ring.run, out_features)
+        vectors = out_features % 4 == 0 and aligned(parts)
+        launch = replace(kernel, blocks=ring.blocks(len(y)))
+        run(launch, knots, *packed, tables, parts, *sizes, vectors, accumulate and whole)
+        if not whole:
+            run(ring.total, knots, parts, y, y.size, ring.splits, accumulate)
 
 
 def backward(

@@ -49,6 +49,10 @@ def _limits(index: int) -> Device:
         capability=int(handle.compute_capability),
         multiprocessors=attributes["MultiProcessorCount"],
         shared_bytes=attributes["MaxSharedMemoryPerBlockOptin"],
+        clock_hz=1e3 * attributes["ClockRate"],
+        # bits of the bus over 8, twice per clock
+        memory_rate=1e3 * attributes["MemoryClockRate"] * attributes["GlobalMemoryBusWidth"] / 4,
+        l2_bytes=attributes["L2CacheSize"],
     )
 
 

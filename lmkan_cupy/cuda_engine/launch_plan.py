@@ -6,6 +6,9 @@ Symbols: B samples, I inputs, O outputs, P = ceil(I / 2) pairs, G grid intervals
 from dataclasses import dataclass, replace
 from typing import Any
 
+from . import forward_model
+from .forward_model import Prediction
+
 #: Threads of a warp, on every CUDA device.
 LANES = 32
 
@@ -18,15 +21,47 @@ LANE_OUTPUTS = {32: 1, 64: 2, 128: 4}
 #: File of a kernel -> warps of a block. The sort needs a thread for each of 256 digits.
 WARPS = {
     "forward.cu": 4,
-    "forward_shared.cu": 16,
+    "pack.cu": 8,
     "sort.cu": 16,
     "backward.cu": 4,
     "hessian_penalty.cu": 8,
 }
 
-#: Outputs of a block of forward_shared.cu, and the stages of its tables.
-SHARED_TILE = 32
-SHARED_STAGES = 2
+
+@dataclass(frozen=True)
+class RingShape:
+    """A row of the table of forward_ring.cu.
+
+    Parameters
+    ----------
+    chunks : int
+        16-byte chunks of a row of a table: 4 outputs each.
+    samples : int
+        Of a thread; half of them along a direction.
+    warps : int
+        Of a block, which has a multiprocessor for itself.
+    """
+
+    chunks: int
+    samples: int
+    warps: int
+
+
+#: The wider the rows, the less there is to do besides reading them; the narrower, the larger the
+#: grids that fit and the more samples share a tile. Each fills the registers of a multiprocessor.
+RINGS = (RingShape(8, 2, 16), RingShape(4, 2, 32), RingShape(2, 6, 16))
+MOST_STAGES = 4
+
+#: Bytes of shared memory beside the stages: 16 copies of two numbers per interval; the task.
+KNOT_BYTES = 128
+TASK_BYTES = 128
+
+#: About as many samples go through forward_ring.cu at a time: for so long, blocks that start at one
+#: time stay together, and one reads a tile from memory for all. And packed x stays small.
+SLICE = 2**17
+
+#: Ways to split the pairs over blocks where a batch has too few samples for all multiprocessors.
+SPLITS = (1, 2, 4, 8, 16, 32)
 
 #: Samples that the backward sorts and walks at a time: their rows of grad_y stay in the L2 cache.
 CHUNK = 16384
@@ -47,11 +82,21 @@ class Device:
     multiprocessors : int
     shared_bytes : int
         Largest dynamic shared memory of a block.
+    clock_hz, memory_rate, l2_bytes : float
+        Clock of the multiprocessors, bytes per second of device memory, size of the L2 cache. Their
+        defaults are those of the H100 that the model of the forward is fitted to.
     """
 
     capability: int
     multiprocessors: int
     shared_bytes: int
+    clock_hz: float = 1.98e9
+    memory_rate: float = 3.35e12
+    l2_bytes: float = 50 * 2**20
+
+
+#: What the model of the forward is fitted to.
+H100 = Device(capability=90, multiprocessors=132, shared_bytes=227 * 1024)
 
 
 @dataclass(frozen=True)
@@ -114,6 +159,59 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Ring:
+    """How tables and samples come to forward_ring.cu.
+
+    Parameters
+    ----------
+    chunks, stages : int
+        16-byte chunks of a row, tiles in shared memory.
+    samples, tiles : int
+        Samples of a block, tiles of outputs.
+    tile_bytes : int
+        Of a tile in shared memory, and in packed tables.
+    slice_size : int
+        Samples of a launch, in whole blocks; the last may have fewer, see :meth:`padded`.
+    run, splits : int
+        Pairs of a block, and how many blocks share those of a sample and a tile.
+    packed : bool
+        Tables are packed first.
+    pack_tables, pack_x, total : Launch
+        The kernels beside the main one; the last adds the results of the splits.
+    """
+
+    chunks: int
+    stages: int
+    samples: int
+    tiles: int
+    tile_bytes: int
+    slice_size: int
+    run: int
+    splits: int
+    packed: bool
+    pack_tables: Launch
+    pack_x: Launch
+    total: Launch
+
+    def padded(self, samples: int) -> int:
+        """Return how many samples whole blocks have: x is packed with zeros behind ``samples``."""
+        return _ceil(samples, self.samples) * self.samples
+
+    def blocks(self, samples: int) -> int:
+        """Return the blocks of the main kernel for a slice of ``samples``."""
+        return self.padded(samples) // self.samples * self.tiles * self.splits
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The launches of a forward: ``kernel`` reads tables from global memory if ``ring`` is None."""
+
+    kernel: Launch
+    ring: Ring | None
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
 class Backward:
     """The launches of a backward pass, repeated for every chunk of the batch.
 
@@ -150,11 +248,8 @@ def layer(x: Any, tables: Any) -> Layer:
     return Layer(x.shape[1], tables.shape[3], tables.shape[1] - 1, x.dtype.name, tables.dtype.name)
 
 
-def forward(layer: Layer, batch: int, device: Device, *, direction: bool, aligned: bool) -> Launch:
-    """Return the launch for ``batch`` samples.
-
-    The tables go through shared memory where two stages of a tile fit and there are enough samples
-    to keep the device busy with blocks of them; else they are read from global memory.
+def forward(layer: Layer, batch: int, device: Device, *, direction: bool, aligned: bool) -> Forward:
+    """Return the launches for ``batch`` samples, of all possible ones the fastest by the model.
 
     Parameters
     ----------
@@ -162,21 +257,129 @@ def forward(layer: Layer, batch: int, device: Device, *, direction: bool, aligne
     direction : bool
         The derivative along a direction instead of the layer.
     aligned : bool
-        Tables and outputs begin at multiples of 16 bytes.
+        Tables begin at a multiple of 16 bytes.
     """
-    samples = LANES * WARPS["forward_shared.cu"]
-    blocks = _ceil(batch, samples) * (layer.out_features // SHARED_TILE)
-    shared_bytes = SHARED_STAGES * (layer.num_grids + 1) ** 2 * SHARED_TILE * 4
-    if (
-        aligned
-        and layer.real == layer.table == "float32"
-        and layer.out_features % SHARED_TILE == 0
-        and shared_bytes <= device.shared_bytes
-        and blocks >= device.multiprocessors
-    ):
-        source = _source("forward_shared.cu", layer, DIRECTION=direction)
-        return Launch(source, "forward_shared", min(blocks, MOST_BLOCKS), samples, shared_bytes)
-    return _launch("forward", batch * layer.tiles, _row_source("forward.cu", layer, direction))
+    possible = candidates(layer, batch, device, direction, aligned)
+    return min(possible, key=lambda each: each.prediction.seconds)
+
+
+def candidates(
+    layer: Layer, batch: int, device: Device, direction: bool, aligned: bool
+) -> list[Forward]:
+    """Return every way to compute a forward: see :func:`forward`."""
+    item = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}[layer.table]
+    kernel = _launch("forward", batch * layer.tiles, _row_source("forward.cu", layer, direction))
+    found = [Forward(kernel, None, forward_model.from_global(layer, batch, device, item))]
+    found_shape = _fastest_shape(layer, device) if layer.real == "float32" and batch else None
+    if found_shape:
+        shape, stages = found_shape
+        exact = layer.out_features % (4 * shape.chunks) == 0
+        direct = aligned and exact and layer.table == layer.real
+        for packed in (True, False) if direct else (True,):
+            for run in dict.fromkeys(_ceil(layer.pairs, each) for each in SPLITS):
+                plan = through_ring(layer, batch, device, direction, packed, shape, stages, run)
+                if _is_possible(plan, batch):
+                    found.append(plan)
+    return found
+
+
+def _is_possible(plan: Forward, batch: int) -> bool:
+    """Tell whether a grid has enough blocks; only a batch that is one slice is split over pairs."""
+    ring = plan.ring
+    whole = ring is None or ring.splits == 1 or batch <= ring.slice_size
+    return whole and plan.kernel.blocks <= MOST_BLOCKS
+
+
+def _fastest_shape(layer: Layer, device: Device) -> tuple[RingShape, int] | None:
+    """Return the shape for many samples and its number of stages, or None where nothing fits."""
+    found = []
+    for shape in RINGS:
+        tile_bytes, tiles = _tile_bytes(layer, shape), _ceil(layer.out_features, 4 * shape.chunks)
+        left = device.shared_bytes - TASK_BYTES - KNOT_BYTES * layer.num_grids
+        stages = min(left // (tile_bytes + 16), MOST_STAGES)
+        if stages >= 2 and tiles <= MOST_BLOCKS:
+            clocks = forward_model.clocks_per_output(
+                shape.chunks, LANES * shape.warps * shape.samples, tile_bytes, True, device
+            )
+            found.append((clocks * tiles * shape.chunks, shape, stages))
+    if not found:
+        return None
+    _, shape, stages = min(found, key=lambda each: each[0])
+    return shape, stages
+
+
+def _tile_bytes(layer: Layer, shape: RingShape) -> int:
+    """Return the bytes of a tile; with two chunks in a row, nodes stand in blocks of 2 x 2."""
+    knots = layer.num_grids + 1
+    rows = (knots + knots % 2) ** 2 if shape.chunks == 2 else knots**2
+    return rows * shape.chunks * 16
+
+
+def through_ring(
+    layer: Layer,
+    batch: int,
+    device: Device,
+    direction: bool,
+    packed: bool,
+    shape: RingShape,
+    stages: int,
+    run: int,
+) -> Forward:
+    """Return the launches through a ring of one shape, for the choices that are left.
+
+    Parameters
+    ----------
+    layer, batch, device, direction
+    packed : bool
+        Pack the tables first.
+    shape : RingShape
+    stages : int
+        Tiles in shared memory, at least 2.
+    run : int
+        Pairs of a block.
+    """
+    splits = _ceil(layer.pairs, run)
+    # A direction takes registers, too.
+    of_thread = shape.samples // 2 if direction else shape.samples
+    samples = LANES * shape.warps * of_thread
+    tiles = _ceil(layer.out_features, 4 * shape.chunks)
+    # Whole waves of blocks, as near as can be to SLICE samples.
+    waves = max(1, round(SLICE * tiles / (samples * device.multiprocessors)))
+    groups = max(1, min(waves * device.multiprocessors, MOST_BLOCKS) // (tiles * splits))
+    groups = min(groups, _ceil(batch, samples))
+    # Arithmetic and tiles are in float32 whatever the tables are.
+    in_float = replace(layer, table=layer.real)
+    numbers = {"CHUNKS": shape.chunks, "SAMPLES": of_thread, "STAGES": stages}
+    main = _source(
+        "forward_ring.cu",
+        in_float,
+        WARPS=shape.warps,
+        DIRECTION=direction,
+        PACKED=packed,
+        **numbers,
+    )
+    pack = _source("pack.cu", layer, DIRECTION=0, LANE_OUTPUTS=1, CHUNKS=shape.chunks)
+    tile_bytes = _tile_bytes(layer, shape)
+    shared_bytes = stages * (tile_bytes + 16) + KNOT_BYTES * layer.num_grids
+    slice_size = groups * samples
+    ring = Ring(
+        chunks=shape.chunks,
+        stages=stages,
+        samples=samples,
+        tiles=tiles,
+        tile_bytes=tile_bytes,
+        slice_size=slice_size,
+        run=run,
+        splits=splits,
+        packed=packed,
+        pack_tables=_tasks("pack_tables", layer.pairs * tiles, pack),
+        pack_x=_tasks("pack_x", _ceil(layer.pairs, LANES) * slice_size // LANES, pack),
+        total=_tasks("forward_ring_sum", _ceil(slice_size * layer.out_features, samples), main),
+    )
+    kernel = Launch(
+        main, "forward_ring", ring.blocks(slice_size), LANES * shape.warps, shared_bytes
+    )
+    return Forward(kernel, ring, forward_model.ring(layer, batch, device, ring))
 
 
 def backward(
@@ -233,10 +436,10 @@ def launches(layer: Layer, device: Device) -> list[Launch]:
                 each, 1, device, direction=direction, need_x=need_x, need_tables=need_tables
             )
             found += [plan.sort, plan.walk]
-            found += [
-                forward(each, batch, device, direction=direction, aligned=True)
-                for batch in (1, 2**40)
-            ]
+            for possible in candidates(each, 1, device, direction, aligned=True):
+                found.append(possible.kernel)
+                if ring := possible.ring:
+                    found += [ring.pack_tables, ring.pack_x, ring.total]
             if need_tables:
                 found.append(plan.boundaries)
     return list(dict.fromkeys(found))
@@ -244,8 +447,13 @@ def launches(layer: Layer, device: Device) -> list[Launch]:
 
 def _launch(kernel: str, tasks: int, source: Source) -> Launch:
     """Return the launch that gives each warp one of ``tasks``, as far as a grid can."""
-    warps = WARPS[source.file]
-    return Launch(source, kernel, min(_ceil(tasks, warps), MOST_BLOCKS), LANES * warps)
+    return _tasks(kernel, _ceil(tasks, dict(source.constants)["WARPS"]), source)
+
+
+def _tasks(kernel: str, tasks: int, source: Source) -> Launch:
+    """Return the launch that gives each block one of ``tasks``, as far as a grid can."""
+    threads = LANES * dict(source.constants)["WARPS"]
+    return Launch(source, kernel, min(tasks, MOST_BLOCKS), threads)
 
 
 def _row_source(file: str, layer: Layer, direction: bool, **constants: int) -> Source:
@@ -260,7 +468,7 @@ def _row_source(file: str, layer: Layer, direction: bool, **constants: int) -> S
 
 
 def _source(file: str, layer: Layer, **constants: int) -> Source:
-    numbers = {"WARPS": WARPS[file], **constants}
+    numbers = constants if "WARPS" in constants else {"WARPS": WARPS[file], **constants}
     return Source(
         file,
         layer.real,

@@ -17,7 +17,7 @@ from emulator.inline_ptx import translate
 
 HERE = Path(__file__).parent
 CACHE = HERE / "build"
-RUNTIME_SOURCES = ("scheduler.cpp", "memory.cpp", "faults.cpp")
+RUNTIME_SOURCES = ("scheduler.cpp", "memory.cpp", "mbarrier.cpp", "faults.cpp")
 
 MOST_SHARED_BYTES = 227 * 1024
 """What a block may have at most on any architecture; the launch plan knows each one's own limit."""

@@ -395,7 +395,43 @@ static inline void ptx_cp_async_wait_all() {
     commit_copies();
     wait_for_copies(0);
 }
+UNCHECKED static inline void ptx_cp_async_mbarrier_arrive_noinc(unsigned barrier) {
+    mbarrier_arrive_with_copies(barrier, __builtin_return_address(0));
+}
+UNCHECKED static inline void ptx_mbarrier_init(unsigned barrier, unsigned arrivals) {
+    mbarrier_init(barrier, arrivals, __builtin_return_address(0));
+}
+UNCHECKED static inline void ptx_mbarrier_arrive(unsigned barrier) {
+    mbarrier_arrive(barrier, 0, __builtin_return_address(0));
+}
+UNCHECKED static inline bool ptx_mbarrier_test_wait_parity(unsigned barrier, unsigned parity) {
+    return mbarrier_wait(barrier, parity, __builtin_return_address(0));
+}
 #endif
+
+#if __CUDA_ARCH__ >= 900
+UNCHECKED static inline bool ptx_mbarrier_try_wait_parity(unsigned barrier, unsigned parity) {
+    return mbarrier_wait(barrier, parity, __builtin_return_address(0));
+}
+UNCHECKED static inline void ptx_mbarrier_arrive_expect_tx(unsigned barrier, unsigned bytes) {
+    mbarrier_arrive(barrier, bytes, __builtin_return_address(0));
+}
+UNCHECKED static inline void ptx_cp_async_bulk(unsigned target, const void* source, unsigned bytes,
+                                               unsigned barrier) {
+    copy_bulk(target, source, bytes, barrier, __builtin_return_address(0));
+}
+#endif
+
+// Vectors at a shared address, checked like the kernel's own accesses.
+UNCHECKED static inline void* shared_pointer(unsigned address) {
+    return shared_memory_window() + address;
+}
+static __forceinline__ float4 ptx_ld_shared_v4_f32(unsigned address) {
+    return *static_cast<const float4*>(shared_pointer(address));
+}
+static __forceinline__ void ptx_st_shared_v4_f32(unsigned address, float4 value) {
+    *static_cast<float4*>(shared_pointer(address)) = value;
+}
 
 }  // namespace emulator
 

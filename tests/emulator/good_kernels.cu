@@ -291,3 +291,75 @@ extern "C" __global__ void scalar_operations(const float* __restrict__ x,
     put(max(bits, 5));
     put(min(bits, 5));
 }
+
+// ---- ring_sums ---------------------------------------------------------------------------------
+// sums[c] = sum over tiles t of x[t, (c + t) % 64], for 64 threads. Two stages hold tiles: one is
+// read while the other is filled. Warps wait for tiles, not for each other; thread 0 fills once both
+// warps have left a stage.
+
+#if __CUDA_ARCH__ >= 800
+__shared__ __align__(16) float stages[2][64];
+__shared__ unsigned long long full[2], empty[2];
+
+__device__ void start_ring(int arrivals) {
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < 2; ++stage) {
+            start(&full[stage], arrivals);
+            start(&empty[stage], 2);
+        }
+    }
+    __syncthreads();
+}
+
+__device__ float add_tile(int tile) {
+    wait_for_phase(&full[tile % 2], tile / 2 % 2);
+    const float value = stages[tile % 2][(threadIdx.x + tile) % 64];
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) arrive(&empty[tile % 2]);
+    return value;
+}
+#endif
+
+extern "C" __global__ void ring_sums(const float* __restrict__ x, float* __restrict__ sums,
+                                     int tiles) {
+    float sum = 0.0f;
+#if __CUDA_ARCH__ >= 900
+    start_ring(1);
+    const auto fill = [&](int tile) {
+        if (threadIdx.x == 0 && tile < tiles) {
+            wait_for_phase(&empty[tile % 2], tile / 2 % 2 ^ 1);
+            arrive_expecting(&full[tile % 2], 256);
+            copy_bulk(stages[tile % 2], x + tile * 64, 128, &full[tile % 2]);
+            copy_bulk(stages[tile % 2] + 32, x + tile * 64 + 32, 128, &full[tile % 2]);
+        }
+    };
+    fill(0);
+    for (int tile = 0; tile < tiles; ++tile) {
+        fill(tile + 1);
+        sum += add_tile(tile);
+    }
+#else
+    for (int tile = 0; tile < tiles; ++tile) sum += x[tile * 64 + (threadIdx.x + tile) % 64];
+#endif
+    sums[threadIdx.x] = sum;
+}
+
+// The same; every thread of the first half copies 16 bytes of a tile.
+extern "C" __global__ void ring_of_chunks(const float* __restrict__ x, float* __restrict__ sums,
+                                          int tiles) {
+    float sum = 0.0f;
+#if __CUDA_ARCH__ >= 800
+    start_ring(16);
+    for (int tile = 0; tile < tiles; ++tile) {
+        if (threadIdx.x < 16) {
+            wait_for_phase(&empty[tile % 2], tile / 2 % 2 ^ 1);
+            copy_16_bytes(&stages[tile % 2][threadIdx.x * 4], x + tile * 64 + threadIdx.x * 4);
+            arrive_with_copies(&full[tile % 2]);
+        }
+        sum += add_tile(tile);
+    }
+#else
+    for (int tile = 0; tile < tiles; ++tile) sum += x[tile * 64 + (threadIdx.x + tile) % 64];
+#endif
+    sums[threadIdx.x] = sum;
+}

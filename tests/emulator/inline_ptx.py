@@ -1,9 +1,10 @@
 """Inline PTX statements, replaced by calls that g++ can compile.
 
 A host assembler knows no PTX, so each `asm` statement of a kernel becomes a call of the function
-in `cuda_language.h` that does the same. Known are the asynchronous copies (`cp.async`), whose model
-includes what goes wrong when a wait is missing. Any other instruction is an error, but only where
-the preprocessor keeps it: the branch for another `__CUDA_ARCH__` may hold any.
+in `cuda_language.h` that does the same. Known are asynchronous copies (`cp.async`, also in bulk),
+barriers in shared memory (`mbarrier`), whose model includes what goes wrong when a wait is missing,
+and vectors in shared memory by its own addresses. Any other instruction is an error, but
+only where the preprocessor keeps it: the branch for another `__CUDA_ARCH__` may hold any.
 """
 
 from __future__ import annotations
@@ -20,8 +21,48 @@ COPY = re.compile(
     r"\[(?P<target>[^\]]+)\]\s*,\s*\[(?P<source>[^\]]+)\]\s*,\s*(?P<bytes>[^,]+)"
     r"(?:,\s*(?P<source_bytes>[^,]+))?"
 )
-WAIT_GROUP = re.compile(r"cp\.async\.wait_group\s+(?P<pending>\S+)")
 ALLOWED_BYTES = {"ca": ("4", "8", "16"), "cg": ("16",)}
+
+VECTOR = r"\{(?P<a>[^,]+),(?P<b>[^,]+),(?P<c>[^,]+),(?P<d>[^}]+)\}"
+INSTRUCTIONS = {
+    r"cp\.async\.commit_group": "emulator::ptx_cp_async_commit_group();",
+    r"cp\.async\.wait_all": "emulator::ptx_cp_async_wait_all();",
+    r"cp\.async\.wait_group\s+(?P<pending>\S+)": "emulator::ptx_cp_async_wait_group({pending});",
+    r"cp\.async\.mbarrier\.arrive\.noinc\.shared\.b64\s*\[(?P<barrier>[^\]]+)\]": (
+        "emulator::ptx_cp_async_mbarrier_arrive_noinc({barrier});"
+    ),
+    r"cp\.async\.bulk\.shared::cluster\.global\.mbarrier::complete_tx::bytes\s*"
+    r"\[(?P<target>[^\]]+)\]\s*,\s*\[(?P<source>[^\]]+)\]\s*,\s*(?P<bytes>[^,]+),\s*"
+    r"\[(?P<barrier>[^\]]+)\]": (
+        "emulator::ptx_cp_async_bulk({target}, (const void*)({source}), {bytes}, {barrier});"
+    ),
+    r"mbarrier\.init\.shared\.b64\s*\[(?P<barrier>[^\]]+)\]\s*,\s*(?P<arrivals>.+)": (
+        "emulator::ptx_mbarrier_init({barrier}, {arrivals});"
+    ),
+    r"mbarrier\.arrive\.shared\.b64\s+\w+\s*,\s*\[(?P<barrier>[^\]]+)\]": (
+        "emulator::ptx_mbarrier_arrive({barrier});"
+    ),
+    r"mbarrier\.arrive\.expect_tx\.shared\.b64\s+\w+\s*,\s*\[(?P<barrier>[^\]]+)\]\s*,"
+    r"\s*(?P<bytes>.+)": "emulator::ptx_mbarrier_arrive_expect_tx({barrier}, {bytes});",
+    r"mbarrier\.(?P<kind>try|test)_wait\.parity\.shared\.b64\s+(?P<ended>\w+)\s*,\s*"
+    r"\[(?P<barrier>[^\]]+)\]\s*,\s*(?P<parity>.+)": (
+        "ptx_{ended} = emulator::ptx_mbarrier_{kind}_wait_parity({barrier}, {parity});"
+    ),
+    r"fence\.mbarrier_init\.release\.cluster": "",  # memory is sequentially consistent
+    rf"ld\.shared\.v4\.f32\s*{VECTOR}\s*,\s*\[(?P<source>[^\]]+)\]": (
+        "{{ const float4 loaded = emulator::ptx_ld_shared_v4_f32({source}); "
+        "{a} = loaded.x; {b} = loaded.y; {c} = loaded.z; {d} = loaded.w; }}"
+    ),
+    rf"st\.shared\.v4\.f32\s*\[(?P<target>[^\]]+)\]\s*,\s*{VECTOR}": (
+        "emulator::ptx_st_shared_v4_f32({target}, make_float4({a}, {b}, {c}, {d}));"
+    ),
+    r"\.reg\s*\.b64\s+(?P<name>\w+)": "",  # of a result that nobody uses
+    r"\.reg\s*\.pred\s+(?P<name>\w+)": "bool ptx_{name};",
+    r"selp\.u32\s+(?P<target>[^,]+),\s*(?P<yes>[^,]+),\s*(?P<no>[^,]+),\s*(?P<predicate>\w+)": (
+        "{target} = ptx_{predicate} ? {yes} : {no};"
+    ),
+}
+"""Whole instructions, and the C++ that stands for them: groups are operands or names."""
 
 
 def translate(source: str) -> str:
@@ -99,8 +140,9 @@ def _call(body: str) -> str:
             if match:
                 operands.append(match[1])
     text = "".join(STRING.findall(template)).replace("\\n", " ").replace("\\t", " ")
-    instructions = [part.strip() for part in text.split(";") if part.strip()]
-    calls = [_instruction(instruction, operands) for instruction in instructions]
+    block = re.fullmatch(r"\s*\{(.*;\s*)\}\s*", text)  # its registers are local
+    instructions = [part.strip() for part in (block[1] if block else text).split(";")]
+    calls = [_instruction(instruction, operands) for instruction in instructions if instruction]
     return "do { " + " ".join(calls) + " } while (0)"
 
 
@@ -109,13 +151,9 @@ def _instruction(instruction: str, operands: list[str]) -> str:
         operand = operand.strip()
         return f"({operands[int(operand[1:])]})" if operand.startswith("%") else operand
 
-    if instruction == "cp.async.commit_group":
-        return "emulator::ptx_cp_async_commit_group();"
-    if instruction == "cp.async.wait_all":
-        return "emulator::ptx_cp_async_wait_all();"
-    wait = WAIT_GROUP.fullmatch(instruction)
-    if wait:
-        return f"emulator::ptx_cp_async_wait_group({value(wait['pending'])});"
+    for pattern, call in INSTRUCTIONS.items():
+        if found := re.fullmatch(pattern, instruction):
+            return call.format(**{name: value(text) for name, text in found.groupdict().items()})
     copy = COPY.fullmatch(instruction)
     if copy:
         size = value(copy["bytes"])

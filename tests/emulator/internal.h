@@ -1,6 +1,7 @@
-// State shared by the parts of the runtime: scheduler.cpp, memory.cpp and faults.cpp.
+// State shared by the parts of the runtime: scheduler.cpp, memory.cpp, mbarrier.cpp and faults.cpp.
 #pragma once
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -9,7 +10,7 @@
 namespace emulator {
 
 constexpr unsigned WARP = 32;
-constexpr unsigned MOST_THREADS = 1024;
+constexpr unsigned MOST_MBARRIERS = 64;
 constexpr size_t STACK_BYTES = 64 * 1024;
 
 // ---- faults.cpp --------------------------------------------------------------------------------
@@ -27,6 +28,7 @@ enum class Fault : uint32_t {
     async_copy,
     bad_address,
     endless_loop,
+    mbarrier_misuse,
 };
 
 // Either a program counter, relative to the start of this library, or a place in the text.
@@ -66,15 +68,21 @@ uint32_t relative_pc(const void* return_address);
 
 // ---- memory.cpp --------------------------------------------------------------------------------
 
+// Who did something and when, by a clock of its own: a thread's goes on with every operation by
+// which others may learn what it has done. Asynchronous copies that arrive at an mbarrier are done
+// by that barrier, whose clock is its phase: one more actor, behind the threads of the block.
+struct Event {
+    uint32_t clock = 0, pc = 0;
+    uint16_t actor = 0;
+};
+
 // What is remembered of the last accesses to a few bytes. An epoch is the time between two barriers
 // of a block: epochs are numbered over all blocks of a launch, and 0 means "never".
 struct Cell {
-    uint32_t write_epoch, write_clock, write_pc;
-    uint32_t read_epoch, read_clock, read_pc;
-    uint32_t read_lanes;  // of the warp of read_thread, within read_epoch
-    uint16_t write_thread, read_thread;
+    uint32_t write_epoch, read_epoch;
+    Event write, read;
+    uint32_t more_reads;  // within read_epoch and not ordered before `read`: an index, 0 for none
     bool write_was_atomic;
-    bool read_by_two_warps;  // within read_epoch
     bool read_by_earlier_block;
     bool copy_pending;
 };
@@ -98,6 +106,12 @@ struct Region {
 
 enum class Access { read, write, atomic, copy_issued, copy_landed };
 
+// In checked launches; the copy's target is then written, for others to see, by `actor`.
+struct Copy;
+void mark_as_landed(const Copy& copy, Event write);
+// Has an event of this epoch happened before what the running thread does now?
+bool is_ordered(const Event& event);
+
 void check_access(const void* address, size_t bytes, Access access, uint32_t pc);
 const Region* nearest_region(uintptr_t address);
 
@@ -110,7 +124,14 @@ struct Copy {
     uint32_t pc;
 };
 
-enum class State { ready, at_barrier, in_collective, exited };
+// clock[actor]: what that actor did before its clock showed this happened before.
+struct Knowledge {
+    std::vector<uint32_t> clock;
+
+    void learn(const Knowledge& other);
+};
+
+enum class State { ready, at_barrier, in_collective, at_mbarrier, exited };
 
 struct Thread {
     void* stack_pointer = nullptr;
@@ -127,9 +148,9 @@ struct Thread {
     int predicate = 0, predicate_count = 0;
     LaneValues received = {};
 
-    // seen[l]: what lane l did before its warp's clock showed this happened before what this thread
-    // does now, by __syncwarp.
-    uint32_t seen[WARP] = {};
+    uint32_t clock = 1;
+    Knowledge seen;  // before what this thread does now, by __syncwarp and mbarriers
+    uint32_t mbarrier = 0, parity = 0, mbarrier_pc = 0;  // what it waits for at_mbarrier
 
     std::vector<Copy> uncommitted_copies;
     std::vector<std::vector<Copy>> copy_groups;  // oldest first
@@ -137,6 +158,20 @@ struct Thread {
 
     unsigned warp() const { return index / WARP; }
     unsigned lane() const { return index % WARP; }
+};
+
+// An object in shared memory on which a block's threads and copies meet.
+struct Mbarrier {
+    uint16_t actor = 0;
+    uint32_t epoch = 0;  // of the initialisation
+    Event initialised;
+    uint32_t expected = 0;  // arrivals of a phase
+    uint32_t missing = 0;   // of them, in the current phase
+    int64_t missing_bytes = 0;
+    uint32_t phase = 1;
+    Knowledge arriving, arrived;  // in the current phase, and in those before it
+    std::vector<Copy> bulk_copies;               // on their way
+    std::vector<std::vector<Copy>> with_copies;  // arrivals that wait for copies of their threads
 };
 
 struct Launch {
@@ -151,13 +186,20 @@ struct Launch {
     uint3 block_position = {};
     std::vector<Thread> threads;
     uint32_t epoch = 0, first_epoch = 0;
-    uint32_t warp_clock[MOST_THREADS / WARP] = {};
+    std::map<uint32_t, Mbarrier> mbarriers;  // by shared address
+    std::vector<std::vector<Event>> reads;   // Cell::more_reads
 };
 
 extern Launch* launch;   // the launch under way
 extern Thread* running;  // the CUDA thread under way; null in the scheduler itself
 
+// Lets the first mbarrier that threads wait at end its phase, if it can; tells whether one has.
+// Until nothing else goes on, no copy arrives.
+bool end_a_phase();
+int64_t bytes_on_their_way(const Mbarrier& barrier);
+// Reports copies on their way when the last thread has ended.
+void report_forgotten_copies();
+
 void switch_to_scheduler();
-char* shared_memory_window();
 
 }  // namespace emulator

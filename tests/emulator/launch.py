@@ -31,6 +31,7 @@ KINDS = (
     "async-copy",
     "bad-address",
     "endless-loop",
+    "mbarrier-misuse",
 )
 """By the number that faults.cpp gives them (`enum class Fault`)."""
 

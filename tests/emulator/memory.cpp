@@ -79,17 +79,19 @@ uint64_t distance(const Region& region, uintptr_t address) {
     abandon_launch();
 }
 
-// Has what thread `other` did at `clock` of its warp happened before what the running thread does?
-// Within an epoch only __syncwarp can have ordered them.
-bool is_ordered(unsigned other, uint32_t clock) {
-    if (other == running->index) return true;
-    return other / WARP == running->warp() && running->seen[other % WARP] > clock;
+Event now(uint32_t pc) {
+    return {running->clock, pc, static_cast<uint16_t>(running->index)};
 }
 
-void report_race(const char* what, const Region& region, uint32_t pc, unsigned other_thread,
-                 uint32_t other_pc) {
-    report(Fault::race, running->index, Location(pc), Location(other_pc), "%s, in %s; thread %u",
-           what, region.name, other_thread);
+void report_race(const char* what, const Region& region, uint32_t pc, const Event& other) {
+    if (other.actor < launch->threads_per_block) {
+        report(Fault::race, running->index, Location(pc), Location(other.pc),
+               "%s, in %s; thread %u", what, region.name, other.actor);
+    } else {
+        report(Fault::race, running->index, Location(pc), Location(other.pc),
+               "%s, in %s; an asynchronous copy whose mbarrier this thread has not waited at", what,
+               region.name);
+    }
 }
 
 void check_against_last_write(const Region& region, const Cell& cell, Access access, uint32_t pc) {
@@ -100,60 +102,71 @@ void check_against_last_write(const Region& region, const Cell& cell, Access acc
         if (region.shared) return;  // another block's shared memory is other memory
         report_race(reads ? "read of what another block has written"
                           : "write over what another block has written",
-                    region, pc, cell.write_thread, cell.write_pc);
-    } else if (cell.write_epoch == launch->epoch &&
-               !is_ordered(cell.write_thread, cell.write_clock)) {
+                    region, pc, cell.write);
+    } else if (cell.write_epoch == launch->epoch && !is_ordered(cell.write)) {
         report_race(reads ? "read after write with no barrier between"
                           : "write after write with no barrier between",
-                    region, pc, cell.write_thread, cell.write_pc);
+                    region, pc, cell.write);
     }
 }
 
-bool all_reads_are_ordered(const Cell& cell) {
-    if (cell.read_by_two_warps) return false;
-    const unsigned warp = cell.read_thread / WARP;
-    for (unsigned lane = 0; lane < WARP; ++lane) {
-        const bool has_read = cell.read_lanes >> lane & 1;
-        if (has_read && !is_ordered(warp * WARP + lane, cell.read_clock)) return false;
+// The first read of this epoch that nothing has ordered, or null.
+const Event* unordered_read(const Cell& cell) {
+    if (!is_ordered(cell.read)) return &cell.read;
+    if (cell.more_reads) {
+        for (const Event& read : launch->reads[cell.more_reads]) {
+            if (!is_ordered(read)) return &read;
+        }
     }
-    return true;
+    return nullptr;
 }
 
 void check_against_reads(const Region& region, const Cell& cell, uint32_t pc) {
     if (cell.read_epoch == 0) return;
     const bool last_read_by_earlier_block = cell.read_epoch < launch->first_epoch;
     if (!region.shared && (last_read_by_earlier_block || cell.read_by_earlier_block)) {
-        report_race("write over what another block has read", region, pc, cell.read_thread,
-                    cell.read_pc);
-    } else if (cell.read_epoch == launch->epoch && !all_reads_are_ordered(cell)) {
-        report_race("write after read with no barrier between", region, pc, cell.read_thread,
-                    cell.read_pc);
+        report_race("write over what another block has read", region, pc, cell.read);
+    } else if (cell.read_epoch == launch->epoch) {
+        const Event* read = unordered_read(cell);
+        if (read) report_race("write after read with no barrier between", region, pc, *read);
     }
 }
 
 void remember_write(Cell& cell, Access access, uint32_t pc) {
     cell.write_epoch = launch->epoch;
-    cell.write_clock = launch->warp_clock[running->warp()];
-    cell.write_thread = static_cast<uint16_t>(running->index);
+    cell.write = now(pc);
     cell.write_was_atomic = access == Access::atomic;
-    cell.write_pc = pc;
 }
 
-void remember_read(Cell& cell, uint32_t pc) {
+// A read that happened after all those remembered takes their place: whatever comes after it comes
+// after them.
+void remember_read(const Region& region, Cell& cell, uint32_t pc) {
+    if (!region.writable) return;
     if (cell.read_epoch != launch->epoch) {
         if (cell.read_epoch && cell.read_epoch < launch->first_epoch) {
             cell.read_by_earlier_block = true;
         }
         cell.read_epoch = launch->epoch;
-        cell.read_by_two_warps = false;
-        cell.read_lanes = 0;
-    } else if (cell.read_thread / WARP != running->warp()) {
-        cell.read_by_two_warps = true;
+        if (cell.more_reads) launch->reads[cell.more_reads].clear();
+    } else if (!unordered_read(cell)) {
+        if (cell.more_reads) launch->reads[cell.more_reads].clear();
+    } else {
+        if (!cell.more_reads) {
+            cell.more_reads = static_cast<uint32_t>(launch->reads.size());
+            launch->reads.emplace_back();
+        }
+        std::vector<Event>& reads = launch->reads[cell.more_reads];
+        const auto own = std::find_if(reads.begin(), reads.end(), [](const Event& read) {
+            return read.actor == running->index;
+        });
+        if (own == reads.end()) {
+            reads.push_back(now(pc));
+        } else {
+            *own = now(pc);
+        }
+        return;
     }
-    cell.read_lanes |= 1u << running->lane();
-    cell.read_clock = launch->warp_clock[running->warp()];
-    cell.read_thread = static_cast<uint16_t>(running->index);
-    cell.read_pc = pc;
+    cell.read = now(pc);
 }
 
 void check_cell(const Region& region, Cell& cell, Access access, uint32_t pc) {
@@ -161,10 +174,10 @@ void check_cell(const Region& region, Cell& cell, Access access, uint32_t pc) {
     if (access == Access::copy_landed) {
         cell.copy_pending = false;
     } else if (cell.copy_pending && written_by_this_block) {
-        report(Fault::async_copy, running->index, Location(pc), Location(cell.write_pc),
+        report(Fault::async_copy, running->index, Location(pc), Location(cell.write.pc),
                "%s of bytes of %s while an asynchronous copy to them has not been waited for; "
                "thread %u",
-               verb(access), region.name, cell.write_thread);
+               verb(access), region.name, cell.write.actor);
         return;
     }
     const bool needs_a_value = access == Access::read || access == Access::atomic;
@@ -175,7 +188,7 @@ void check_cell(const Region& region, Cell& cell, Access access, uint32_t pc) {
     }
     check_against_last_write(region, cell, access, pc);
     if (access == Access::read) {
-        remember_read(cell, pc);
+        remember_read(region, cell, pc);
         return;
     }
     check_against_reads(region, cell, pc);
@@ -184,6 +197,10 @@ void check_cell(const Region& region, Cell& cell, Access access, uint32_t pc) {
 }
 
 }  // namespace
+
+bool is_ordered(const Event& event) {
+    return event.actor == running->index || running->seen.clock[event.actor] > event.clock;
+}
 
 const Region* nearest_region(uintptr_t address) {
     const std::vector<Region>& regions = launch->regions;
@@ -202,7 +219,13 @@ void Region::refine(size_t to) {
     if (!finer) std::abort();
     for (size_t i = 0; i < old_count; ++i) {
         if (cells[i].write_epoch == 0 && cells[i].read_epoch == 0) continue;
-        std::fill_n(finer + i * parts, std::min(parts, new_count - i * parts), cells[i]);
+        for (size_t part = i * parts; part < std::min((i + 1) * parts, new_count); ++part) {
+            finer[part] = cells[i];
+            if (cells[i].more_reads) {
+                finer[part].more_reads = static_cast<uint32_t>(launch->reads.size());
+                launch->reads.push_back(std::vector<Event>(launch->reads[cells[i].more_reads]));
+            }
+        }
     }
     cells.reset(finer);
     granule = to;
@@ -237,6 +260,20 @@ void check_access(const void* pointer, size_t bytes, Access access, uint32_t pc)
     const size_t end = (offset + bytes) / region->granule;
     for (size_t i = offset / region->granule; i < end; ++i) {
         check_cell(*region, region->cells[i], access, pc);
+    }
+}
+
+void mark_as_landed(const Copy& copy, Event write) {
+    if (!launch->checked) return;
+    const uintptr_t address = as_number(copy.target);
+    Region& region = *find_region(address);
+    const size_t offset = address - region.begin;
+    for (size_t at = 0; at < static_cast<size_t>(copy.bytes); at += region.granule) {
+        Cell& cell = region.cells[(offset + at) / region.granule];
+        cell.write_epoch = launch->epoch;
+        cell.write = write;
+        cell.write_was_atomic = false;
+        cell.copy_pending = false;
     }
 }
 

@@ -346,3 +346,163 @@ extern "C" __global__ void copy_to_no_shared_memory(const float* x, float* y) {
     commit_copies();
     wait_for_copies<0>();
 }
+
+// ---- barriers in shared memory -----------------------------------------------------------------
+
+__shared__ __align__(16) float stage[128];
+__shared__ unsigned long long full, empty;
+
+__device__ __forceinline__ void start_both(int full_arrivals, int empty_arrivals) {
+    if (threadIdx.x == 0) {
+        start(&full, full_arrivals);
+        start(&empty, empty_arrivals);
+    }
+    __syncthreads();
+}
+
+__device__ __forceinline__ void fill(const float* x, int bytes) {
+    arrive_expecting(&full, bytes);
+    copy_bulk(stage, x, bytes, &full);
+}
+
+extern "C" __global__ void bulk_copy_without_wait(const float* x, float* y) {
+    start_both(1, 1);
+    if (threadIdx.x == 0) fill(x, 512);
+    __syncthreads();
+    y[threadIdx.x] = stage[threadIdx.x];  // caught: async-copy
+    wait_for_phase(&full, 0);
+}
+
+extern "C" __global__ void wait_for_the_wrong_parity(const float* x, float* y) {
+    start_both(1, 1);
+    if (threadIdx.x == 0) fill(x, 512);
+    wait_for_phase(&full, 1);
+    y[threadIdx.x] = stage[threadIdx.x];  // caught: async-copy
+    wait_for_phase(&full, 0);
+}
+
+extern "C" __global__ void another_lane_has_waited(const float* x, float* y) {
+    start_both(1, 1);
+    if (threadIdx.x == 0) fill(x, 512);
+    if (threadIdx.x == 0) wait_for_phase(&full, 0);
+    __shfl_sync(0xffffffffu, 0, 0);
+    y[threadIdx.x] = stage[threadIdx.x];  // caught: race
+}
+
+extern "C" __global__ void refill_while_others_read(const float* x, float* y) {
+    start_both(1, 1);
+    for (int turn = 0; turn < 2; ++turn) {
+        if (threadIdx.x == 0) copy_bulk(stage, x, 512, &full);  // caught: race
+        if (threadIdx.x == 0) arrive_expecting(&full, 512);
+        wait_for_phase(&full, turn);
+        y[threadIdx.x] = stage[threadIdx.x];
+        __syncwarp();
+    }
+}
+
+extern "C" __global__ void leaves_before_it_has_read(const float* x, float* y) {
+    start_both(1, 2);
+    for (int turn = 0; turn < 2; ++turn) {
+        if (threadIdx.x == 0) {
+            wait_for_phase(&empty, turn ^ 1);
+            arrive_expecting(&full, 512);
+            copy_bulk(stage, x, 512, &full);  // caught: race
+        }
+        wait_for_phase(&full, turn);
+        if (threadIdx.x % 32 == 0) arrive(&empty);
+        y[threadIdx.x] = stage[threadIdx.x];
+    }
+}
+
+extern "C" __global__ void leaves_for_its_warp_too_early(const float* x, float* y) {
+    start_both(1, 2);
+    for (int turn = 0; turn < 2; ++turn) {
+        if (threadIdx.x == 0) {
+            wait_for_phase(&empty, turn ^ 1);
+            arrive_expecting(&full, 512);
+            copy_bulk(stage, x, 512, &full);  // caught: race
+        }
+        wait_for_phase(&full, turn);
+        y[threadIdx.x] = stage[threadIdx.x];
+        if (threadIdx.x % 32 == 0) arrive(&empty);
+    }
+}
+
+extern "C" __global__ void one_warp_does_not_leave(const float* x, float* y) {
+    start_both(1, 2);
+    for (int turn = 0; turn < 2; ++turn) {
+        if (threadIdx.x == 0) {
+            wait_for_phase(&empty, turn ^ 1);  // caught: barrier-divergence
+            fill(x, 512);
+        }
+        wait_for_phase(&full, turn);
+        y[threadIdx.x] = stage[threadIdx.x];
+        __syncwarp();
+        if (threadIdx.x == 0) arrive(&empty);
+    }
+}
+
+extern "C" __global__ void more_bytes_than_expected(const float* x, float* y) {
+    start_both(1, 1);
+    if (threadIdx.x == 0) {
+        arrive_expecting(&full, 256);
+        copy_bulk(stage, x, 512, &full);
+    }
+    wait_for_phase(&full, 0);  // caught: mbarrier-misuse
+    y[threadIdx.x] = stage[threadIdx.x];
+}
+
+extern "C" __global__ void fewer_bytes_than_expected(const float* x, float* y) {
+    start_both(1, 1);
+    if (threadIdx.x == 0) {
+        arrive_expecting(&full, 512);
+        copy_bulk(stage, x, 256, &full);
+    }
+    wait_for_phase(&full, 0);  // caught: barrier-divergence
+    y[threadIdx.x] = stage[threadIdx.x % 64];
+}
+
+extern "C" __global__ void arrival_too_many(float* y) {
+    start_both(1, 1);
+    if (threadIdx.x < 2) arrive_expecting(&full, 16);  // caught: mbarrier-misuse
+    y[threadIdx.x] = 1.0f;
+}
+
+extern "C" __global__ void mbarrier_never_initialised(float* y) {
+    arrive(&empty);  // caught: mbarrier-misuse
+    y[threadIdx.x] = 1.0f;
+}
+
+extern "C" __global__ void mbarrier_used_at_once(float* y) {
+    if (threadIdx.x == 0) start(&empty, 32);
+    __shfl_sync(0xffffffffu, 0, 0);
+    arrive(&empty);  // caught: race
+    y[threadIdx.x] = 1.0f;
+}
+
+extern "C" __global__ void bulk_copy_forgotten(const float* x, float* y) {
+    start_both(1, 1);
+    if (threadIdx.x == 0) copy_bulk(stage, x, 512, &full);  // caught: async-copy
+    y[threadIdx.x] = 1.0f;
+}
+
+extern "C" __global__ void bulk_copy_of_odd_size(const float* x, float* y) {
+    start_both(1, 1);
+    if (threadIdx.x == 0) copy_bulk(stage, x, 8, &full);  // caught: misaligned
+    y[threadIdx.x] = 1.0f;
+}
+
+extern "C" __global__ void bulk_copy_beyond_source(const float* x, float* y) {
+    start_both(1, 1);
+    if (threadIdx.x == 0) copy_bulk(stage, x + 64, 512, &full);  // caught: out-of-bounds
+    y[threadIdx.x] = 1.0f;
+}
+
+extern "C" __global__ void arrival_without_its_copies(const float* x, float* y) {
+    start_both(32, 1);
+    copy_16_bytes(&stage[4 * threadIdx.x], x + 4 * threadIdx.x);
+    arrive(&full);
+    wait_for_phase(&full, 0);
+    y[threadIdx.x] = stage[127 - threadIdx.x];  // caught: async-copy
+    wait_for_copies<0>();
+}

@@ -53,6 +53,7 @@ void before_atomic(void* address, size_t bytes, const void* caller);
 
 // Shared memory has 32-bit addresses of its own on a GPU; these are offsets into it.
 unsigned shared_address(const void* pointer, const void* caller);
+char* shared_memory_window();
 
 // cp.async as the PTX manual allows it at its worst: the bytes arrive when the thread waits for
 // them, and until then the target holds garbage.
@@ -60,5 +61,16 @@ void copy_async(unsigned target, const void* source, int bytes, int source_bytes
                 const void* caller);
 void commit_copies();
 void wait_for_copies(int groups_left_pending);
+
+// Barriers in shared memory: https://docs.nvidia.com/cuda/parallel-thread-execution, "mbarrier".
+void mbarrier_init(unsigned barrier, unsigned arrivals, const void* caller);
+void mbarrier_arrive(unsigned barrier, unsigned expected_bytes, const void* caller);
+// Returns true, after a wait if need be, when the last phase of this parity has ended.
+bool mbarrier_wait(unsigned barrier, unsigned parity, const void* caller);
+// Arrives when all copies started by this thread have landed.
+void mbarrier_arrive_with_copies(unsigned barrier, const void* caller);
+// One copy whose bytes arrive at a barrier.
+void copy_bulk(unsigned target, const void* source, unsigned bytes, unsigned barrier,
+               const void* caller);
 
 }  // namespace emulator

@@ -110,6 +110,7 @@ void prepare(Thread& thread, unsigned index) {
     thread = Thread();
     thread.index = index;
     thread.position = {index % block.x, index / block.x % block.y, index / block.x / block.y};
+    thread.seen.clock.assign(launch->threads_per_block + MOST_MBARRIERS, 0);
     thread.stack = stack_of(index);
     // As switch_context leaves a stack: six registers, then the address to return to, then, as the
     // calling convention wants it at the start of a function, a return address on an odd multiple
@@ -137,15 +138,10 @@ bool names(unsigned mask, const Thread& thread) { return mask >> thread.lane() &
 
 // What one lane knows to have happened before, all lanes of the collective know after it.
 void order_memory(std::vector<Thread*>& met) {
-    const uint32_t now = ++launch->warp_clock[met.front()->warp()];
-    uint32_t seen[WARP] = {};
-    for (const Thread* thread : met) {
-        for (unsigned lane = 0; lane < WARP; ++lane) {
-            seen[lane] = std::max(seen[lane], thread->seen[lane]);
-        }
-    }
-    for (const Thread* thread : met) seen[thread->lane()] = now;
-    for (Thread* thread : met) std::copy(seen, seen + WARP, thread->seen);
+    for (Thread* thread : met) thread->seen.clock[thread->index] = ++thread->clock;
+    Knowledge all = met.front()->seen;
+    for (const Thread* thread : met) all.learn(thread->seen);
+    for (Thread* thread : met) thread->seen = all;
 }
 
 // Completes the collective that `first` waits in, if every lane named in its mask has arrived.
@@ -212,10 +208,24 @@ const Thread* first_in(State state) {
     return nullptr;
 }
 
+void report_endless_wait(const Thread& stuck) {
+    const Mbarrier& barrier = launch->mbarriers.at(stuck.mbarrier);
+    report(Fault::barrier_divergence, stuck.index, Location(stuck.mbarrier_pc), {},
+           "deadlock: thread %u waits for the end of a phase of parity %u of an mbarrier, whose "
+           "phase %u lacks %u of %u arrivals and %lld bytes, with copies of %lld on their way",
+           stuck.index, stuck.parity, barrier.phase - 1, barrier.missing, barrier.expected,
+           static_cast<long long>(barrier.missing_bytes),
+           static_cast<long long>(bytes_on_their_way(barrier)));
+}
+
 // Called when no thread can go on. Opens the barrier if all of them stand at the same one; whatever
 // else it is, it is a fault of the kernel.
 bool open_barrier() {
     const Thread* at_barrier = first_in(State::at_barrier);
+    if (const Thread* stuck = first_in(State::at_mbarrier)) {
+        report_endless_wait(*stuck);
+        return false;
+    }
     if (const Thread* stuck = first_in(State::in_collective)) {
         if (at_barrier) {
             report(Fault::barrier_divergence, stuck->index, Location(stuck->place),
@@ -276,7 +286,7 @@ void run_block(uint64_t number, Ordering& ordering) {
                               static_cast<unsigned>(number / columns % rows),
                               static_cast<unsigned>(number / columns / rows)};
     launch->first_epoch = ++launch->epoch;
-    std::fill(std::begin(launch->warp_clock), std::end(launch->warp_clock), 0);
+    launch->mbarriers.clear();
     for (const Region& region : launch->regions) {
         // NaN in every floating-point format: what reads unwritten memory shows in the results,
         // too.
@@ -291,8 +301,14 @@ void run_block(uint64_t number, Ordering& ordering) {
             if (thread.state == State::ready) turn.push_back(thread.index);
         }
         if (turn.empty()) {
-            const bool all_exited = !first_in(State::at_barrier) && !first_in(State::in_collective);
-            if (all_exited) return;
+            if (end_a_phase()) continue;
+            const bool all_exited = !first_in(State::at_barrier) &&
+                                    !first_in(State::in_collective) &&
+                                    !first_in(State::at_mbarrier);
+            if (all_exited) {
+                report_forgotten_copies();
+                return;
+            }
             if (!open_barrier()) launch->abandoned = true;
             continue;
         }
@@ -398,6 +414,7 @@ EXPORTED uint64_t emulator_launch(const LaunchRequest* request, const emulator::
     fresh.block = {request->block[0], request->block[1], request->block[2]};
     fresh.threads_per_block = fresh.block.x * fresh.block.y * fresh.block.z;
     fresh.threads.resize(fresh.threads_per_block);
+    fresh.reads.emplace_back();  // number 0 is none
 
     std::deque<std::string> names;
     const auto add = [&](uintptr_t begin, uint64_t bytes, bool shared, bool writable,

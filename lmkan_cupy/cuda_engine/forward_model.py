@@ -1,0 +1,140 @@
+"""How long a forward takes, from what limits it: a prediction, never a measurement.
+
+All work of a multiprocessor is counted in its clocks. The rates below are those of an H100,
+measured with prototypes of the kernels (``bench/results/ground.md``) or fitted to their times. Of
+other devices only clock, memory and the number of multiprocessors are known here: they are taken to
+do as much per clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .launch_plan import Device, Layer, Ring
+
+#: Clocks of 32 samples and a pair, by chunks of 16 bytes in a row. Shared memory needs 16 for each
+#: chunk (4 rows, 32 lanes, 128 bytes per clock) and 4 for the knots; fitted, what does not overlap.
+SHARED_CLOCKS = {8: 148, 4: 80, 2: 48}
+
+#: Warp instructions of the same, counted in machine code for sm_90; four schedulers issue one per
+#: clock each.
+INSTRUCTIONS = {8: 250, 4: 190, 2: 158}
+SCHEDULERS = 4
+
+#: Bytes per clock and multiprocessor that reach shared memory from the L2 cache: bulk copies, and
+#: cp.async by every thread, whose writes also take shared memory's time.
+BULK_BYTES = 18.5
+CHUNK_BYTES = 14.0
+WRITTEN_BYTES = 128
+
+#: Bytes per clock and multiprocessor that forward.cu reads, through L1 and L2.
+GLOBAL_BYTES = 30.0
+#: Assumed: clocks until a warp of forward.cu has the rows of a pair, warps of a multiprocessor.
+GLOBAL_LATENCY = 500
+GLOBAL_WARPS = 32
+
+#: Assumed: clocks of a block before its first tile and after its last; seconds of a launch.
+BLOCK_CLOCKS = 3000
+LAUNCH_SECONDS = 3e-6
+
+#: Share of the memory's nominal rate that copies reach.
+MEMORY_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds of a call by what they are spent on.
+
+    Parameters
+    ----------
+    bounds : dict of str to float
+        What the main kernel would take if nothing but this limited it: shared memory, L2, memory,
+        issue, latency.
+    others : float
+        Packing, adding parts and launching.
+    """
+
+    bounds: dict[str, float]
+    others: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.bounds.values()) + self.others
+
+    @property
+    def bound(self) -> str:
+        """What holds the main kernel."""
+        return max(self.bounds, key=self.bounds.__getitem__)
+
+
+def clocks_per_output(
+    chunks: int, samples: int, tile_bytes: int, packed: bool, device: Device
+) -> float:
+    """Return the clocks of a pair, a sample and an output in a block of ``samples``."""
+    clocks = max(_clocks_of_pair(chunks, samples, tile_bytes, packed, device).values())
+    return clocks / (samples * 4 * chunks)
+
+
+def _clocks_of_pair(
+    chunks: int, samples: int, tile_bytes: int, packed: bool, device: Device
+) -> dict[str, float]:
+    warps = samples // 32
+    bulk = packed and device.capability >= 90
+    written = 0 if bulk else tile_bytes / WRITTEN_BYTES
+    return {
+        "shared memory": warps * SHARED_CLOCKS[chunks] + written,
+        "L2": tile_bytes / (BULK_BYTES if bulk else CHUNK_BYTES),
+        "issue": warps * INSTRUCTIONS[chunks] / SCHEDULERS,
+    }
+
+
+def ring(layer: Layer, batch: int, device: Device, plan: Ring) -> Prediction:
+    """Predict a forward from shared memory."""
+    slices, rest = divmod(batch, plan.slice_size)
+    waves = slices * _waves(plan.slice_size, plan, device) + _waves(rest, plan, device)
+    of_pair = _clocks_of_pair(plan.chunks, plan.samples, plan.tile_bytes, plan.packed, device)
+    x_bytes = 8 * layer.pairs * batch
+    y_bytes = 4 * layer.out_features * batch
+    table_bytes = plan.tile_bytes * plan.tiles * layer.pairs
+    # Blocks of a wave that have one tile read it from memory once, unless all tables stay in L2.
+    in_a_wave = min(1.0, device.multiprocessors / (plan.tiles * plan.splits))
+    reads = 1.0 if table_bytes <= device.l2_bytes else max(1.0, waves * in_a_wave)
+    bounds = {
+        name: waves * (plan.run * clocks + BLOCK_CLOCKS) / device.clock_hz
+        for name, clocks in of_pair.items()
+    }
+    bounds["memory"] = (reads * table_bytes + x_bytes + y_bytes) / _memory_rate(device)
+    moved = 2 * x_bytes
+    launches = 2 * -(-batch // plan.slice_size)
+    if plan.packed:
+        moved += 2 * table_bytes
+        launches += 1
+    if plan.splits > 1:
+        moved += 2 * plan.splits * y_bytes
+        launches += -(-batch // plan.slice_size)
+    return Prediction(bounds, moved / _memory_rate(device) + launches * LAUNCH_SECONDS)
+
+
+def from_global(layer: Layer, batch: int, device: Device, table_item: int) -> Prediction:
+    """Predict a forward whose tables, of ``table_item`` bytes per value, are in global memory."""
+    rows = 4 * table_item * batch * layer.pairs * layer.out_features
+    rounds = -(-batch * layer.tiles // (GLOBAL_WARPS * device.multiprocessors))
+    table_bytes = table_item * layer.pairs * (layer.num_grids + 1) ** 2 * layer.out_features
+    touched = min(table_bytes, rows)
+    bounds = {
+        "L2": rows / (GLOBAL_BYTES * device.multiprocessors * device.clock_hz),
+        "latency": rounds * layer.pairs * GLOBAL_LATENCY / device.clock_hz,
+        "memory": touched / _memory_rate(device),
+    }
+    return Prediction(bounds, LAUNCH_SECONDS)
+
+
+def _waves(samples: int, plan: Ring, device: Device) -> int:
+    """Return how often all multiprocessors get a block."""
+    return -(-plan.blocks(samples) // device.multiprocessors)
+
+
+def _memory_rate(device: Device) -> float:
+    return MEMORY_SHARE * device.memory_rate
