@@ -23,15 +23,15 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 import lmkan_cupy
 from lmkan_cupy.configuration import installed_version
 
 from .datasets import Dataset, InputError, check_finite, read_dataset, read_features
 from .fit_pictures import save_functions_picture, save_parity_picture
+from .mlp import fused, make_mlp, mlp_flops, mlp_sizes
 from .sklearn import LMKANRegressor
-from .training import BOUND, MOST_STEPS, TableNetwork, Trainer, epochs_for, evaluate
+from .training import BOUND, MOST_STEPS, Rows, TableNetwork, Trainer, epochs_for, evaluate
 
 _FORMAT_VERSION = 1
 
@@ -239,30 +239,30 @@ def fit(
             raise
         completed = False
     flops = {"lmkan": sum(lmkan_cupy.flops(i, o) for i, o in pairwise(description.sizes))}
-    mlp_sizes = _mlp_sizes(description.sizes, flops["lmkan"])
-    flops["mlp"] = sum(i * o for i, o in pairwise(mlp_sizes))
+    sizes = mlp_sizes(description.sizes, flops["lmkan"])
+    flops["mlp"] = mlp_flops(sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FittedModel(description)
-        mlp = _mlp(mlp_sizes)
+        mlp = make_mlp(sizes)
     model.load_state_dict(regressor.model_.state_dict())
     features = model.standardised(data.features)
     networks = {"lmkan": model.network}
     if completed and baseline:
         target = model.standardised_targets(data.target[:, None])
+        rows = Rows(features[training], target[training], seed)
         trainer = Trainer(
-            features=features[training],
-            target=target[training],
+            batches=rows,
+            steps=epochs * rows.steps_per_epoch,
             validation=(features[validation], target[validation]),
             loss=nn.functional.mse_loss,
-            epochs=epochs,
-            seed=seed,
+            penalty=0.0,  # an MLP has none
             shown=model.error_in_units,
         )
         groups = [{"params": [*mlp.parameters()], "lr": _MLP_RATE}]
         completed = trainer.train("MLP", mlp, groups).completed
         if completed:
-            networks["mlp"] = _fused(mlp)
+            networks["mlp"] = fused(mlp)
 
     speeds = _rows_per_second(networks, features[np.resize(order, _ROWS_TO_TIME)])
     metrics: dict[str, Any] = {}
@@ -317,37 +317,6 @@ def run_predict(model: Path, data: Path, out: Path | None) -> int:
         part.write_text(text + "\n")
         part.replace(out)
     return 0
-
-
-def _mlp_sizes(sizes: list[int], flops: int) -> list[int]:
-    """Return sizes of an MLP as deep as the lmKAN network, as wide as its FLOPs allow."""
-
-    def with_width(width: int) -> list[int]:
-        return [sizes[0], *[width] * max(1, len(sizes) - 2), 1]
-
-    width = 1
-    while sum(i * o for i, o in pairwise(with_width(width + 1))) <= flops:
-        width += 1
-    return with_width(width)
-
-
-def _mlp(sizes: list[int]) -> nn.Sequential:
-    """Return linear layers with batch normalisation and ReLU between them."""
-    modules: list[nn.Module] = []
-    for in_features, out_features in pairwise(sizes):
-        modules += [nn.Linear(in_features, out_features), nn.BatchNorm1d(out_features), nn.ReLU()]
-    return nn.Sequential(*modules[:-2])
-
-
-def _fused(mlp: nn.Sequential) -> nn.Sequential:
-    """Return the MLP as it would be deployed: batch normalisation absorbed by linear layers."""
-    modules: list[Any] = []
-    for module in mlp.eval():
-        if isinstance(module, nn.BatchNorm1d):
-            modules[-1] = fuse_linear_bn_eval(modules[-1], module)
-        else:
-            modules.append(module)
-    return nn.Sequential(*modules)
 
 
 def _rows_per_second(networks: dict[str, nn.Sequential], features: Tensor) -> dict[str, float]:

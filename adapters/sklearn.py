@@ -26,7 +26,17 @@ from torch import Tensor, nn
 import lmkan_cupy
 from lmkan_cupy.array_checks import check_num_grids, check_size
 
-from .training import BOUND, MOST_STEPS, TableNetwork, Trainer, epochs_for
+from .training import (
+    BOUND,
+    MOST_STEPS,
+    Rows,
+    TableNetwork,
+    Trainer,
+    epochs_for,
+    fold_,
+    parameter_groups,
+    penalty_for,
+)
 
 #: Steps, unless the number of epochs is given, over the root of the number of rows: 690 for 300
 #: rows of friedman1 gave an R^2 of 0.894 (1500: 0.901), 1790 for 2000 rows 0.946 (1500: 0.946).
@@ -96,21 +106,21 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             shown = model.error_in_units
         steps = min(MOST_STEPS, _STEPS_PER_ROOT * math.sqrt(len(X)))
         lmkan_cupy.warmup(X.shape[1], self.width, self.num_grids)
+        rows = Rows(model.standardised(X), targets(y), seed)
+        epochs = self.epochs or epochs_for(len(X), steps)
         trainer = Trainer(
-            features=model.standardised(X),
-            target=targets(y),
+            batches=rows,
+            steps=epochs * rows.steps_per_epoch,
             validation=validation and (model.standardised(validation[0]), targets(validation[1])),
             loss=loss,
-            epochs=self.epochs or epochs_for(len(X), steps),
-            seed=seed,
-            penalty=self.penalty,
+            penalty=penalty_for(len(X)) if self.penalty is None else self.penalty,
             patience=self.n_iter_no_change if self.early_stopping else None,
             shown=shown if self.verbose else None,
         )
-        training = trainer.train("lmKAN", model.network, model.parameter_groups())
-        model.fold_()
+        training = trainer.train("lmKAN", model.network, parameter_groups(model.network))
+        fold_(model)
         self.model_ = model.eval()
-        self.n_iter_ = training.epochs
+        self.n_iter_ = math.ceil(training.steps / rows.steps_per_epoch)
         self.validation_loss_ = training.validation_loss
         if not training.completed:
             raise KeyboardInterrupt

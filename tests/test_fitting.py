@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lmkan_cupy.adapters import fitting, training
+from lmkan_cupy.adapters import fitting, mlp, training
 from lmkan_cupy.adapters.datasets import Dataset, InputError, read_dataset
 from lmkan_cupy.adapters.fitting import fit, load
 
@@ -480,11 +480,10 @@ def test_the_best_state_by_validation_is_kept(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("sizes", [[10, 32, 32, 1], [10, 1], [1, 1, 1], [7, 5, 5, 5, 1]], ids=str)
 def test_the_mlp_has_the_same_flops(sizes: list[int]) -> None:
     budget = sum(lmkan_cupy.flops(i, o) for i, o in pairwise(sizes))
-    first, *hidden, last = fitting._mlp_sizes(sizes, budget)
+    first, *hidden, last = mlp.mlp_sizes(sizes, budget)
 
     def flops(width: int) -> int:
-        widths = [first, *[width] * len(hidden), last]
-        return sum(i * o for i, o in pairwise(widths))
+        return mlp.mlp_flops([first, *[width] * len(hidden), last])
 
     assert (first, last) == (sizes[0], 1)
     assert len(hidden) == max(1, len(sizes) - 2)
@@ -493,11 +492,11 @@ def test_the_mlp_has_the_same_flops(sizes: list[int]) -> None:
 
 
 def test_the_deployed_mlp_is_the_trained_one() -> None:
-    mlp = fitting._mlp([3, 8, 8, 1])
+    trained = mlp.make_mlp([3, 8, 8, 1])
     for _ in range(5):
-        mlp(2 + 3 * torch.randn(64, 3))  # moves the statistics
+        trained(2 + 3 * torch.randn(64, 3))  # moves the statistics
     x = torch.randn(64, 3)
-    expected = mlp.eval()(x)
-    fused = fitting._fused(mlp)
+    expected = trained.eval()(x)
+    fused = mlp.fused(trained)
     assert not any(isinstance(each, torch.nn.BatchNorm1d) for each in fused)
     torch.testing.assert_close(fused(x), expected, rtol=1e-5, atol=1e-5)

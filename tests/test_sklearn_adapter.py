@@ -178,7 +178,9 @@ def test_rows_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
         LMKANRegressor(**QUICK, **options).fit(x, y)
     LMKANRegressor(**QUICK).fit(x[:9], y[:9])  # a tenth is less than one row
     LMKANRegressor(**QUICK).fit(x[:150], y[:150], X_val=x[150:], y_val=y[150:])
-    counts = [(len(each.target), each.validation and len(each.validation[1])) for each in trainers]
+    counts = [
+        (len(each.batches.target), each.validation and len(each.validation[1])) for each in trainers
+    ]
     assert counts == [(180, 20), (140, 60), (200, None), (9, None), (150, 50)]
 
 

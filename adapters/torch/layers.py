@@ -3,6 +3,7 @@
 import math
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -132,9 +133,7 @@ class Layer(TablesModule):
         states = optimizer.state.get(self.tables, {}) if optimizer is not None else {}
         for name, state in states.items():
             if isinstance(state, Tensor) and state.shape == self.tables.shape:
-                states[name] = _refined(state, num_grids)
-                if (state >= 0).all():  # extrapolation must not make a mean of squares negative
-                    states[name].clamp_(min=0)
+                states[name] = _resampled(state, num_grids)
         self.tables.data = _refined(self.tables, num_grids)
         self.tables.grad = None
         return self
@@ -271,6 +270,20 @@ def _refined(tables: Tensor, num_grids: int) -> Tensor:
     refined: Tensor = exchange.run(lmkan_cupy.refine, flat, num_grids)
     shape = (*groups, pairs, *refined.shape[1:])
     return refined.to(tables.dtype).reshape(shape)
+
+
+def _resampled(moments: Tensor, num_grids: int) -> Tensor:
+    """Return an optimiser's moments ``[..., S, S, O]`` at the knots of another grid.
+
+    Unlike tables they are not extrapolated: every new one is a mean of old ones. So a mean of
+    squares stays at least the square of the mean, and Adam's next step as small as the last.
+    """
+    old = lmkan_cupy.sigma_grid(moments.shape[-2] - 1, dtype="float64")
+    new = lmkan_cupy.sigma_grid(num_grids, dtype="float64")
+    weights = torch.from_numpy(np.stack([np.interp(new, old, each) for each in np.eye(len(old))]))
+    wide = _widened(moments)
+    weights = weights.to(wide)  # [S, new S]
+    return torch.einsum("...ijo,ik,jl->...klo", wide, weights, weights).to(moments.dtype)
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -1,0 +1,44 @@
+"""The multilayer perceptrons that lmKAN networks are compared with."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_linear_bn_eval
+
+
+def make_mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Return linear layers with batch normalisation and ReLU between them."""
+    modules: list[nn.Module] = []
+    for in_features, out_features in pairwise(sizes):
+        modules += [nn.Linear(in_features, out_features), nn.BatchNorm1d(out_features), nn.ReLU()]
+    return nn.Sequential(*modules[:-2])
+
+
+def fused(mlp: nn.Sequential) -> nn.Sequential:
+    """Return the MLP as it would be deployed: batch normalisation absorbed by linear layers."""
+    modules: list[Any] = []
+    for module in mlp.eval():
+        if isinstance(module, nn.BatchNorm1d):
+            modules[-1] = fuse_linear_bn_eval(modules[-1], module)
+        else:
+            modules.append(module)
+    return nn.Sequential(*modules)
+
+
+def mlp_flops(sizes: Sequence[int]) -> int:
+    """Return the multiply-adds of one row, I O for every layer, as the paper counts."""
+    return sum(i * o for i, o in pairwise(sizes))
+
+
+def mlp_sizes(sizes: Sequence[int], flops: int) -> list[int]:
+    """Return sizes of an MLP as deep as the lmKAN network, as wide as its FLOPs allow."""
+
+    def with_width(width: int) -> list[int]:
+        return [sizes[0], *[width] * max(1, len(sizes) - 2), 1]
+
+    width = 1
+    while mlp_flops(with_width(width + 1)) <= flops:
+        width += 1
+    return with_width(width)

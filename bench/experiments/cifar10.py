@@ -1,0 +1,30 @@
+"""``python -m bench.experiments.cifar10 --data FOLDER``: CNNs of both kinds on coloured images.
+
+The folder holds ``cifar10_jpeg.npz`` or the original archive's batches for Python; or, with
+``--tree SIZE``, any images as ImageNet has them, ``train/<class>/*`` and ``val/<class>/*``, which
+are scaled to so many pixels.
+"""
+
+from pathlib import Path
+
+from .experiment import command_line, results_path
+from .image_data import read_cifar10, read_tree
+from .images import make_experiment
+
+
+def main() -> None:
+    parser = command_line("cifar10", __doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--tree", type=int, metavar="SIZE", help="read a tree of images instead")
+    arguments = parser.parse_args()
+    if arguments.tree is None:
+        name, title, images = "cifar10", "CIFAR-10", read_cifar10(arguments.data)
+    else:
+        name = arguments.data.resolve().name
+        title, images = f"Images of {name}", read_tree(arguments.data, arguments.tree)
+    experiment = make_experiment(title, images, arguments)
+    experiment.run(results_path(name, arguments), arguments.device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Small residual networks for images, with ordinary convolutions or with those of lmKANs.
+
+Every block normalises before it convolves; shortcuts have no parameters, and the last layer, on
+the mean over the image, is linear in both kinds.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lmkan_cupy.adapters.torch import LMKANConv2d
+from lmkan_cupy.adapters.training import BOUND, Rows, fold_, parameter_groups, penalty_for
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, cross_entropy, pad
+
+import lmkan_cupy
+
+from .experiment import Experiment, Task
+from .image_data import Images
+from .models import LMKAN_RATES, Model
+
+STEPS = {"smoke": 4, "cpu": 3000, "gpu": 100_000}
+ROWS = {"smoke": 120, "cpu": 60_000, "gpu": 2_000_000}  # at most
+WIDTHS = {
+    "smoke": ([2], [2]),
+    "cpu": ([4, 8, 16], [4, 8, 16, 32]),
+    "gpu": ([8, 16, 32, 64], [8, 16, 32, 64, 128, 256]),
+}
+TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 60.0}
+VALIDATION_SEED = 2**20
+SHIFT = 0.125  # of an image's size, at most, in augmentation
+CNN_RATES = (1e-3, 3e-3, 1e-2)
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut around them, ``[N, C, H, W] -> [N, O, H / s, W / s]``."""
+
+    def __init__(self, first: nn.Module, second: nn.Module, more_channels: int, stride: int):
+        super().__init__()
+        self.convolutions = nn.Sequential(first, second)
+        self.more_channels = more_channels
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        around = avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x
+        y: Tensor = pad(around, (0, 0, 0, 0, 0, self.more_channels)) + self.convolutions(x)
+        return y
+
+
+@dataclass(frozen=True)
+class CNN(Model):
+    """Ordinary convolutions after batch normalisation and ReLU.
+
+    Attributes
+    ----------
+    image : (int, int, int)
+        Channels, rows and columns.
+    classes, width : int
+        Outputs, and channels after the first convolution; they double twice.
+    """
+
+    image: tuple[int, int, int]
+    classes: int
+    width: int
+    rates: tuple[float, ...] = CNN_RATES
+
+    @property
+    def kind(self) -> str:
+        return "CNN"
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind} {self.width}"
+
+    def convolution(self, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+        """Return what normalises and convolves."""
+        return nn.Sequential(
+            nn.BatchNorm2d(in_channels),
+            nn.ReLU(),
+            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
+        )
+
+    def first_convolution(self) -> nn.Module:
+        """Return what convolves images, which are standardised already."""
+        return nn.Conv2d(self.image[0], self.width, 3, stride=2, padding=1, bias=False)
+
+    def build(self) -> nn.Sequential:
+        modules = [self.first_convolution()]
+        channels = self.width
+        for stride in (1, 2, 2):
+            wider = stride * channels
+            first = self.convolution(channels, wider, stride)
+            second = self.convolution(wider, wider, 1)
+            modules.append(Block(first, second, wider - channels, stride))
+            channels = wider
+        head = [nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        return nn.Sequential(*modules, *head, nn.Linear(channels, self.classes))
+
+    def flops(self) -> int:
+        """Return the multiply-adds of convolutions and linear layer for one image."""
+        total = 0
+
+        def count(module: nn.Module, _: Any, output: Tensor) -> None:
+            nonlocal total
+            if isinstance(module, nn.Linear):
+                total += module.weight.numel()
+            elif isinstance(module, nn.Conv2d):
+                total += module.weight.numel() * output[0, 0].numel()
+            elif isinstance(module, LMKANConv2d):
+                features = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+                total += lmkan_cupy.flops(features, module.out_channels) * output[0, 0].numel()
+
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            network = self.build().eval()
+            for module in network.modules():
+                module.register_forward_hook(count)
+            network(torch.zeros(1, *self.image))
+        return total
+
+
+@dataclass(frozen=True)
+class LMKANCNN(CNN):
+    """lmKAN convolutions of normalised and bounded inputs, each with a linear branch at first."""
+
+    num_grids: int = 8
+    rates: tuple[float, ...] = LMKAN_RATES
+
+    @property
+    def kind(self) -> str:
+        return "lmKAN"
+
+    @property
+    def label(self) -> str:
+        return f"{super().label} G={self.num_grids}"
+
+    def convolution(self, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+        return nn.Sequential(
+            nn.BatchNorm2d(in_channels, affine=False),
+            nn.Hardtanh(-BOUND, BOUND),
+            LMKANConv2d(
+                in_channels,
+                out_channels,
+                3,
+                stride,
+                padding=1,
+                num_grids=self.num_grids,
+                residual="linear",
+            ),
+        )
+
+    def first_convolution(self) -> nn.Module:
+        return self.convolution(self.image[0], self.width, 2)
+
+    def parameter_groups(self, network: nn.Module, rate: float) -> list[dict[str, Any]]:
+        return parameter_groups(network, rate)
+
+    def deployed(self, network: nn.Module) -> nn.Module:
+        fold_(network)
+        return network
+
+
+class AugmentedImages(Rows):
+    """Standardised images, shifted by some pixels and mirrored at random."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator(self.features.device).manual_seed(self.seed)
+        for images, labels in super().__iter__():
+            yield augmented(images, generator), labels
+
+
+def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift every image [N, C, H, W] in its own way, and mirror every second one."""
+    device = images.device
+    number, _, height, width = images.shape
+    most = int(SHIFT * height)
+    shifts = torch.randint(2 * most + 1, (2, number, 1), generator=generator, device=device)
+    rows = shifts[0] + torch.arange(height, device=device)  # [N, H]
+    columns = shifts[1] + torch.arange(width, device=device)
+    mirrored = torch.rand(number, 1, generator=generator, device=device) < 0.5
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    every = torch.arange(number, device=device)[:, None, None]
+    padded = pad(images, (most,) * 4)
+    return padded[every, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+
+def error_rate(answers: Tensor, labels: Tensor) -> dict[str, float]:
+    wrong = answers.argmax(dim=1) != labels
+    return {
+        "error rate": float(wrong.double().mean()),
+        "cross-entropy": float(cross_entropy(answers, labels)),
+    }
+
+
+def make_experiment(title: str, data: Images, arguments: argparse.Namespace) -> Experiment:
+    """Return CNNs of both kinds, to be trained on the images; a tenth is for validation."""
+    scale, device = arguments.scale, arguments.device
+    order = torch.randperm(
+        len(data.labels), generator=torch.Generator().manual_seed(VALIDATION_SEED)
+    )[: ROWS[scale]]
+    validation, training = order[: len(order) // 10], order[len(order) // 10 :]
+    pixels = data.images[training].float()
+    mean = pixels.mean(dim=(0, 2, 3), keepdim=True)
+    spread = pixels.std(dim=(0, 2, 3), keepdim=True)
+
+    def inputs(images: Tensor) -> Tensor:
+        return ((images.float() - mean) / spread).to(device)
+
+    x, y = inputs(data.images[training]), data.labels[training].to(device)
+    test_images, test_labels = data.test_images[: ROWS[scale]], data.test_labels[: ROWS[scale]]
+    task = Task(
+        batches=lambda seed: AugmentedImages(x, y, seed),
+        steps=STEPS[scale],
+        validation=(inputs(data.images[validation]), data.labels[validation].to(device)),
+        test=(inputs(test_images), test_labels.to(device)),
+        loss=cross_entropy,
+        errors=error_rate,
+        penalty=penalty_for(len(y)),
+        setting={"rows": len(y), "image": list(x.shape[1:])},
+        rows_at_once=512,
+        keeps_statistics=False,
+    )
+    channels, height, width = x.shape[1:]
+    image, classes = (channels, height, width), int(data.labels.max()) + 1
+    lmkan_widths, cnn_widths = WIDTHS[scale]
+    models: list[Model] = [
+        *(LMKANCNN(image, classes, width) for width in lmkan_widths),
+        *(CNN(image, classes, width) for width in cnn_widths),
+    ]
+    return Experiment(title, task, models, timing_seconds=TIMING_SECONDS[scale])

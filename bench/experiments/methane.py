@@ -1,0 +1,291 @@
+"""``python -m bench.experiments.methane``: energies of randomly displaced methane molecules.
+
+``--inputs distances`` learns the energy from the ten interatomic distances, hydrogens ordered by
+their distance from the carbon: of the sample that the package ships, or with ``--data`` of a larger
+file. ``cartesian`` learns it from the hydrogens' coordinates, the carbon at the origin; every batch
+is turned, mirrored and its hydrogens are permuted at random. ``forces`` learns energies and forces
+together, as a function of distances and its derivative. The last two need ``--data``, a folder with
+the files of ``python -m bench.make_methane generate``.
+
+Errors are in eV, of forces in eV / Angstrom; about one configuration in a hundred lies above 4 eV.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lmkan_cupy.adapters.training import Rows, penalty_for
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import l1_loss, mse_loss
+
+from ..make_methane import BUNDLED, FIRST, SECOND, sample
+from .experiment import Experiment, Task, command_line, results_path
+from .models import LMKAN, MLP, FastKAN, Model
+
+#: Files in the order in which they are taken, where they have what is needed.
+FILES = ("methane_xtb_600k_noforces.npz", "methane_xtb_100k.npz", "methane_xtb.npz")
+
+STEPS = {"smoke": 20, "cpu": 10_000, "gpu": 300_000}
+ROWS = {"smoke": 1000, "cpu": 100_000, "gpu": 600_000}  # at most
+TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 60.0}
+SPLIT_SEED = 2**20
+
+LOW = 4.0  # eV
+
+TITLES = {
+    "distances": "distances",
+    "cartesian": "coordinates",
+    "forces": "energies and forces",
+}
+
+HIDDEN: dict[str, dict[Callable[[tuple[int, ...]], Model], list[tuple[int, ...]]]] = {
+    "smoke": {LMKAN: [(4,)], MLP: [(6,)], FastKAN: [(2,)]},
+    "cpu": {
+        LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
+        MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256)],
+        FastKAN: [(8, 8), (16, 16), (32, 32)],
+    },
+    "gpu": {
+        LMKAN: [(width,) * depth for depth in (2, 3) for width in (16, 32, 64, 128, 256)],
+        MLP: [(width,) * depth for depth in (2, 3) for width in (32, 64, 128, 256, 512, 1024)],
+        FastKAN: [(width,) * depth for depth in (2, 3) for width in (16, 32, 64, 128)],
+    },
+}
+
+Floats = NDArray[np.floating[Any]]
+
+
+class Standardised(NamedTuple):
+    """The rows of an array, and where and how widely they lie over the training rows."""
+
+    values: Tensor  # [N, K], mean 0 and standard deviation 1 over the training rows
+    mean: Tensor  # [K]
+    scale: Tensor  # [K]
+
+
+def standardised(values: Floats, training: NDArray[np.intp], device: torch.device) -> Standardised:
+    values = values.astype(np.float64)
+    mean, scale = values[training].mean(axis=0), values[training].std(axis=0)
+    arrays = ((values - mean) / scale, mean, scale)
+    return Standardised(*(torch.from_numpy(each).float().to(device) for each in arrays))
+
+
+def read(data: Path | None, inputs: str, rows: int) -> tuple[dict[str, Floats], str]:
+    """Return at most so many rows of what ``inputs`` needs, and the name of their file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no file with what is needed.
+    """
+    if data is None:
+        if inputs != "distances":
+            raise FileNotFoundError(f"--inputs {inputs} needs --data, a folder with one of {FILES}")
+        with np.load(BUNDLED) as arrays:
+            return {
+                "distances": arrays["features"][:rows],
+                "energies": arrays["energy"][:rows],
+            }, BUNDLED.name
+    needed = "forces" if inputs == "forces" else "positions"
+    for path in (data / name for name in FILES):
+        if not path.exists():
+            continue
+        with np.load(path) as arrays:
+            if needed in arrays:
+                names = {"positions", "energies", needed}
+                table = {name: arrays[name][:rows] for name in sorted(names)}
+                return {"distances": sample(arrays, rows)["features"], **table}, path.name
+    raise FileNotFoundError(f"{data}: none of {FILES} is here with {needed!r} in it")
+
+
+def split(rows: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Return the rows of training, validation and test: eight tenths, one and one."""
+    order = np.random.default_rng(SPLIT_SEED).permutation(rows)
+    test, validation, training = np.split(order, [rows // 10, 2 * (rows // 10)])
+    return training, validation, test
+
+
+def energy_errors(energy: Standardised) -> Callable[[Tensor, Tensor], dict[str, float]]:
+    def errors(answers: Tensor, targets: Tensor) -> dict[str, float]:
+        in_ev = energy.scale.double() * (answers - targets.double())
+        low = (energy.mean + energy.scale * targets).double() < LOW
+        return {
+            "MAE, eV": float(in_ev.abs().mean()),
+            "RMSE, eV": float(in_ev.square().mean().sqrt()),
+            "RMSE below 4 eV, eV": float(in_ev[low].square().mean().sqrt()),
+        }
+
+    return errors
+
+
+def augmented(positions: Tensor, generator: torch.Generator) -> Tensor:
+    """Turn, mirror and permute: the hydrogens [B, 4, 3] of every molecule in their own way."""
+    device = positions.device
+    matrices = torch.randn(len(positions), 3, 3, generator=generator, device=device)
+    q, r = torch.linalg.qr(matrices)
+    # With the signs of r's diagonal taken out, q is uniform over rotations and reflections
+    # (Mezzadri, arXiv math-ph/0609050).
+    q = q * torch.diagonal(r, dim1=1, dim2=2).sign()[:, None]
+    keys = torch.rand(positions.shape[:2], generator=generator, device=device)
+    order = keys.argsort(dim=1)[..., None].expand_as(positions)
+    turned: Tensor = positions.gather(1, order) @ q
+    return turned
+
+
+class AugmentedRows(Rows):
+    """Rows of the hydrogens' coordinates [N, 12], augmented anew in every batch."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator(self.features.device).manual_seed(self.seed)
+        for positions, energy in super().__iter__():
+            yield augmented(positions.reshape(-1, 4, 3), generator).flatten(1), energy
+
+
+class EnergyAndForces(nn.Module):
+    """From coordinates [B, 15] to the energy and the forces [B, 1 + 15] that follow from it.
+
+    Energies are in units of their standard deviation, forces in those per Angstrom.
+
+    Parameters
+    ----------
+    network : nn.Module
+        From standardised distances [B, 10] to energies [B, 1].
+    mean, scale : Tensor [10]
+        Of the distances, Angstrom.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, network: nn.Module, mean: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        learns = torch.is_grad_enabled()
+        with torch.enable_grad():
+            positions = positions.detach().requires_grad_()
+            energy = self.network((self._distances(positions) - self.mean) / self.scale)
+            (gradient,) = torch.autograd.grad(energy.sum(), positions, create_graph=learns)
+        return torch.cat([energy, -gradient], dim=1)
+
+    def _distances(self, positions: Tensor) -> Tensor:
+        """Return [B, 10], the hydrogens in order of their distance from the carbon."""
+        atoms = positions.reshape(-1, 5, 3)
+        carbon, hydrogens = atoms[:, :1], atoms[:, 1:]
+        order = (hydrogens - carbon).norm(dim=2).argsort(dim=1)[..., None].expand_as(hydrogens)
+        atoms = torch.cat([carbon, hydrogens.gather(1, order)], dim=1)
+        distances: Tensor = (atoms[:, FIRST] - atoms[:, SECOND]).norm(dim=2)
+        return distances
+
+
+@dataclass(frozen=True)
+class WithForces(Model):
+    """A model of the energy whose derivative gives forces; its FLOPs are those of the energy."""
+
+    energy: Model
+    mean: Tensor
+    scale: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rates", self.energy.rates)
+
+    @property
+    def kind(self) -> str:
+        return self.energy.kind
+
+    @property
+    def label(self) -> str:
+        return self.energy.label
+
+    def flops(self) -> int:
+        return self.energy.flops()
+
+    def build(self) -> EnergyAndForces:
+        return EnergyAndForces(self.energy.build(), self.mean, self.scale)
+
+    def parameter_groups(self, network: nn.Module, rate: float) -> list[dict[str, Any]]:
+        return self.energy.parameter_groups(network, rate)
+
+    def deployed(self, network: nn.Module) -> EnergyAndForces:
+        energy = self.energy.deployed(network.get_submodule("network"))
+        return EnergyAndForces(energy, self.mean, self.scale).to(self.mean.device)
+
+
+def make_experiment(inputs: str, scale: str, data: Path | None, device: torch.device) -> Experiment:
+    arrays, source = read(data, inputs, ROWS[scale])
+    training, validation, test = split(len(arrays["energies"]))
+    energy = standardised(arrays["energies"][:, None], training, device)
+    distances = standardised(arrays["distances"], training, device)
+    x, y = distances.values, energy.values
+    loss: Callable[[Tensor, Tensor], Tensor] = mse_loss
+    errors = energy_errors(energy)
+    kind_of_rows, copies = Rows, 1
+    if inputs == "cartesian":
+        hydrogens = arrays["positions"][:, 1:].reshape(-1, 12)
+        # One scale for all coordinates, so that a molecule can be turned in these units.
+        x = torch.from_numpy(hydrogens / hydrogens[training].std()).to(device)
+        kind_of_rows, copies = AugmentedRows, 48  # its permutations, and mirrored
+    elif inputs == "forces":
+        x = torch.from_numpy(arrays["positions"].reshape(-1, 15)).to(device)
+        forces = torch.from_numpy(arrays["forces"].reshape(-1, 15)).to(device)
+        y = torch.cat([energy.values, forces / energy.scale], dim=1)
+        loss, errors = energy_and_forces_loss, energy_and_forces_errors(energy)
+    features = 12 if inputs == "cartesian" else 10
+    models = [
+        make((features, *hidden, 1))
+        for make, networks in HIDDEN[scale].items()
+        for hidden in networks
+    ]
+    if inputs == "forces":
+        models = [WithForces(each, distances.mean, distances.scale) for each in models]
+    task = Task(
+        batches=lambda seed: kind_of_rows(x[training], y[training], seed),
+        steps=STEPS[scale],
+        validation=(x[validation], y[validation]),
+        test=(x[test], y[test]),
+        loss=loss,
+        errors=errors,
+        penalty=penalty_for(copies * len(training)),
+        setting={"inputs": inputs, "source": source, "rows": len(y)},
+    )
+    return Experiment(
+        f"Methane, {TITLES[inputs]}", task, models, timing_seconds=TIMING_SECONDS[scale]
+    )
+
+
+def energy_and_forces_loss(answers: Tensor, targets: Tensor) -> Tensor:
+    return mse_loss(answers[:, 0], targets[:, 0]) + mse_loss(answers[:, 1:], targets[:, 1:])
+
+
+def energy_and_forces_errors(
+    energy: Standardised,
+) -> Callable[[Tensor, Tensor], dict[str, float]]:
+    def errors(answers: Tensor, targets: Tensor) -> dict[str, float]:
+        off = l1_loss(answers[:, 1:], targets[:, 1:].double()) * energy.scale
+        of_energies = energy_errors(energy)(answers[:, :1], targets[:, :1])
+        return {**of_energies, "MAE of forces, eV / Angstrom": float(off)}
+
+    return errors
+
+
+def main() -> None:
+    parser = command_line("methane", __doc__)
+    parser.add_argument("--inputs", choices=TITLES, default="distances")
+    parser.add_argument("--data", type=Path, help="folder with files of bench.make_methane")
+    arguments = parser.parse_args()
+    experiment = make_experiment(
+        arguments.inputs, arguments.scale, arguments.data, arguments.device
+    )
+    name = "methane" if arguments.inputs == "distances" else f"methane_{arguments.inputs}"
+    experiment.run(results_path(name, arguments), arguments.device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The networks that an experiment compares, each with its inference cost and its way of training.
+
+FLOPs are the paper's: multiply-adds of one row, 2 I O for an lmKAN layer and I O for a linear one.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from lmkan_cupy.adapters.mlp import fused, make_mlp, mlp_flops
+from lmkan_cupy.adapters.training import BOUND, block_chain, fold_, parameter_groups
+from torch import nn
+
+import lmkan_cupy
+
+from ..fastkan import fastkan_flops, make_fastkan
+
+#: Learning rates that are tried for every model of a kind; of the tables, for an lmKAN.
+LMKAN_RATES = (1e-3, 3e-3, 1e-2)
+MLP_RATES = (3e-3, 1e-2, 3e-2)
+FASTKAN_RATES = (1e-3, 3e-3, 1e-2)
+
+
+class Model(ABC):
+    """A network that is not there yet.
+
+    Attributes
+    ----------
+    kind : str
+        Models of a kind differ in size alone: a Pareto front is drawn through them.
+    rates : tuple of float
+        The learning rates to choose from.
+    penalty_start : float
+        The weight of the Hessian penalty at the start, in a model that has one.
+    """
+
+    rates: tuple[float, ...]
+    penalty_start: float = 1.0
+
+    @property
+    @abstractmethod
+    def kind(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """The kind, the sizes and whatever else tells models apart."""
+
+    @abstractmethod
+    def flops(self) -> int:
+        """Return the multiply-adds of inference on one row."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Return the network to train, drawn by torch's random state."""
+
+    def parameter_groups(self, network: nn.Module, rate: float) -> list[dict[str, Any]]:
+        """Return what an optimiser takes."""
+        return [{"params": [*network.parameters()], "lr": rate}]
+
+    def deployed(self, network: nn.Module) -> nn.Module:
+        """Return the trained network as it is used for inference."""
+        return network
+
+
+@dataclass(frozen=True)
+class MLP(Model):
+    """Linear layers, with batch normalisation and ReLU between them."""
+
+    sizes: tuple[int, ...]
+    rates: tuple[float, ...] = MLP_RATES
+
+    @property
+    def kind(self) -> str:
+        return "MLP"
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind} {'-'.join(map(str, self.sizes))}"
+
+    def flops(self) -> int:
+        return mlp_flops(self.sizes)
+
+    def build(self) -> nn.Sequential:
+        return make_mlp(self.sizes)
+
+    def deployed(self, network: nn.Module) -> nn.Module:
+        assert isinstance(network, nn.Sequential)
+        return fused(network)
+
+
+@dataclass(frozen=True)
+class FastKAN(Model):
+    """Layers of Gaussian radial functions of one variable."""
+
+    sizes: tuple[int, ...]
+    num_grids: int = 8
+    rates: tuple[float, ...] = FASTKAN_RATES
+
+    @property
+    def kind(self) -> str:
+        return "FastKAN"
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind} {'-'.join(map(str, self.sizes))} G={self.num_grids}"
+
+    def flops(self) -> int:
+        return fastkan_flops(self.sizes, self.num_grids)
+
+    def build(self) -> nn.Sequential:
+        return make_fastkan(self.sizes, self.num_grids)
+
+
+@dataclass(frozen=True)
+class LMKAN(Model):
+    """lmKAN blocks, fitted as ``python -m lmkan_cupy fit`` does; a variant is a kind of its own."""
+
+    sizes: tuple[int, ...]
+    num_grids: int = 8
+    residual: Literal["linear", "relu"] | None = "linear"
+    penalty_start: float = 1.0
+    rates: tuple[float, ...] = LMKAN_RATES
+    variant: str = ""
+
+    @property
+    def kind(self) -> str:
+        return f"lmKAN, {self.variant}" if self.variant else "lmKAN"
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind} {'-'.join(map(str, self.sizes))} G={self.num_grids}"
+
+    def flops(self) -> int:
+        return sum(lmkan_cupy.flops(i, o) for i, o in pairwise(self.sizes))
+
+    def build(self) -> nn.Sequential:
+        return block_chain(self.sizes, self.num_grids, BOUND, residual=self.residual)
+
+    def parameter_groups(self, network: nn.Module, rate: float) -> list[dict[str, Any]]:
+        return parameter_groups(network, rate)
+
+    def deployed(self, network: nn.Module) -> nn.Module:
+        fold_(network)
+        return network
