@@ -146,9 +146,11 @@ def block_chain(
 
 def parameter_groups(network: nn.Module, rate: float = TABLES_RATE) -> list[dict[str, Any]]:
     """Return a network's parameters with their learning rates: tables ``rate``, others more."""
-    rates = {"tables": rate}
     return [
-        {"params": [parameter], "lr": rates.get(name.rpartition(".")[2], _BRANCH_FACTOR * rate)}
+        {
+            "params": [parameter],
+            "lr": rate if name.rpartition(".")[2] == "tables" else _BRANCH_FACTOR * rate,
+        }
         for name, parameter in network.named_parameters()
     ]
 

@@ -11,7 +11,6 @@ Errors are in eV, of forces in eV / Angstrom; about one configuration in a hundr
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,16 +184,13 @@ class EnergyAndForces(nn.Module):
         return distances
 
 
-@dataclass(frozen=True)
 class WithForces(Model):
     """A model of the energy whose derivative gives forces; its FLOPs are those of the energy."""
 
-    energy: Model
-    mean: Tensor
-    scale: Tensor
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rates", self.energy.rates)
+    def __init__(self, energy: Model, mean: Tensor, scale: Tensor) -> None:
+        self.energy = energy
+        self.rates = energy.rates
+        self.mean, self.scale = mean, scale  # of the distances
 
     @property
     def kind(self) -> str:
