@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import product
@@ -25,16 +25,16 @@ from typing import Any, NamedTuple
 import cupy
 import ml_dtypes
 import torch
-from lmkan_cupy.adapters.torch import LMKANLinear, hessian_penalty
+from lmkan_cupy.adapters.torch import LMKANLinear
 from rich.console import Console
-from torch import nn
 
 import lmkan_cupy
 from lmkan_cupy.configuration import cuda_obstacle
 from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
 
-from . import peers, record
+from . import peers, record, training_step
 from .cases import LEGEND, Case, show, show_case, time_layers
+from .device import device_stopwatch, free_memory
 from .record import OURS
 from .workloads import check, make_workload
 
@@ -44,9 +44,6 @@ ROOT = Path(__file__).parent.parent
 #: so find what was read before it was written.
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 SANITIZED = "(TestEveryRowOfThePlan and oracle and float32-float32) or every_ring"
-
-#: Cycles for which the device is kept busy while the host queues a call: about a millisecond.
-BUSY_CYCLES = 2_000_000
 
 #: Samples up to which layers of plain torch operations are timed; more take gigabytes.
 MOST_SAMPLES_OF_TORCH = 2**14
@@ -114,17 +111,6 @@ def correctness(console: Console) -> dict[str, Any]:
 # --- Layers ---------------------------------------------------------------------------------------
 
 
-def device_stopwatch(call: Callable[..., Any], *arguments: object) -> tuple[float, Any]:
-    """Return the seconds that the device took for what a call started, and its result."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(BUSY_CYCLES)
-    begin.record()
-    result = call(*arguments)
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3, result
-
-
 def run_case(point: Point, with_authors: bool, seconds: float) -> Case:
     workload = make_workload(*point, cupy)
     check(workload)
@@ -139,8 +125,8 @@ def run_case(point: Point, with_authors: bool, seconds: float) -> Case:
     if point.batch <= MOST_SAMPLES_OF_TORCH:
         layers["embedding_bag"] = peers.embedding_bag(workload)
         layers['engine="torch"'] = peers.plain_torch(workload)
-    if with_authors and (layer := peers.authors(workload, device_stopwatch)):
-        layers["authors"] = layer
+    if with_authors and (sizes := peers.authors_sizes(workload, device_stopwatch)):
+        layers["authors"] = peers.authors(workload, sizes)
     timed = {name: replace(layer, stopwatch=device_stopwatch) for name, layer in layers.items()}
     return Case(*point, time_layers(timed, seconds))
 
@@ -161,11 +147,6 @@ def forward_limits(point: Point, milliseconds: float) -> dict[str, Any]:
         "held by": plan.prediction.bound,
         "share of the shared-memory limit": 1e3 * limit / milliseconds,
     }
-
-
-def free_memory() -> None:
-    cupy.get_default_memory_pool().free_all_blocks()
-    torch.cuda.empty_cache()
 
 
 # --- The host -------------------------------------------------------------------------------------
@@ -229,72 +210,6 @@ def measure_host() -> dict[str, float]:
         "cold start, ms": 1e3 * cold,
         "warm start, ms": 1e3 * warm,
     }
-
-
-# --- Training -------------------------------------------------------------------------------------
-
-
-def training_steps(features: int, batch: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Give, one after the other, whole steps of training a layer: loss, backward, fused Adam."""
-    x, target = (torch.randn(batch, features, device="cuda") for _ in range(2))
-
-    def step_of(layer: nn.Module, penalty_of: nn.Module | None = None) -> Callable[[], None]:
-        optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3, fused=True, capturable=True)
-
-        def step() -> None:
-            optimizer.zero_grad()
-            loss = nn.functional.mse_loss(layer(x), target)
-            if penalty_of is not None:
-                loss = loss + 1e-6 * hessian_penalty(penalty_of)
-            loss.backward()
-            optimizer.step()
-
-        return step
-
-    def make_layer(engine: Any = None) -> nn.Module:
-        return LMKANLinear(features, features, 16, engine=engine, device="cuda")
-
-    for name, then in ((OURS, lambda step: step), (f"{OURS} in a graph", captured)):
-        layer = make_layer()
-        yield name, then(step_of(layer, layer))
-    yield "nn.Linear", step_of(nn.Linear(features, features, device="cuda"))
-    if features <= 128:  # else it needs too much memory
-        torch.compiler.reset()
-        layer = make_layer("torch")
-        yield 'engine="torch", compiled', step_of(torch.compile(layer, dynamic=False), layer)
-
-
-def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """Return the replay of a step in a CUDA graph."""
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
-def measure_training(features: int, batch: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of each step, host and device, and the peak of memory in MB."""
-    results = {}
-    for name, step in training_steps(features, batch):
-        step()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        taken = []
-        for _ in range(5):
-            start = time.perf_counter()
-            for _ in range(10):
-                step()
-            torch.cuda.synchronize()
-            taken.append((time.perf_counter() - start) / 10)
-        peak = torch.cuda.max_memory_allocated() / 2**20
-        results[name] = {"ms": 1e3 * statistics.median(taken), "peak MB": peak}
-        free_memory()
-    return results
 
 
 # --- The command ----------------------------------------------------------------------------------
@@ -361,7 +276,7 @@ def main() -> None:
     show(console, f"{SMALL}, B = {SMALL_BATCH}", ["", ""], rows)
     results["training"] = {}
     for features in (128, 512):
-        steps = measure_training(features, MOST_SAMPLES_OF_TORCH)
+        steps = training_step.measure(features, MOST_SAMPLES_OF_TORCH, arguments.peer is not None)
         results["training"][f"{features} x {features}"] = steps
         title = f"Training step, {features} x {features}, G = 16, B = {MOST_SAMPLES_OF_TORCH}"
         rows = [(name, *(f"{each:.2f}" for each in of.values())) for name, of in steps.items()]

@@ -1,7 +1,7 @@
 """The layers that stand side by side in the benches, ours and others', ready to be timed."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -109,26 +109,35 @@ def plain_torch(workload: Workload) -> Layer:
     return _torch_layer(lambda: compiled(x, tables), [x, tables], _grad_y(workload))
 
 
-def authors(workload: Workload, clock: Stopwatch) -> Layer | None:
-    """The authors' layer, its fastest kernels for these sizes, or None where it has none.
-
-    Their kernels want tile and block sizes, and leave zeros where these do not fit: what does not
-    give our results is left out. Their layout is ``[features, batch]``.
-    """
+def authors_layer(workload: Workload, sizes: dict[str, Any]) -> Any:
+    """The authors' module with the tables of a workload and tile and block sizes of its kernels."""
     from lmKAN import LMKAN2DLayer
 
+    tables = torch.from_dlpack(workload.tables)
+    in_features, out_features = workload.x.shape[1], workload.grad_y.shape[1]
+    layer = LMKAN2DLayer(workload.num_grids, in_features, out_features, **sizes).to(tables.device)
+    with torch.no_grad():
+        layer.func_parameter.copy_(tables.permute(1, 2, 3, 0))
+    return layer
+
+
+def authors(workload: Workload, sizes: dict[str, Any]) -> Layer:
+    """The authors' layer, in their layout ``[features, batch]``."""
     x = torch.from_dlpack(workload.x).T.contiguous().requires_grad_()
-    tables, grad_y = torch.from_dlpack(workload.tables), _grad_y(workload).T.contiguous()
+    layer = authors_layer(workload, sizes)
+    grad_y = _grad_y(workload).T.contiguous()
+    return _torch_layer(lambda: layer(x), [x, layer.func_parameter], grad_y)
+
+
+def authors_sizes(workload: Workload, clock: Stopwatch) -> dict[str, Any] | None:
+    """Tile and block sizes of the authors' fastest kernels for a workload, None if none works.
+
+    Where sizes do not fit, their kernels leave zeros: what does not give our results is left out.
+    """
     expected_y = torch.from_dlpack(lmkan_cupy.forward(workload.x, workload.tables)).T
 
-    def make(**sizes: Any) -> Layer:
-        layer = LMKAN2DLayer(workload.num_grids, len(x), len(grad_y), **sizes).to(x.device)
-        with torch.no_grad():
-            layer.func_parameter.copy_(tables.permute(1, 2, 3, 0))
-        return _torch_layer(lambda: layer(x), [x, layer.func_parameter], grad_y)
-
-    def seconds(layer: Layer, *, with_backward: bool) -> float:
-        """Infinite where the layer does not work with its sizes."""
+    def seconds(sizes: dict[str, Any], with_backward: bool) -> float:
+        layer = replace(authors(workload, sizes), stopwatch=clock)
         try:
             y = layer.forward()
             torch.testing.assert_close(y, expected_y, rtol=1e-3, atol=1e-3)
@@ -137,33 +146,28 @@ def authors(workload: Workload, clock: Stopwatch) -> Layer | None:
             torch.cuda.synchronize()
         except (RuntimeError, AssertionError):
             return math.inf
-        timed = replace(layer, stopwatch=clock)
-        return timed.time_step()[0] if with_backward else timed.time_forward()[0]
+        return layer.time_step()[0] if with_backward else layer.time_forward()[0]
 
-    def fastest(choices: Iterable[dict[str, Any]], *, with_backward: bool, **fixed: Any) -> Any:
-        times = {
-            tuple(choice.items()): seconds(make(**fixed, **choice), with_backward=with_backward)
-            for choice in choices
-        }
-        best = min(times, key=lambda choice: times[choice])
-        return dict(best) if times[best] < math.inf else None
+    def fastest(choices: list[dict[str, Any]], with_backward: bool) -> dict[str, Any] | None:
+        times = [seconds(sizes, with_backward) for sizes in choices]
+        best = min(times)
+        return choices[times.index(best)] if best < math.inf else None
 
     forward = fastest(
-        (
+        [
             {"tile_size_forward": tile, "block_size_forward": block}
             for tile, block in product((16, 8, 4), (1024, 512, 256))
-        ),
+        ],
         with_backward=False,
     )
     if forward is None:
         return None
-    normal = (
+    normal = [
         {"tile_size_backward": tile, "block_size_backward": block}
         for tile, block in product((8, 4), (512, 256))
-    )
+    ]
     fast = {"tile_size_backward": 8, "block_size_backward": 128, "backward_fast_mode": True}
-    backward = fastest([*normal, fast], with_backward=True, **forward)
-    return None if backward is None else make(**forward, **backward)
+    return fastest([forward | sizes for sizes in (*normal, fast)], with_backward=True)
 
 
 def kan(package: str, workload: Workload) -> Layer:
