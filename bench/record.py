@@ -58,8 +58,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
+    """Write results, at once: whoever interrupts this leaves the file of before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(results, indent=1) + "\n")
+    unfinished.replace(path)
 
 
 def _cpu_model() -> str:

@@ -127,7 +127,8 @@ class Layer(TablesModule):
         """Go over to another grid, in place: :func:`lmkan_cupy.refine`.
 
         ``tables`` stays the same Parameter, so an optimiser keeps it; pass the ``optimizer`` to
-        have its moments resampled too, else its next step fails on their old shape.
+        have its moments resampled too, else its next step fails on their old shape. Call it between
+        steps: no backward goes through a forward on the old grid any more.
         """
         _check_residual("refine_", self.residual, num_grids)
         states = optimizer.state.get(self.tables, {}) if optimizer is not None else {}
