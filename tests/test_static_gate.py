@@ -1,6 +1,5 @@
-"""Every kernel compiled for every architecture, without a GPU: no warning, no spill, within limits.
-
-Prints registers and shared memory of each (`pytest -s`).
+"""Every kernel compiled for every architecture, without a GPU: no warning, within limits, no spill
+but for those of `ALLOWED_SPILLS`. Prints registers and shared memory of each.
 """
 
 from __future__ import annotations
@@ -8,6 +7,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -46,6 +46,16 @@ ALLOWED_SPILLS = {64: 96, 128: 8}
 a value or two wait in memory from pair to pair, on sm_120 eight (beside 270 instructions)."""
 
 DEVICE = launch_plan.Device(capability=90, multiprocessors=132, shared_bytes=227 * 1024)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """A line for each kernel; shown in the end, also where output is captured."""
+    lines: list[str] = []
+    yield lines
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print("", *lines, sep="\n")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +109,7 @@ def compile_source(core: Any, source: Source, architecture: int) -> tuple[list[C
 @pytest.mark.parametrize(
     "layer", LAYERS, ids=lambda layer: f"O{layer.out_features}-G{layer.num_grids}-{layer.table}"
 )
-def test_kernels_fit(core: Any, layer: Layer, architecture: int) -> None:
+def test_kernels_fit(core: Any, table: list[str], layer: Layer, architecture: int) -> None:
     """Rings have a test of their own."""
     device = replace(DEVICE, capability=architecture)
     launches = {
@@ -108,7 +118,7 @@ def test_kernels_fit(core: Any, layer: Layer, architecture: int) -> None:
         if each.source.file != "forward_ring.cu"
     }
     for launch in sorted(launches.values(), key=str):
-        check_source(core, launch, architecture)
+        check_source(core, table, launch, architecture)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -116,7 +126,7 @@ def test_kernels_fit(core: Any, layer: Layer, architecture: int) -> None:
     ("shape", "num_grids", "stages"), RINGS, ids=lambda each: str(getattr(each, "chunks", each))
 )
 def test_rings_fit(
-    core: Any, shape: RingShape, num_grids: int, stages: int, architecture: int
+    core: Any, table: list[str], shape: RingShape, num_grids: int, stages: int, architecture: int
 ) -> None:
     """What reads most of a device's memory is compiled along a direction, too."""
     layer = Layer(512, 512, num_grids, *DTYPES[0])
@@ -125,17 +135,19 @@ def test_rings_fit(
             layer, 2**17, DEVICE, direction, packed, shape, stages, layer.pairs
         )
         allowed = ALLOWED_SPILLS[REGISTERS // plan.kernel.threads]
-        check_source(core, plan.kernel, architecture, allowed)
+        check_source(core, table, plan.kernel, architecture, allowed)
 
 
-def check_source(core: Any, launch: Launch, architecture: int, allowed_spills: int = 0) -> None:
+def check_source(
+    core: Any, table: list[str], launch: Launch, architecture: int, allowed_spills: int = 0
+) -> None:
     source = launch.source
     kernels, warnings = compile_source(core, source, architecture)
     assert not warnings
     assert kernels
     for kernel in kernels:
         constants = " ".join(f"{name}={number}" for name, number in source.constants)
-        print(f"sm_{architecture} {source.table} G={source.num_grids} {constants}: {kernel}")
+        table.append(f"sm_{architecture} {source.table} G={source.num_grids} {constants}: {kernel}")
         assert kernel.spills <= allowed_spills, kernel
         assert kernel.stack <= allowed_spills, kernel
         assert kernel.registers * launch.threads <= REGISTERS, kernel

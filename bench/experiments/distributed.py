@@ -8,8 +8,7 @@ from torch.distributed.fsdp import fully_shard
 distributed.init_process_group("gloo")  # "nccl" for GPUs
 torch.manual_seed(0)
 model = nn.Sequential(LMKANBlock(4, 32), LMKANBlock(32, 1))
-for layer in (*model, model):
-    fully_shard(layer)
+fully_shard(model)
 optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 torch.manual_seed(distributed.get_rank())  # each process draws its own samples
 for step in range(201):
