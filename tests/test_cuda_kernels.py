@@ -58,6 +58,12 @@ RING_SIZES = [Sizes(37, 5, 32, 8), Sizes(200, 24, 64, 9)]
 more pairs than stages and warps."""
 
 
+@pytest.fixture(scope="session")
+def xp() -> Any:
+    """The tests of special values run here with the arrays that the emulator takes."""
+    return np
+
+
 @pytest.fixture(autouse=True)
 def engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CUDA engine in the place of the CPU engine, its kernels in the emulator."""

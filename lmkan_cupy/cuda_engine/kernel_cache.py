@@ -23,8 +23,6 @@ _log = logging.getLogger("lmkan_cupy")
 _kernels: dict[tuple[int, Source, str], Any] = {}
 _compiling = threading.Lock()
 
-_WITHOUT_ATTRIBUTE = 48 * 1024  # bytes of dynamic shared memory that every kernel may have
-
 
 def _cupy() -> Any:
     """CuPy, which must not be imported before it is needed."""
@@ -94,8 +92,9 @@ def _compile(launch: Launch, knots: Array) -> Any:
         )
         os.environ["CUPY_CACHE_IN_MEMORY"] = "1"
         compiled = _load(text, launch.kernel)
-    if launch.shared_bytes > _WITHOUT_ATTRIBUTE:
-        compiled.max_dynamic_shared_size_bytes = launch.shared_bytes
+    if launch.shared_bytes:  # whatever later launches ask for; without this, 48 KB are allowed
+        left = device().shared_bytes - compiled.shared_size_bytes
+        compiled.max_dynamic_shared_size_bytes = left
     return compiled
 
 

@@ -513,8 +513,7 @@ def backward(
             "sort_by_cell",
             min(blocks, MOST_BLOCKS),
             LANES * WARPS["sort.cu"],
-            # As for the largest chunk: a compiled kernel is allowed what its first launch asks for.
-            _sort_bytes(sort, most_chunk),
+            _sort_bytes(sort, chunk),
         ),
         _launch("backward", tiles * layer.pairs * stretches, walk),
         _launch("backward_slots", layer.pairs * tiles, walk) if need_tables else None,
