@@ -426,10 +426,12 @@ def through_ring(
     of_thread = shape.samples // 2 if direction else shape.samples
     samples = LANES * shape.warps * of_thread
     tiles = _ceil(layer.out_features, 4 * shape.chunks)
-    # Whole waves of blocks, as near as can be to SLICE samples.
+    # Whole waves of blocks, as near as can be to SLICE samples; a little more goes at once, too.
     waves = max(1, round(SLICE * tiles / (samples * device.multiprocessors)))
     groups = max(1, min(waves * device.multiprocessors, MOST_BLOCKS) // (tiles * splits))
-    groups = min(groups, _ceil(batch, samples))
+    all_groups = _ceil(batch, samples)
+    if 4 * all_groups <= 5 * groups:
+        groups = all_groups
     # Arithmetic and tiles are in float32 whatever the tables are.
     in_float = replace(layer, table=layer.real)
     numbers = {"CHUNKS": shape.chunks, "SAMPLES": of_thread, "STAGES": stages}
