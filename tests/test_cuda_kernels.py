@@ -53,9 +53,9 @@ RINGS = {
 }
 """Those of the plan with fewer warps: less to emulate, and the same text."""
 
-RING_SIZES = [Sizes(37, 5, 32, 8), Sizes(200, 24, 64, 9)]
+RING_SIZES = [Sizes(37, 5, 32, 8), Sizes(200, 24, 64, 9), Sizes(300, 2, 96, 4)]
 """For the tables in shared memory: odd pairs and half a block; several blocks by several tiles,
-more pairs than stages and warps."""
+more pairs than stages and warps; tiles in several bunches, the last of them incomplete."""
 
 
 @pytest.fixture(scope="session")
@@ -350,7 +350,7 @@ class TestForwardRing:
         self, run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The last has as many blocks as it has samples for."""
-        monkeypatch.setattr(launch_plan, "SLICE", 256)
+        monkeypatch.setattr(launch_plan, "SLICE_BYTES", 256 * 3 * 8)  # of three pairs
         problem = make_problem(rng, Sizes(300, 5, 32, 8))
         assert self.plan(problem).slice_size == 256
         x, tables, *_ = problem

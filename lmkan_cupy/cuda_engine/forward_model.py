@@ -98,14 +98,14 @@ def ring(layer: Layer, batch: int, device: Device, plan: Ring) -> Prediction:
     x_bytes = 8 * layer.pairs * batch
     y_bytes = 4 * layer.out_features * batch
     table_bytes = plan.tile_bytes * plan.tiles * layer.pairs
-    # Blocks of a wave that have one tile read it from memory once, unless all tables stay in L2.
-    in_a_wave = min(1.0, device.multiprocessors / (plan.tiles * plan.splits))
-    reads = 1.0 if table_bytes <= device.l2_bytes else max(1.0, waves * in_a_wave)
+    # A bunch of tiles at a time: while it lasts, its tables are found in L2.
+    table_reads = 1 if table_bytes <= device.l2_bytes else -(-batch // plan.slice_size)
     bounds = {
         name: waves * (plan.run * clocks + BLOCK_CLOCKS) / device.clock_hz
         for name, clocks in of_pair.items()
     }
-    bounds["memory"] = (reads * table_bytes + x_bytes + y_bytes) / _memory_rate(device)
+    read = table_reads * table_bytes + plan.bunches * x_bytes
+    bounds["memory"] = (read + y_bytes) / _memory_rate(device)
     moved = 2 * x_bytes
     launches = 2 * -(-batch // plan.slice_size)
     if plan.packed:

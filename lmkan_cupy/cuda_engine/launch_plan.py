@@ -60,9 +60,12 @@ MOST_STAGES = 3
 KNOT_BYTES = 128
 TASK_BYTES = 128
 
-#: About as many samples go through forward_ring.cu at a time: for so long, blocks that start at one
-#: time stay together, and one reads a tile from memory for all. And packed x stays small.
-SLICE = 2**17
+#: Bytes of packed x, about: as many samples go through forward_ring.cu at a time.
+SLICE_BYTES = 2**28
+
+#: Tiles of outputs that are treated together, then the next: few, so that the tables of all pairs
+#: stay in L2 while block after block reads them; several, so that x is not read for each.
+BUNCH = 4
 
 #: Ways to split the pairs over blocks where a batch has too few samples for all multiprocessors.
 SPLITS = (1, 2, 4, 8, 16, 32)
@@ -213,8 +216,8 @@ class Ring:
     ----------
     chunks, stages : int
         16-byte chunks of a row, tiles in shared memory.
-    samples, tiles : int
-        Samples of a block, tiles of outputs.
+    samples, tiles, bunches : int
+        Samples of a block, tiles of outputs, bunches of these that are treated together.
     tile_bytes : int
         Of a tile in shared memory, and in packed tables.
     slice_size : int
@@ -231,6 +234,7 @@ class Ring:
     stages: int
     samples: int
     tiles: int
+    bunches: int
     tile_bytes: int
     slice_size: int
     run: int
@@ -426,8 +430,9 @@ def through_ring(
     of_thread = shape.samples // 2 if direction else shape.samples
     samples = LANES * shape.warps * of_thread
     tiles = _ceil(layer.out_features, 4 * shape.chunks)
-    # Whole waves of blocks, as near as can be to SLICE samples; a little more goes at once, too.
-    waves = max(1, round(SLICE * tiles / (samples * device.multiprocessors)))
+    # Whole waves of blocks, as near as can be to SLICE_BYTES; a little more goes at once, too.
+    blocks = SLICE_BYTES / (8 * layer.pairs) * tiles / samples
+    waves = max(1, round(blocks / device.multiprocessors))
     groups = max(1, min(waves * device.multiprocessors, MOST_BLOCKS) // (tiles * splits))
     all_groups = _ceil(batch, samples)
     if 4 * all_groups <= 5 * groups:
@@ -441,6 +446,7 @@ def through_ring(
         WARPS=shape.warps,
         DIRECTION=direction,
         PACKED=packed,
+        BUNCH=BUNCH,
         **numbers,
     )
     pack = _source("pack.cu", layer, DIRECTION=0, LANE_OUTPUTS=1, CHUNKS=shape.chunks)
@@ -452,6 +458,7 @@ def through_ring(
         stages=stages,
         samples=samples,
         tiles=tiles,
+        bunches=_ceil(tiles, BUNCH),
         tile_bytes=tile_bytes,
         slice_size=slice_size,
         run=run,
