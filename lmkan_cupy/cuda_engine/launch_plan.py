@@ -337,17 +337,18 @@ def candidates(
 ) -> list[Forward]:
     """Return every way to compute a forward: see :func:`forward`."""
     item = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}[layer.table]
+    split = PAIR_SPLIT if layer.pairs >= SPLIT_PAIRS else 1
     source = _source(
         "forward.cu",
         layer,
         DIRECTION=direction,
         LANE_OUTPUTS=_lane_outputs(layer.out_features),
         VECTOR=_vector(layer, min(_lane_outputs(layer.out_features), _most_vector(layer)), aligned),
-        SPLIT=PAIR_SPLIT if layer.pairs >= SPLIT_PAIRS else 1,
+        SPLIT=split,
     )
-    samples = WARPS["forward.cu"] // dict(source.constants)["SPLIT"]
-    kernel = _tasks("forward", _ceil(batch, samples) * layer.tiles, source)
-    found = [Forward(kernel, None, forward_model.from_global(layer, batch, device, item))]
+    blocks = _ceil(batch, WARPS["forward.cu"] // split) * layer.tiles
+    prediction = forward_model.from_global(layer, batch, device, item, split)
+    found = [Forward(_tasks("forward", blocks, source), None, prediction)]
     found_shape = _fastest_shape(layer, device) if layer.real == "float32" and batch else None
     if found_shape:
         shape, stages = found_shape
