@@ -57,9 +57,13 @@ class FakeCuda:
         if self.failures:
             raise self.failures.pop()
         self.compiled.append(code)
-        return SimpleNamespace(
-            get_function=lambda name: SimpleNamespace(name=name, shared_size_bytes=STATIC_BYTES)
-        )
+
+        def get_function(name: str) -> Any:
+            kernel = SimpleNamespace(name=name, shared_size_bytes=STATIC_BYTES)
+            kernel.kernel = kernel  # of the device
+            return kernel
+
+        return SimpleNamespace(get_function=get_function)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -40,11 +40,15 @@ def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         )
     memory = _Memory(device)
     with memory.in_use(), allocation.allocator(memory.allocate):
-        arrays = (memory.array(each) if isinstance(each, Tensor) else each for each in arguments)
+        arrays = [memory.array(each) if isinstance(each, Tensor) else each for each in arguments]
         results = function(*arrays, **options)
         if isinstance(results, tuple):
             return tuple(None if each is None else memory.tensor(each) for each in results)
         return memory.tensor(results)
+
+
+#: Does nothing; to make one takes longer than to enter it.
+_NO_CHANGE = nullcontext()
 
 
 class _Memory:
@@ -56,11 +60,12 @@ class _Memory:
 
     def in_use(self) -> AbstractContextManager[Any]:
         """Return a context in which CuPy works where torch does, with torch's memory."""
-        return nullcontext() if self.device.type == "cpu" else _cupy_joins_torch(self.device)
+        return _NO_CHANGE if self.device.type == "cpu" else _cupy_joins_torch(self.device)
 
     def array(self, tensor: Tensor) -> Array:
         """Return an array over the memory of a tensor, copied only if it is not contiguous."""
-        tensor = tensor.detach().contiguous()
+        if not tensor.is_contiguous():
+            tensor = tensor.contiguous()
         if self.device.type == "cpu":
             return np.asarray(_ArrayInterface(tensor))
         return cupy_array(tensor, self.device.index)
@@ -98,19 +103,33 @@ class _ArrayInterface:
 
 @contextmanager
 def _cupy_joins_torch(device: torch.device) -> Iterator[None]:
+    """Only what differs is changed: to look is cheaper, and mostly nothing does."""
     require_cuda_engine()
-    cupy = import_module("cupy")
+    cuda = _cupy().cuda
+    index = device.index
 
     def allocate(size: int) -> Any:
         """Serve what CuPy allocates by itself."""
-        return _pointer(torch.empty(size, dtype=torch.uint8, device=device), device.index)
+        return _pointer(torch.empty(size, dtype=torch.uint8, device=device), index)
 
-    with (
-        torch.cuda.device(device.index),  # first: CuPy takes a stream for one of this device
-        cupy.cuda.Stream.from_external(torch.cuda.current_stream(device)),
-        cupy.cuda.using_allocator(allocate),
-    ):
-        yield
+    is_current = cuda.runtime.getDevice() == index
+    # The device first: CuPy takes a stream for one of this device.
+    with _NO_CHANGE if is_current else torch.cuda.device(index):
+        # The address alone: torch takes some microseconds to make a stream of it.
+        is_joined = cuda.get_current_stream().ptr == torch._C._cuda_getCurrentRawStream(index)
+        stream = (
+            _NO_CHANGE
+            if is_joined
+            else cuda.Stream.from_external(torch.cuda.current_stream(device))
+        )
+        with stream, cuda.using_allocator(allocate):
+            yield
+
+
+@cache
+def _cupy() -> Any:
+    """CuPy, which must not be imported before it is needed."""
+    return import_module("cupy")
 
 
 def cupy_array(tensor: Tensor, device_index: int) -> Array:
@@ -119,15 +138,13 @@ def cupy_array(tensor: Tensor, device_index: int) -> Array:
     By address: DLPack gives the same at several times the cost.
     """
     pointer = _pointer(tensor, device_index)
-    array: Array = import_module("cupy").ndarray(
-        tuple(tensor.shape), _numpy_dtype(tensor.dtype), pointer
-    )
+    array: Array = _cupy().ndarray(tuple(tensor.shape), _numpy_dtype(tensor.dtype), pointer)
     return array
 
 
 def _pointer(tensor: Tensor, device_index: int) -> Any:
     """Return CuPy's pointer to the memory of a tensor, which it keeps alive."""
-    cuda = import_module("cupy").cuda
+    cuda = _cupy().cuda
     memory = cuda.UnownedMemory(tensor.data_ptr(), tensor.nbytes, tensor, device_index)
     return cuda.MemoryPointer(memory, 0)
 
