@@ -136,8 +136,8 @@ class TestCupyJoinsTorch:
         self.device, self.stream = device, stream
         with exchange._cupy_joins_torch(SimpleNamespace(index=1)):
             entered = [event.split()[1] for event in events if event.startswith("enter")]
-        expected = [] if device == 1 else ["device"]
-        assert entered == expected + ([] if stream == 7 else ["stream"]) + ["torch's"]
+        joined = (device, stream) == (1, 7)
+        assert entered == ([] if joined else ["device", "stream"]) + ["torch's"]
 
 
 class TestCudaEngine:

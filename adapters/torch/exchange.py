@@ -101,29 +101,31 @@ class _ArrayInterface:
         }
 
 
-@contextmanager
-def _cupy_joins_torch(device: torch.device) -> Iterator[None]:
-    """Only what differs is changed: to look is cheaper, and mostly nothing does."""
+def _cupy_joins_torch(device: torch.device) -> AbstractContextManager[Any]:
     require_cuda_engine()
-    cuda = _cupy().cuda
-    index = device.index
+    cuda, index = _cupy().cuda, device.index
 
     def allocate(size: int) -> Any:
         """Serve what CuPy allocates by itself."""
         return _pointer(torch.empty(size, dtype=torch.uint8, device=device), index)
 
-    is_current = cuda.runtime.getDevice() == index
-    # The device first: CuPy takes a stream for one of this device.
-    with _NO_CHANGE if is_current else torch.cuda.device(index):
-        # The address alone: torch takes some microseconds to make a stream of it.
-        is_joined = cuda.get_current_stream().ptr == torch._C._cuda_getCurrentRawStream(index)
-        stream = (
-            _NO_CHANGE
-            if is_joined
-            else cuda.Stream.from_external(torch.cuda.current_stream(device))
-        )
-        with stream, cuda.using_allocator(allocate):
-            yield
+    memory: AbstractContextManager[Any] = cuda.using_allocator(allocate)
+    if cuda.runtime.getDevice() == index:
+        # By address, as torch takes some microseconds to make a stream of it.
+        stream = torch._C._cuda_getCurrentRawStream(index)
+        if cuda.get_current_stream().ptr == stream:  # they mostly are where they should be
+            return memory
+    return _on_torch_stream(device, memory)
+
+
+@contextmanager
+def _on_torch_stream(device: torch.device, memory: AbstractContextManager[Any]) -> Iterator[None]:
+    with (
+        torch.cuda.device(device.index),  # first: CuPy takes a stream for one of this device
+        _cupy().cuda.Stream.from_external(torch.cuda.current_stream(device)),
+        memory,
+    ):
+        yield
 
 
 @cache
