@@ -254,17 +254,18 @@ def check_ring(sizes: Sizes, shape: RingShape, **choices: Any) -> None:
         for direction in (False, True)
     )
 
-    def evaluate(plan: launch_plan.Forward, tables: Any, *further: Any) -> None:
+    def evaluate(plan: launch_plan.Forward, tables: Any, ggx: Any, accumulate: bool) -> None:
         assert plan.ring
-        ring = replace(plan.ring, slice_size=2 * plan.ring.samples)
-        knots = sigma_grid(sizes.num_grids)
-        cuda_engine.evaluate_by_ring(plan.kernel, ring, x, tables, knots, *further)
+        plan = replace(plan, ring=replace(plan.ring, slice_size=2 * plan.ring.samples))
+        knots, direction = sigma_grid(sizes.num_grids), ggx is not None
+        by_ring = cuda_engine.ByRing(knots, plan, layer, batch, direction, accumulate, True)
+        by_ring(x, ggx, tables, y)
 
     y = np.full_like(grad_y, np.nan)
-    evaluate(forward, tables, None, False, y)
+    evaluate(forward, tables, None, False)
     check([y], [tolerances.forward(x, tables)])
-    evaluate(along, tables, ggx, False, y)
-    evaluate(forward, ggt, None, True, y)
+    evaluate(along, tables, ggx, False)
+    evaluate(forward, ggt, None, True)
     check([y], tolerances.backward_backward(ggx, ggt, grad_y, x, tables)[:1])
 
 

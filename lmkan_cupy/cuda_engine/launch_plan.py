@@ -4,7 +4,7 @@ Symbols: B samples, I inputs, O outputs, P = ceil(I / 2) pairs, G grid intervals
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -106,18 +106,9 @@ PENALTY_BLOCKS = 8
 PENALTY_COLUMNS = 48
 
 
-def _hash_once(self: Any) -> int:
-    """Return the hash of a dataclass by which plans or kernels are looked up at every call."""
-    known = self.__dict__.get("_hash")
-    if known is None:
-        known = hash(tuple(getattr(self, field.name) for field in fields(self)))
-        self.__dict__["_hash"] = known
-    return int(known)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Device:
-    """What a plan has to know of a device.
+    """What a plan has to know of a device; of several alike each is its own.
 
     Parameters
     ----------
@@ -137,8 +128,6 @@ class Device:
     clock_hz: float = 1.98e9
     memory_rate: float = 3.35e12
     l2_bytes: float = 50 * 2**20
-
-    __hash__ = _hash_once
 
 
 #: What the model of the forward is fitted to.
@@ -165,8 +154,6 @@ class Source:
     num_grids: int
     constants: tuple[tuple[str, int], ...]
 
-    __hash__ = _hash_once
-
 
 @dataclass(frozen=True)
 class Launch:
@@ -179,9 +166,9 @@ class Launch:
     shared_bytes: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
-    """Shapes and dtypes of one layer.
+    """Shapes and dtypes of one layer; :func:`layer` gives the same one every time.
 
     Parameters
     ----------
@@ -195,8 +182,6 @@ class Layer:
     num_grids: int
     real: str
     table: str
-
-    __hash__ = _hash_once
 
     @property
     def pairs(self) -> int:
