@@ -11,16 +11,19 @@
 //
 // A warp walks a stretch of the samples of a chunk, sorted by cell, for a tile of outputs:
 // differences and sums of a cell stay in registers while its samples pass by, and when it goes from
-// (i, j) to (i, j+1), also what they share. No two warps of a launch add to the same table row:
-//   - A warp adds up all its cells but the last, whose four rows go into a slot. A cell before the
-//     last adds to node columns left of the last one's, as the column between two neighbours is
+// (i, j) to (i, j+1), also what they share. Neighbouring stretches are walked by the warps of a
+// block. No two blocks of a launch add to the same table row:
+//   - A warp adds up all its cells but the last, whose sums it leaves in shared memory. A cell before
+//     the last adds to node columns left of the last one's, as the column between two neighbours is
 //     carried over; and the stretches that follow begin with the last one's cell or to its right.
+//   - In the same way the block goes through what its warps have left, cell by cell, and leaves the
+//     sums of the last cell in a slot; backward_slots, a launch of its own, goes through the slots.
 //   - Cells (i, j) and (i+1, j) share rows, too: a launch treats cells of even or of odd i only.
-//   - backward_slots, a launch of its own, adds the slots, those of a pair one after the other.
 // So a row is read, added to and written without atomics, and always in the same order.
 //
 //     half 0, 1, 2      the samples in cells of even i; of odd i; all (where dT is not needed)
-//     slots             [P, stretches, 4, O]: sums of a stretch's last cell
+//     parts             blocks of a half, a pair and a tile: each has WARPS stretches
+//     slots             [2, P, parts, 4, O]: sums of the last cell of a part
 //     slopes            [tiles, P, chunk, 2]: each tile's part of dx; with a single tile dx itself
 #include "position.cuh"
 #include "record.cuh"
@@ -32,16 +35,15 @@ using LAYER_TABLE = REAL;
 using LAYER_TABLE = TABLE;
 #endif
 
-// Places of the sorted samples of a pair: from begin to end, all of one half or none.
-struct Stretch {
-    int begin, end, half;
+// Places of the sorted samples of a pair, from begin to end: one of `number` equal parts of a half.
+struct Range {
+    int begin, end;
 
-    __device__ __forceinline__ Stretch(int index, int length, int evens, int count) {
-        const int even_stretches = (evens + length - 1) / length;
-        half = index >= even_stretches;
-        const int half_end = half ? count : evens;
-        begin = min(half ? evens + (index - even_stretches) * length : index * length, half_end);
-        end = min(begin + length, half_end);
+    __device__ __forceinline__ Range(int index, int number, int half, int evens, int count) {
+        const int first = half == 1 ? evens : 0;
+        const int size = (half == 0 ? evens : count) - first;
+        begin = first + index * size / number;
+        end = first + (index + 1) * size / number;
     }
 };
 
@@ -53,6 +55,30 @@ struct CellSums {
     __device__ __forceinline__ void clear(int corner) {
 #pragma unroll
         for (int k = 0; k < LANE_OUTPUTS; ++k) row[corner][k] = 0;
+    }
+
+    __device__ __forceinline__ void add(const CellSums& other) {
+#pragma unroll
+        for (int corner = 0; corner < CORNERS; ++corner) {
+#pragma unroll
+            for (int k = 0; k < LANE_OUTPUTS; ++k) row[corner][k] += other.row[corner][k];
+        }
+    }
+
+    // From and to a slot [4, O].
+    __device__ __forceinline__ void read(const REAL* slot, const Share& share,
+                                         long long out_features) {
+#pragma unroll
+        for (int corner = 0; corner < CORNERS; ++corner) {
+            share.read(slot + corner * out_features + share.begin, row[corner]);
+        }
+    }
+    __device__ __forceinline__ void write(REAL* slot, const Share& share,
+                                          long long out_features) const {
+#pragma unroll
+        for (int corner = 0; corner < CORNERS; ++corner) {
+            share.write(slot + corner * out_features + share.begin, row[corner]);
+        }
     }
 
     // The right column becomes the left one.
@@ -81,6 +107,35 @@ struct CellSums {
         }
         share.write(low, low_sum);
         share.write(high, high_sum);
+    }
+
+    // Adds what the next cell does not share to the tables' gradient, and keeps the rest.
+    __device__ __forceinline__ void leave(REAL* rows, bool next_is_neighbour, const Share& share,
+                                          long long out_features) {
+        add_column_to(rows, 0, share, out_features);
+        if (!next_is_neighbour) {
+            add_column_to(rows, 1, share, out_features);
+            clear(1);
+            clear(3);
+        }
+        shift();
+    }
+};
+
+// Goes through the sums of one cell after the other, as a warp goes through its samples.
+struct Merger {
+    REAL* own_table;  // the lane's first output of the pair in the tables' gradient
+    int cell;         // -1 before the first
+    CellSums sums;
+
+    // Goes to a cell, to whose sums the caller adds.
+    __device__ __forceinline__ void enter(int next_cell, const Share& share,
+                                          long long out_features) {
+        if (cell >= 0 && next_cell != cell) {
+            sums.leave(own_table + cell * out_features, next_cell == cell + 1, share,
+                       out_features);
+        }
+        cell = next_cell;
     }
 };
 
@@ -164,7 +219,8 @@ __device__ __forceinline__ void prepare(Prepared& prepared, Record record, bool 
 #endif
 }
 
-constexpr int IN_FLIGHT = 2;  // rows of grad_y on their way while one is worked on
+// Rows of grad_y on their way while one is worked on: about 64 bytes of a lane.
+constexpr int IN_FLIGHT = LANE_OUTPUTS * sizeof(REAL) >= 32 ? 2 : 4;
 constexpr int GROUP = LANES / 2;
 constexpr int PITCH = LANES + 16 / sizeof(Two);  // reads of neighbouring rows hit different banks
 
@@ -195,24 +251,30 @@ struct alignas(16) Parts {
     }
 };
 
-// A warp's stretch, and the samples that it works on. They lie in shared memory, because registers
-// are what limits the number of warps.
+// A warp's stretch, and the samples that it works on, in the end what it has left. They lie in shared
+// memory, because registers are what limits the number of warps.
 struct Work {
     long long task;
-    int pair, tile, stretch, end;
+    int pair, tile, part, end;
+    int last_cell;  // -1 for a stretch without samples
     Record record[LANES];
     Prepared prepared[LANES];
-    Parts parts;
+    union {
+        Parts parts;
+        REAL last[CORNERS][LANE_OUTPUTS][LANES];
+    };
 };
 
-// Warp     one tile of outputs, one pair, one stretch.
+// Block    one tile of outputs, one pair, one part of a half.
+// Warp     one stretch.
 // Lane     prepares every 32nd sample for the whole warp and stores its slopes; owns LANE_OUTPUTS
 //          outputs.
 // Reads    places, fractions, X: once per tile. grad_y: once. tables: three or four rows per cell
-//          and stretch.
+//          and stretch. What comes from memory and not from L2 is announced 16 samples before it is
+//          needed, on average: records of the next 32 samples, rows of the cells among these 32.
 // Writes   slopes; grad_tables and slots as said above.
-// Order    the sums of a cell run over its samples ascending, after what its left neighbour left; a
-//          slope is summed within a lane, then over lanes of each half of the warp ascending, then
+// Order    the sums of a cell run over its samples ascending, after what its left neighbour left,
+//          then over stretches ascending; a slope is summed within a lane, then over lanes of each half of the warp ascending, then
 //          over halves, then over tiles ascending. So it does not depend on other samples.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
@@ -220,7 +282,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
          const int* __restrict__ places, const REAL* __restrict__ fractions,
          const int* __restrict__ evens, REAL* __restrict__ slopes, REAL* __restrict__ grad_tables,
          REAL* __restrict__ slots, long long first_sample, long long count, long long chunk,
-         long long stretches, long long stretch_length, long long half, long long in_features,
+         long long parts, long long half, long long in_features,
          long long out_features) {
     __shared__ Work work_of_warp[WARPS];
     Work& work = work_of_warp[threadIdx.x / LANES];
@@ -228,23 +290,22 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
     const long long pairs = (in_features + 1) / 2;
     const long long tiles = (out_features + TILE - 1) / TILE;
 
-    for (long long number = first_task(); number < tiles * pairs * stretches;
-         number = work.task + task_step()) {
-        const int index = static_cast<int>(number % stretches);
-        const int pair = static_cast<int>(number / stretches % pairs);
-        const int tile = static_cast<int>(number / stretches / pairs);
-        const Stretch stretch(index, static_cast<int>(stretch_length), evens[pair],
-                              static_cast<int>(count));
-        __syncwarp();
+    for (long long number = blockIdx.x; number < tiles * pairs * parts;
+         number = work.task + gridDim.x) {
+        const int part = static_cast<int>(number % parts);
+        const int pair = static_cast<int>(number / parts % pairs);
+        const int tile = static_cast<int>(number / parts / pairs);
+        const Range stretch(part * WARPS + static_cast<int>(threadIdx.x) / LANES,
+                            static_cast<int>(parts) * WARPS, static_cast<int>(half), evens[pair],
+                            static_cast<int>(count));
         if (lane == 0) {
             work.task = number;
             work.pair = pair;
             work.tile = tile;
-            work.stretch = index;
+            work.part = part;
             work.end = stretch.end;
         }
         __syncwarp();
-        if (stretch.begin >= stretch.end || (half != 2 && half != stretch.half)) continue;
 
         const Share share(static_cast<long long>(tile) * TILE, out_features);
         const char* own_grad_y =
@@ -259,8 +320,10 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
         REAL g[IN_FLIGHT][LANE_OUTPUTS] = {};
 #pragma unroll
         for (int n = 0; n < IN_FLIGHT; ++n) {
-            const long long sample = records.sample(record_index(stretch.begin + n));
-            share.read(reinterpret_cast<const REAL*>(own_grad_y + sample * row_bytes), g[n]);
+            if (stretch.begin + n < stretch.end) {
+                const long long sample = records.sample(record_index(stretch.begin + n));
+                share.read(reinterpret_cast<const REAL*>(own_grad_y + sample * row_bytes), g[n]);
+            }
         }
 
         CellSums sums = {};
@@ -270,14 +333,8 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
         const auto enter = [&](int next_cell) {
             const bool next_to_it = cell >= 0 && next_cell == cell + 1;
             if (TABLES_GRADIENT && cell >= 0) {
-                REAL* rows = grad_tables + own_table + cell * out_features;
-                sums.add_column_to(rows, 0, share, out_features);
-                if (!next_to_it) {
-                    sums.add_column_to(rows, 1, share, out_features);
-                    sums.clear(1);
-                    sums.clear(3);
-                }
-                sums.shift();
+                sums.leave(grad_tables + own_table + cell * out_features, next_to_it, share,
+                           out_features);
             }
             cell = next_cell;
             const long long rows = own_table + cell * out_features;
@@ -286,6 +343,17 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             }
             if (X_GRADIENT && DIRECTION) {
                 mixed_difference.load(direction_tables + rows, share, out_features);
+            }
+        };
+
+        const auto announce_right_column = [&](int next_cell) {
+#pragma unroll
+            for (int corner = 1; corner < CORNERS; corner += 2) {
+                const long long row =
+                    own_table + next_cell * out_features + corner_offset(corner, out_features);
+                if (X_GRADIENT && LAYER) share.announce(layer_tables + row);
+                if (X_GRADIENT && DIRECTION) share.announce(direction_tables + row);
+                if (TABLES_GRADIENT) share.announce(grad_tables + row);
             }
         };
 
@@ -329,6 +397,10 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             const int cell_before = __shfl_up_sync(ALL_LANES, own.cell, 1);
             unsigned entered =
                 __ballot_sync(ALL_LANES, own.cell != (lane > 0 ? cell_before : cell));
+            if (begin + LANES < work.end) records.announce(record_index(begin + LANES + lane));
+            for (unsigned left = entered; left != 0; left &= left - 1) {
+                announce_right_column(__shfl_sync(ALL_LANES, own.cell, __ffs(left) - 1));
+            }
             prepare(work.prepared[lane], own, lane < batch,
                     DIRECTION ? direction + (first_sample + own.sample) * in_features : nullptr,
                     work.pair, in_features);
@@ -372,13 +444,34 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             }
             __syncwarp();  // the next batch comes to the same place
         }
+
         if (TABLES_GRADIENT) {
+            if (lane == 0) work.last_cell = cell;
 #pragma unroll
             for (int corner = 0; corner < CORNERS; ++corner) {
-                const long long row =
-                    (work.pair * stretches + work.stretch) * CORNERS + corner;
-                share.write(slots + row * out_features + share.begin, sums.row[corner]);
+#pragma unroll
+                for (int k = 0; k < LANE_OUTPUTS; ++k) {
+                    work.last[corner][k][lane] = sums.row[corner][k];
+                }
             }
+            __syncthreads();
+            if (threadIdx.x < LANES) {
+                Merger merger = {grad_tables + own_table, -1, {}};
+                for (const Work& of_warp : work_of_warp) {
+                    if (of_warp.last_cell < 0) continue;
+                    merger.enter(of_warp.last_cell, share, out_features);
+#pragma unroll
+                    for (int corner = 0; corner < CORNERS; ++corner) {
+#pragma unroll
+                        for (int k = 0; k < LANE_OUTPUTS; ++k) {
+                            merger.sums.row[corner][k] += of_warp.last[corner][k][lane];
+                        }
+                    }
+                }
+                const long long slot = (half * pairs + work.pair) * parts + work.part;
+                merger.sums.write(slots + slot * CORNERS * out_features, share, out_features);
+            }
+            __syncthreads();
         }
     }
 }
@@ -386,36 +479,42 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
 // Adds the slots to the tables' gradient.
 //
 // Warp     one pair and one tile of outputs.
-// Order    stretches ascending.
+// Order    even rows of cells before odd ones, in each half parts ascending.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 backward_slots(const int* __restrict__ places, const int* __restrict__ evens, REAL* grad_tables,
-               const REAL* __restrict__ slots, long long count, long long chunk,
-               long long stretches, long long stretch_length, long long in_features,
-               long long out_features) {
+               const REAL* __restrict__ slots, long long count, long long chunk, long long parts,
+               long long in_features, long long out_features) {
     const long long pairs = (in_features + 1) / 2;
-    const long long table_size = NUM_KNOTS * NUM_KNOTS * out_features;
     const long long tiles = (out_features + TILE - 1) / TILE;
 
     for (long long task = first_task(); task < pairs * tiles; task += task_step()) {
         const long long pair = task / tiles;
         const Share share(task % tiles * TILE, out_features);
         const Records records = {places + 2 * pair * chunk, nullptr};
-        for (int index = 0; index < stretches; ++index) {
-            const Stretch stretch(index, static_cast<int>(stretch_length), evens[pair],
-                                  static_cast<int>(count));
-            if (stretch.begin >= stretch.end) break;
-            const REAL* slot =
-                slots + (pair * stretches + index) * CORNERS * out_features + share.begin;
-            CellSums sums = {};
-#pragma unroll
-            for (int corner = 0; corner < CORNERS; ++corner) {
-                share.read(slot + corner * out_features, sums.row[corner]);
+        Merger merger = {
+            grad_tables + pair * (NUM_KNOTS * NUM_KNOTS * out_features) + share.begin, -1, {}};
+        const auto last_cell = [&](int n) {
+            if (n == 2 * parts) return -1;
+            const Range range(n % static_cast<int>(parts), static_cast<int>(parts), n >= parts,
+                              evens[pair], static_cast<int>(count));
+            return range.begin < range.end ? records.cell(range.end - 1) : -1;
+        };
+        CellSums arriving = {};
+        int arriving_cell = -1;
+        for (int n = -1; n < 2 * parts; ++n) {
+            const CellSums sums = arriving;
+            const int cell = arriving_cell;
+            arriving_cell = last_cell(n + 1);
+            if (arriving_cell >= 0) {
+                const long long slot = ((n + 1) / parts * pairs + pair) * parts + (n + 1) % parts;
+                arriving.read(slots + slot * CORNERS * out_features, share, out_features);
             }
-            REAL* rows = grad_tables + pair * table_size +
-                         records.cell(stretch.end - 1) * out_features + share.begin;
-            sums.add_column_to(rows, 0, share, out_features);
-            sums.add_column_to(rows, 1, share, out_features);
+            if (cell >= 0) {
+                merger.enter(cell, share, out_features);
+                merger.sums.add(sums);
+            }
         }
+        merger.enter(-1, share, out_features);
     }
 }
 

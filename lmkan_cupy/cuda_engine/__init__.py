@@ -142,7 +142,7 @@ def _pull_back(
     if plan.slopes:
         slopes = workspace(plan.tiles, layer.pairs, plan.chunk, 2)
     if plan.slots:
-        slots = workspace(layer.pairs, plan.stretches, 4, out_features)
+        slots = workspace(2, layer.pairs, plan.parts, 4, out_features)
     # Cells that share rows of the tables' gradient lie in different halves, see backward.cu.
     halves = (2,) if grad_tables is None else (0, 1)
 
@@ -150,7 +150,6 @@ def _pull_back(
         count = min(plan.chunk, batch - first)
         run(plan.sort, knots, x, places, fractions, evens, first, count, plan.chunk, in_features)
         sorted_samples = (places, fractions, evens)
-        stretches = (plan.stretches, plan.stretch)
         sizes = (in_features, out_features)
         for half in halves:
             run(
@@ -158,11 +157,11 @@ def _pull_back(
                 knots,
                 *(grad_y, ggx, direction_tables, layer_tables, *sorted_samples),
                 *(slopes, grad_tables, slots),
-                *(first, count, plan.chunk, *stretches, half, *sizes),
+                *(first, count, plan.chunk, plan.parts, half, *sizes),
             )
         if plan.slots:
             inputs = (places, evens, grad_tables, slots)
-            run(plan.slots, knots, *inputs, count, plan.chunk, *stretches, *sizes)
+            run(plan.slots, knots, *inputs, count, plan.chunk, plan.parts, *sizes)
         if plan.slopes:
             run(plan.slopes, knots, slopes, grad_x, first, count, plan.chunk, *sizes)
 

@@ -86,9 +86,9 @@ MOST_CHUNK = 32768
 #: The sort counts so many digits at most, in at most half of its shared memory.
 MOST_DIGITS = 2048
 
-#: Samples of one warp in the backward, the most that still give every multiprocessor so many warps.
-STRETCHES = (1024, 512, 256, 128, 64, 32)
-WARPS_PER_MULTIPROCESSOR = 48
+#: Samples of one warp in the backward, at least half of them while there are enough blocks for every
+#: multiprocessor; and the fewest, however few blocks there are.
+STRETCH, SHORTEST_STRETCH = 256, 32
 
 #: Threads of a block of the penalty at most; warps of it that a multiprocessor should hold, and so
 #: many less from sm_100 on; blocks of them at most.
@@ -263,10 +263,8 @@ class Backward:
     ----------
     chunk : int
         Samples of a chunk; the last may have fewer.
-    stretch : int
-        Samples of a stretch, what one warp walks.
-    stretches : int
-        Of a chunk at most: the last of each half may be shorter.
+    parts : int
+        Blocks of the walk for a pair and a tile of outputs, each for as many samples.
     tiles : int
         Of outputs.
     sort, walk : Launch
@@ -277,8 +275,7 @@ class Backward:
     """
 
     chunk: int
-    stretch: int
-    stretches: int
+    parts: int
     tiles: int
     sort: Launch
     walk: Launch
@@ -479,20 +476,15 @@ def backward(
     sort, most_chunk = _sort(replace(layer, table=layer.real), most_chunk, device)
     chunk = min(max(batch, 1), most_chunk)
 
-    walks = layer.pairs * tiles / (2 if need_tables else 1)
-    enough = WARPS_PER_MULTIPROCESSOR * device.multiprocessors
-    stretch = next(
-        (each for each in STRETCHES if walks * _ceil(chunk, each) >= enough), STRETCHES[-1]
-    )
-    stretches = _ceil(chunk, stretch) + 1
-
     wide = layer.real == "float64" or direction
     paired = device.capability >= PAIRED_OPERATIONS
+    resident = WALK_BLOCKS - wide - paired
+    parts = _parts(chunk, layer.pairs * tiles, resident * device.multiprocessors, need_tables)
     widest = min(outputs, VECTOR_BYTES // _bytes(layer.real))
     walk = _source(
         "backward.cu",
         layer,
-        BLOCKS=WALK_BLOCKS - wide - paired,
+        BLOCKS=resident,
         LANE_OUTPUTS=outputs,
         VECTOR=_vector(layer, widest) if aligned else 1,
         SEVERAL_TILES=tiles > 1,
@@ -505,8 +497,7 @@ def backward(
     slope_tasks = _ceil(chunk, LANES) * _ceil(layer.pairs, LANES // 2)
     return Backward(
         chunk,
-        stretch,
-        stretches,
+        parts,
         tiles,
         Launch(
             sort,
@@ -515,12 +506,26 @@ def backward(
             LANES * WARPS["sort.cu"],
             _sort_bytes(sort, chunk),
         ),
-        _launch("backward", tiles * layer.pairs * stretches, walk),
+        _tasks("backward", tiles * layer.pairs * parts, walk),
         _launch("backward_slots", layer.pairs * tiles, walk) if need_tables else None,
         _launch("backward_slopes", WARPS["backward.cu"] * slope_tasks, walk)
         if need_x and tiles > 1
         else None,
     )
+
+
+def _parts(chunk: int, walks: int, resident: int, need_tables: bool) -> int:
+    """Return how many blocks share the samples of one of ``walks`` pairs and tiles.
+
+    Of the numbers that leave a warp ``STRETCH`` samples to half of them, the one with which
+    ``resident`` blocks at a time are most nearly busy to the end.
+    """
+    samples = _ceil(chunk, 2 if need_tables else 1)  # half of them lie in cells of even rows
+    of_block = WARPS["backward.cu"]
+    most = _ceil(samples, of_block * SHORTEST_STRETCH)
+    fewest = min(max(_ceil(samples, of_block * STRETCH), resident // walks), most)
+    possible = range(fewest, min(2 * fewest, most) + 1)
+    return min(possible, key=lambda parts: _ceil(walks * parts, resident) / parts)
 
 
 def _sort(layer: Layer, chunk: int, device: Device) -> tuple[Source, int]:
