@@ -57,30 +57,6 @@ struct CellSums {
         for (int k = 0; k < LANE_OUTPUTS; ++k) row[corner][k] = 0;
     }
 
-    __device__ __forceinline__ void add(const CellSums& other) {
-#pragma unroll
-        for (int corner = 0; corner < CORNERS; ++corner) {
-#pragma unroll
-            for (int k = 0; k < LANE_OUTPUTS; ++k) row[corner][k] += other.row[corner][k];
-        }
-    }
-
-    // From and to a slot [4, O].
-    __device__ __forceinline__ void read(const REAL* slot, const Share& share,
-                                         long long out_features) {
-#pragma unroll
-        for (int corner = 0; corner < CORNERS; ++corner) {
-            share.read(slot + corner * out_features + share.begin, row[corner]);
-        }
-    }
-    __device__ __forceinline__ void write(REAL* slot, const Share& share,
-                                          long long out_features) const {
-#pragma unroll
-        for (int corner = 0; corner < CORNERS; ++corner) {
-            share.write(slot + corner * out_features + share.begin, row[corner]);
-        }
-    }
-
     // The right column becomes the left one.
     __device__ __forceinline__ void shift() {
 #pragma unroll
@@ -108,32 +84,30 @@ struct CellSums {
         share.write(low, low_sum);
         share.write(high, high_sum);
     }
-
-    // Adds what the next cell does not share to the tables' gradient, and keeps the rest.
-    __device__ __forceinline__ void leave(REAL* rows, bool next_is_neighbour, const Share& share,
-                                          long long out_features) {
-        add_column_to(rows, 0, share, out_features);
-        if (!next_is_neighbour) {
-            add_column_to(rows, 1, share, out_features);
-            clear(1);
-            clear(3);
-        }
-        shift();
-    }
 };
 
-// Goes through the sums of one cell after the other, as a warp goes through its samples.
+// What stretches have left of one output, cell by cell, as a warp goes from cell to cell.
 struct Merger {
-    REAL* own_table;  // the lane's first output of the pair in the tables' gradient
-    int cell;         // -1 before the first
-    CellSums sums;
+    REAL* own_table;  // the output in the first row of the pair's gradient
+    int cell = -1;    // none
+    REAL row[CORNERS] = {};
 
-    // Goes to a cell, to whose sums the caller adds.
-    __device__ __forceinline__ void enter(int next_cell, const Share& share,
-                                          long long out_features) {
-        if (cell >= 0 && next_cell != cell) {
-            sums.leave(own_table + cell * out_features, next_cell == cell + 1, share,
-                       out_features);
+    // Goes to a cell, to whose sums the caller adds, or to none; adds what is left behind.
+    __device__ __forceinline__ void enter(int next_cell, long long out_features) {
+        if (next_cell == cell) return;
+        const bool neighbours = cell >= 0 && next_cell == cell + 1;
+        if (cell >= 0) {
+            REAL* rows = own_table + cell * out_features;
+#pragma unroll
+            for (int corner = 0; corner < CORNERS; ++corner) {
+                const bool shared = neighbours && corner % 2 == 1;
+                if (!shared) rows[corner_offset(corner, out_features)] += row[corner];
+            }
+        }
+#pragma unroll
+        for (int corner = 0; corner < CORNERS; corner += 2) {
+            row[corner] = neighbours ? row[corner + 1] : 0;
+            row[corner + 1] = 0;
         }
         cell = next_cell;
     }
@@ -261,7 +235,7 @@ struct Work {
     Prepared prepared[LANES];
     union {
         Parts parts;
-        REAL last[CORNERS][LANE_OUTPUTS][LANES];
+        REAL last[CORNERS][TILE];
     };
 };
 
@@ -314,16 +288,14 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
         const long long own_table = pair * (NUM_KNOTS * NUM_KNOTS * out_features) + share.begin;
         const Records records = {places, fractions};
         const auto record_index = [&](int place) {
-            return work.pair * chunk + min(place, work.end - 1);
+            return work.pair * chunk + max(min(place, work.end - 1), 0);
         };
 
         REAL g[IN_FLIGHT][LANE_OUTPUTS] = {};
 #pragma unroll
         for (int n = 0; n < IN_FLIGHT; ++n) {
-            if (stretch.begin + n < stretch.end) {
-                const long long sample = records.sample(record_index(stretch.begin + n));
-                share.read(reinterpret_cast<const REAL*>(own_grad_y + sample * row_bytes), g[n]);
-            }
+            const long long sample = records.sample(record_index(stretch.begin + n));
+            share.read(reinterpret_cast<const REAL*>(own_grad_y + sample * row_bytes), g[n]);
         }
 
         CellSums sums = {};
@@ -333,8 +305,14 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
         const auto enter = [&](int next_cell) {
             const bool next_to_it = cell >= 0 && next_cell == cell + 1;
             if (TABLES_GRADIENT && cell >= 0) {
-                sums.leave(grad_tables + own_table + cell * out_features, next_to_it, share,
-                           out_features);
+                REAL* rows = grad_tables + own_table + cell * out_features;
+                sums.add_column_to(rows, 0, share, out_features);
+                if (!next_to_it) {
+                    sums.add_column_to(rows, 1, share, out_features);
+                    sums.clear(1);
+                    sums.clear(3);
+                }
+                sums.shift();
             }
             cell = next_cell;
             const long long rows = own_table + cell * out_features;
@@ -449,27 +427,24 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             if (lane == 0) work.last_cell = cell;
 #pragma unroll
             for (int corner = 0; corner < CORNERS; ++corner) {
-#pragma unroll
-                for (int k = 0; k < LANE_OUTPUTS; ++k) {
-                    work.last[corner][k][lane] = sums.row[corner][k];
-                }
+                share.write(work.last[corner] + lane * VECTOR, sums.row[corner]);
             }
             __syncthreads();
-            if (threadIdx.x < LANES) {
-                Merger merger = {grad_tables + own_table, -1, {}};
-                for (const Work& of_warp : work_of_warp) {
-                    if (of_warp.last_cell < 0) continue;
-                    merger.enter(of_warp.last_cell, share, out_features);
-#pragma unroll
-                    for (int corner = 0; corner < CORNERS; ++corner) {
-#pragma unroll
-                        for (int k = 0; k < LANE_OUTPUTS; ++k) {
-                            merger.sums.row[corner][k] += of_warp.last[corner][k][lane];
-                        }
-                    }
+            const long long first = static_cast<long long>(work.tile) * TILE;
+            const int outputs = static_cast<int>(min(out_features - first, 0LL + TILE));
+            const long long slot = (half * pairs + work.pair) * parts + work.part;
+            for (int o = threadIdx.x; o < outputs; o += WARPS * LANES) {
+                Merger merger = {grad_tables + first + o +
+                                 work.pair * (NUM_KNOTS * NUM_KNOTS * out_features)};
+#pragma unroll 1  // else the walk has too few registers
+                for (const Work& left : work_of_warp) {
+                    if (left.last_cell < 0) continue;
+                    merger.enter(left.last_cell, out_features);
+                    for (int n = 0; n < CORNERS; ++n) merger.row[n] += left.last[n][o];
                 }
-                const long long slot = (half * pairs + work.pair) * parts + work.part;
-                merger.sums.write(slots + slot * CORNERS * out_features, share, out_features);
+                for (int n = 0; n < CORNERS; ++n) {
+                    slots[(slot * CORNERS + n) * out_features + first + o] = merger.row[n];
+                }
             }
             __syncthreads();
         }
@@ -478,43 +453,47 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
 
 // Adds the slots to the tables' gradient.
 //
-// Warp     one pair and one tile of outputs.
+// Thread   one pair and one output.
 // Order    even rows of cells before odd ones, in each half parts ascending.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 backward_slots(const int* __restrict__ places, const int* __restrict__ evens, REAL* grad_tables,
                const REAL* __restrict__ slots, long long count, long long chunk, long long parts,
                long long in_features, long long out_features) {
+    constexpr int THREADS = WARPS * LANES;
     const long long pairs = (in_features + 1) / 2;
-    const long long tiles = (out_features + TILE - 1) / TILE;
+    const long long groups = (out_features + THREADS - 1) / THREADS;
 
-    for (long long task = first_task(); task < pairs * tiles; task += task_step()) {
-        const long long pair = task / tiles;
-        const Share share(task % tiles * TILE, out_features);
+    for (long long task = blockIdx.x; task < pairs * groups; task += gridDim.x) {
+        const long long pair = task / groups;
+        const long long o = task % groups * THREADS + threadIdx.x;
+        if (o >= out_features) continue;
         const Records records = {places + 2 * pair * chunk, nullptr};
-        Merger merger = {
-            grad_tables + pair * (NUM_KNOTS * NUM_KNOTS * out_features) + share.begin, -1, {}};
-        const auto last_cell = [&](int n) {
-            if (n == 2 * parts) return -1;
-            const Range range(n % static_cast<int>(parts), static_cast<int>(parts), n >= parts,
-                              evens[pair], static_cast<int>(count));
-            return range.begin < range.end ? records.cell(range.end - 1) : -1;
-        };
-        CellSums arriving = {};
+        Merger merger = {grad_tables + pair * (NUM_KNOTS * NUM_KNOTS * out_features) + o};
         int arriving_cell = -1;
-        for (int n = -1; n < 2 * parts; ++n) {
-            const CellSums sums = arriving;
+        REAL arriving[CORNERS] = {};
+        for (int n = -1; n < 2 * parts; ++n) {  // slot n, while the next is on its way
             const int cell = arriving_cell;
-            arriving_cell = last_cell(n + 1);
-            if (arriving_cell >= 0) {
-                const long long slot = ((n + 1) / parts * pairs + pair) * parts + (n + 1) % parts;
-                arriving.read(slots + slot * CORNERS * out_features, share, out_features);
+            REAL row[CORNERS];
+            for (int k = 0; k < CORNERS; ++k) row[k] = arriving[k];
+            arriving_cell = -1;
+            if (n + 1 < 2 * parts) {
+                const int half = n + 1 >= parts;
+                const int part = n + 1 - half * static_cast<int>(parts);
+                const Range range(part, static_cast<int>(parts), half, evens[pair],
+                                  static_cast<int>(count));
+                if (range.begin < range.end) {
+                    arriving_cell = records.cell(range.end - 1);
+                    const long long slot = (half * pairs + pair) * parts + part;
+                    for (int k = 0; k < CORNERS; ++k) {
+                        arriving[k] = slots[(slot * CORNERS + k) * out_features + o];
+                    }
+                }
             }
-            if (cell >= 0) {
-                merger.enter(cell, share, out_features);
-                merger.sums.add(sums);
-            }
+            if (cell < 0) continue;
+            merger.enter(cell, out_features);
+            for (int k = 0; k < CORNERS; ++k) merger.row[k] += row[k];
         }
-        merger.enter(-1, share, out_features);
+        merger.enter(-1, out_features);
     }
 }
 

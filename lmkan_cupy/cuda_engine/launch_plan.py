@@ -494,6 +494,7 @@ def backward(
         TABLES_GRADIENT=need_tables,
     )
     blocks = layer.pairs if batch else 0
+    slot_tasks = layer.pairs * _ceil(layer.out_features, LANES * WARPS["backward.cu"])
     slope_tasks = _ceil(chunk, LANES) * _ceil(layer.pairs, LANES // 2)
     return Backward(
         chunk,
@@ -507,8 +508,8 @@ def backward(
             _sort_bytes(sort, chunk),
         ),
         _tasks("backward", tiles * layer.pairs * parts, walk),
-        _launch("backward_slots", layer.pairs * tiles, walk) if need_tables else None,
-        _launch("backward_slopes", WARPS["backward.cu"] * slope_tasks, walk)
+        _tasks("backward_slots", slot_tasks, walk) if need_tables else None,
+        _tasks("backward_slopes", slope_tasks, walk)
         if need_x and tiles > 1
         else None,
     )
