@@ -228,7 +228,6 @@ struct alignas(16) Parts {
 // A warp's stretch, and the samples that it works on, in the end what it has left. They lie in shared
 // memory, because registers are what limits the number of warps.
 struct Work {
-    long long task;
     int pair, tile, part, end;
     int last_cell;  // -1 for a stretch without samples
     Record record[LANES];
@@ -264,8 +263,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
     const long long pairs = (in_features + 1) / 2;
     const long long tiles = (out_features + TILE - 1) / TILE;
 
-    for (long long number = blockIdx.x; number < tiles * pairs * parts;
-         number = work.task + gridDim.x) {
+    for (long long number = blockIdx.x; number < tiles * pairs * parts; number += gridDim.x) {
         const int part = static_cast<int>(number % parts);
         const int pair = static_cast<int>(number / parts % pairs);
         const int tile = static_cast<int>(number / parts / pairs);
@@ -273,7 +271,6 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
                             static_cast<int>(parts) * WARPS, static_cast<int>(half), evens[pair],
                             static_cast<int>(count));
         if (lane == 0) {
-            work.task = number;
             work.pair = pair;
             work.tile = tile;
             work.part = part;
@@ -375,7 +372,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             const int cell_before = __shfl_up_sync(ALL_LANES, own.cell, 1);
             unsigned entered =
                 __ballot_sync(ALL_LANES, own.cell != (lane > 0 ? cell_before : cell));
-            if (begin + LANES < work.end) records.announce(record_index(begin + LANES + lane));
+            records.announce(record_index(begin + LANES + lane));
             for (unsigned left = entered; left != 0; left &= left - 1) {
                 announce_right_column(__shfl_sync(ALL_LANES, own.cell, __ffs(left) - 1));
             }

@@ -117,7 +117,7 @@ def _pull_back(
         grad_tables.fill(0)
     tables = direction_tables if direction_tables is not None else layer_tables
     assert tables is not None
-    arrays = (grad_y, direction_tables, layer_tables, grad_tables)
+    arrays = (x, grad_y, direction_tables, layer_tables, grad_tables)
     batch, in_features = x.shape
     out_features = tables.shape[3]
     layer = launch_plan.layer(x, tables)

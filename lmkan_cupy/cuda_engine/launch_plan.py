@@ -86,8 +86,8 @@ MOST_CHUNK = 32768
 #: The sort counts so many digits at most, in at most half of its shared memory.
 MOST_DIGITS = 2048
 
-#: Samples of one warp in the backward, at least half of them while there are enough blocks for every
-#: multiprocessor; and the fewest, however few blocks there are.
+#: Samples of one warp in the backward, at most, of a half with half of a chunk; the fewest, where
+#: there would be too few blocks.
 STRETCH, SHORTEST_STRETCH = 256, 32
 
 #: Threads of a block of the penalty at most; warps of it that a multiprocessor should hold, and so
@@ -473,7 +473,8 @@ def backward(
         (size for limit, size in CHUNKS.items() if layer.num_grids <= limit), MOST_CHUNK
     )
     # Tables do not matter to the sort: one source serves all their dtypes.
-    sort, most_chunk = _sort(replace(layer, table=layer.real), most_chunk, device)
+    of_x = replace(layer, table=layer.real)
+    sort, most_chunk = _sort(of_x, most_chunk, device, aligned and layer.in_features % 2 == 0)
     chunk = min(max(batch, 1), most_chunk)
 
     wide = layer.real == "float64" or direction
@@ -509,9 +510,7 @@ def backward(
         ),
         _tasks("backward", tiles * layer.pairs * parts, walk),
         _tasks("backward_slots", slot_tasks, walk) if need_tables else None,
-        _tasks("backward_slopes", slope_tasks, walk)
-        if need_x and tiles > 1
-        else None,
+        _tasks("backward_slopes", slope_tasks, walk) if need_x and tiles > 1 else None,
     )
 
 
@@ -529,15 +528,18 @@ def _parts(chunk: int, walks: int, resident: int, need_tables: bool) -> int:
     return min(possible, key=lambda parts: _ceil(walks * parts, resident) / parts)
 
 
-def _sort(layer: Layer, chunk: int, device: Device) -> tuple[Source, int]:
-    """Return the source of the sort, and as much of ``chunk`` as it has shared memory for."""
+def _sort(layer: Layer, chunk: int, device: Device, in_twos: bool) -> tuple[Source, int]:
+    """Return the source of the sort, and as much of ``chunk`` as it has shared memory for.
+
+    ``in_twos``: the coordinates of a sample and a pair are one vector.
+    """
     cells = layer.num_grids**2
     most_digits = min(MOST_DIGITS, device.shared_bytes // (2 * _bytes_per_digit()))
     passes = next(n for n in range(1, 32) if most_digits**n >= cells)
     digits = next(
         n for n in range(round(cells ** (1 / passes)) - 1, cells + 1) if n**passes >= cells
     )
-    source = _source("sort.cu", layer, DIRECTION=0, PASSES=passes, DIGITS=digits)
+    source = _source("sort.cu", layer, DIRECTION=0, IN_TWOS=in_twos, PASSES=passes, DIGITS=digits)
     while _sort_bytes(source, chunk) > device.shared_bytes:
         chunk //= 2
     return source, chunk

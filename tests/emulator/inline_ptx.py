@@ -3,8 +3,9 @@
 A host assembler knows no PTX, so each `asm` statement of a kernel becomes a call of the function
 in `cuda_language.h` that does the same. Known are asynchronous copies (`cp.async`, also in bulk),
 barriers in shared memory (`mbarrier`), whose model includes what goes wrong when a wait is missing,
-vectors in shared memory by its own addresses, and prefetches, which do nothing. Any other instruction is an error, but
-only where the preprocessor keeps it: the branch for another `__CUDA_ARCH__` may hold any.
+vectors in shared memory by its own addresses, and prefetches, which do nothing. Any other
+instruction is an error, but only where the preprocessor keeps it: the branch for another
+`__CUDA_ARCH__` may hold any.
 """
 
 from __future__ import annotations
