@@ -331,7 +331,7 @@ def test_an_experiment_goes_on_where_it_stopped(
     trained = []
     train = experiment.Experiment._train
 
-    def counted(self: Any, *arguments: Any) -> dict[str, Any]:
+    def counted(self: Any, *arguments: Any) -> Any:
         trained.append(arguments)
         return train(self, *arguments)
 
@@ -362,7 +362,8 @@ def test_a_run_depends_on_its_seed_alone() -> None:
     task = approximation.make_task(approximation.SETTINGS["smoke"], CPU)
     trial = experiment.Experiment("", task, [])
     first, same, other = (
-        untimed({"runs": [trial._train(LMKAN((4, 4, 1)), 3e-3, seed, CPU)]}) for seed in (1, 1, 2)
+        untimed({"runs": [[*trial._train(LMKAN((4, 4, 1)), 3e-3, seed, CPU)][-1]]})
+        for seed in (1, 1, 2)
     )
     assert first == same
     assert first[0]["errors"] != other[0]["errors"]

@@ -19,7 +19,7 @@ import lmkan_cupy
 
 from .experiment import Experiment, Task
 from .image_data import Images
-from .models import LMKAN_RATES, Model
+from .models import RATES, Model
 
 STEPS = {"smoke": 4, "cpu": 3000, "gpu": 100_000}
 ROWS = {"smoke": 120, "cpu": 60_000, "gpu": 2_000_000}  # at most
@@ -31,7 +31,6 @@ WIDTHS = {
 TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 60.0}
 VALIDATION_SEED = 2**20
 SHIFT = 0.125  # of an image's size, at most, in augmentation
-CNN_RATES = (1e-3, 3e-3, 1e-2)
 
 
 class Block(nn.Module):
@@ -64,7 +63,7 @@ class CNN(Model):
     image: tuple[int, int, int]
     classes: int
     width: int
-    rates: tuple[float, ...] = CNN_RATES
+    rates: tuple[float, ...] = RATES
 
     @property
     def kind(self) -> str:
@@ -125,7 +124,7 @@ class LMKANCNN(CNN):
     """lmKAN convolutions of normalised and bounded inputs, each with a linear branch at first."""
 
     num_grids: int = 8
-    rates: tuple[float, ...] = LMKAN_RATES
+    rates: tuple[float, ...] = RATES
 
     @property
     def kind(self) -> str:
@@ -164,9 +163,9 @@ class LMKANCNN(CNN):
 class AugmentedImages(Rows):
     """Standardised images, shifted by some pixels and mirrored at random."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator(self.features.device).manual_seed(self.seed)
-        for images, labels in super().__iter__():
+        for images, labels in super()._blocks():
             yield augmented(images, generator), labels
 
 

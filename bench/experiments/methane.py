@@ -124,23 +124,31 @@ def energy_errors(energy: Standardised) -> Callable[[Tensor, Tensor], dict[str, 
 def augmented(positions: Tensor, generator: torch.Generator) -> Tensor:
     """Turn, mirror and permute: the hydrogens [B, 4, 3] of every molecule in their own way."""
     device = positions.device
-    matrices = torch.randn(len(positions), 3, 3, generator=generator, device=device)
-    q, r = torch.linalg.qr(matrices)
-    # With the signs of r's diagonal taken out, q is uniform over rotations and reflections
-    # (Mezzadri, arXiv math-ph/0609050).
-    q = q * torch.diagonal(r, dim1=1, dim2=2).sign()[:, None]
+    # A normal vector's direction is uniform, and so is the rotation of that unit quaternion.
+    quaternions = torch.randn(len(positions), 4, generator=generator, device=device)
+    w, x, y, z = nn.functional.normalize(quaternions, dim=1).unbind(dim=1)
+    rotations = torch.stack(
+        [
+            *(1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
+            *(2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
+            *(2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
+        ],
+        dim=1,
+    ).reshape(-1, 3, 3)
+    mirrored = torch.rand(len(positions), 1, 1, generator=generator, device=device) < 0.5
+    rotations = torch.where(mirrored, -rotations, rotations)
     keys = torch.rand(positions.shape[:2], generator=generator, device=device)
     order = keys.argsort(dim=1)[..., None].expand_as(positions)
-    turned: Tensor = positions.gather(1, order) @ q
+    turned: Tensor = positions.gather(1, order) @ rotations
     return turned
 
 
 class AugmentedRows(Rows):
     """Rows of the hydrogens' coordinates [N, 12], augmented anew in every batch."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator(self.features.device).manual_seed(self.seed)
-        for positions, energy in super().__iter__():
+        for positions, energy in super()._blocks():
             yield augmented(positions.reshape(-1, 4, 3), generator).flatten(1), energy
 
 
@@ -159,12 +167,16 @@ class EnergyAndForces(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    first: Tensor  # the atoms of every distance
+    second: Tensor
 
     def __init__(self, network: nn.Module, mean: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.network = network
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
+        self.register_buffer("first", torch.from_numpy(FIRST))
+        self.register_buffer("second", torch.from_numpy(SECOND))
 
     def forward(self, positions: Tensor) -> Tensor:
         learns = torch.is_grad_enabled()
@@ -180,7 +192,8 @@ class EnergyAndForces(nn.Module):
         carbon, hydrogens = atoms[:, :1], atoms[:, 1:]
         order = (hydrogens - carbon).norm(dim=2).argsort(dim=1)[..., None].expand_as(hydrogens)
         atoms = torch.cat([carbon, hydrogens.gather(1, order)], dim=1)
-        distances: Tensor = (atoms[:, FIRST] - atoms[:, SECOND]).norm(dim=2)
+        between = atoms.index_select(1, self.first) - atoms.index_select(1, self.second)
+        distances: Tensor = between.norm(dim=2)
         return distances
 
 

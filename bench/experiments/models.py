@@ -16,10 +16,8 @@ import lmkan_cupy
 
 from ..fastkan import fastkan_flops, make_fastkan
 
-#: Learning rates that are tried for every model of a kind; of the tables, for an lmKAN.
-LMKAN_RATES = (1e-3, 3e-3, 1e-2)
-MLP_RATES = (3e-3, 1e-2, 3e-2)
-FASTKAN_RATES = (1e-3, 3e-3, 1e-2)
+#: Learning rates that are tried for every model; of the tables, for an lmKAN.
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 class Model(ABC):
@@ -33,10 +31,13 @@ class Model(ABC):
         The learning rates to choose from.
     penalty_start : float
         The weight of the Hessian penalty at the start, in a model that has one.
+    refined_num_grids : int or None
+        The grid of the second part of the training, None for the same one.
     """
 
     rates: tuple[float, ...]
     penalty_start: float = 1.0
+    refined_num_grids: int | None = None
 
     @property
     @abstractmethod
@@ -69,7 +70,7 @@ class MLP(Model):
     """Linear layers, with batch normalisation and ReLU between them."""
 
     sizes: tuple[int, ...]
-    rates: tuple[float, ...] = MLP_RATES
+    rates: tuple[float, ...] = RATES
 
     @property
     def kind(self) -> str:
@@ -96,7 +97,7 @@ class FastKAN(Model):
 
     sizes: tuple[int, ...]
     num_grids: int = 8
-    rates: tuple[float, ...] = FASTKAN_RATES
+    rates: tuple[float, ...] = RATES
 
     @property
     def kind(self) -> str:
@@ -121,7 +122,8 @@ class LMKAN(Model):
     num_grids: int = 8
     residual: Literal["linear", "relu"] | None = "linear"
     penalty_start: float = 1.0
-    rates: tuple[float, ...] = LMKAN_RATES
+    refined_num_grids: int | None = None
+    rates: tuple[float, ...] = RATES
     variant: str = ""
 
     @property
@@ -130,7 +132,8 @@ class LMKAN(Model):
 
     @property
     def label(self) -> str:
-        return f"{self.kind} {'-'.join(map(str, self.sizes))} G={self.num_grids}"
+        num_grids = self.refined_num_grids or self.num_grids
+        return f"{self.kind} {'-'.join(map(str, self.sizes))} G={num_grids}"
 
     def flops(self) -> int:
         return sum(lmkan_cupy.flops(i, o) for i, o in pairwise(self.sizes))
