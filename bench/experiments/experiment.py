@@ -239,6 +239,14 @@ def command_line(name: str, description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def with_pykan(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Let the rivals be complete where their package is installed."""
+    parser.add_argument(
+        "--pykan", action="store_true", help="networks of the package too: bench/requirements.txt"
+    )
+    return parser
+
+
 def results_path(name: str, arguments: argparse.Namespace) -> Path:
     """Return where the results go: ``--out``, or a file named after the experiment."""
     file = f"{name}-{arguments.scale}-{arguments.device.type}.json"

@@ -12,7 +12,7 @@ Errors are in eV, of forces in eV / Angstrom; about one configuration in a hundr
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -22,15 +22,21 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
 from ..make_methane import BUNDLED, FIRST, SECOND, sample
-from .experiment import Experiment, Task, command_line, results_path
-from .models import LMKAN, MLP, FastKAN, Model
+from .experiment import Experiment, Task, command_line, results_path, with_pykan
+from .models import LMKAN, MLP, PYKAN_HIDDEN, FastKAN, Model, PyKAN, variants
 
 #: Files in the order in which they are taken, where they have what is needed.
 FILES = ("methane_xtb_600k_noforces.npz", "methane_xtb_100k.npz", "methane_xtb.npz")
 
-STEPS = {"smoke": 20, "cpu": 10_000, "gpu": 300_000}
+STEPS = {
+    "distances": {"smoke": 20, "cpu": 10_000, "gpu": 20_000},
+    "cartesian": {"smoke": 20, "cpu": 10_000, "gpu": 20_000},
+    "forces": {"smoke": 20, "cpu": 10_000, "gpu": 10_000},
+}
 ROWS = {"smoke": 1000, "cpu": 100_000, "gpu": 600_000}  # at most
-TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 60.0}
+BATCH = {"smoke": None, "cpu": None, "gpu": 1024}  # None: as fit chooses it
+ROWS_AT_ONCE = {"smoke": 8192, "cpu": 8192, "gpu": 2**17}
+TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 8.0}
 SPLIT_SEED = 2**20
 
 LOW = 4.0  # eV
@@ -41,19 +47,44 @@ TITLES = {
     "forces": "energies and forces",
 }
 
-HIDDEN: dict[str, dict[Callable[[tuple[int, ...]], Model], list[tuple[int, ...]]]] = {
-    "smoke": {LMKAN: [(4,)], MLP: [(6,)], FastKAN: [(2,)]},
-    "cpu": {
-        LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
-        MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256)],
-        FastKAN: [(8, 8), (16, 16), (32, 32)],
+Networks: TypeAlias = dict[Callable[[tuple[int, ...]], Model], list[tuple[int, ...]]]
+
+SMOKE: Networks = {LMKAN: [(4,)], MLP: [(6,)], FastKAN: [(2,)]}
+CPU: Networks = {
+    LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
+    MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256)],
+    FastKAN: [(8, 8), (16, 16), (32, 32)],
+}
+
+#: Features of the hidden layers of every kind's networks.
+HIDDEN: dict[str, dict[str, Networks]] = {
+    "distances": {
+        "smoke": SMOKE,
+        "cpu": CPU,
+        "gpu": {
+            LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64), (128, 128)],
+            MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512), (1024, 1024)],
+            FastKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
+        },
     },
-    "gpu": {
-        LMKAN: [(width,) * depth for depth in (2, 3) for width in (16, 32, 64, 128, 256)],
-        MLP: [(width,) * depth for depth in (2, 3) for width in (32, 64, 128, 256, 512, 1024)],
-        FastKAN: [(width,) * depth for depth in (2, 3) for width in (16, 32, 64, 128)],
+    "cartesian": {
+        "smoke": SMOKE,
+        "cpu": CPU,
+        "gpu": {
+            LMKAN: [(16, 16), (32, 32), (64, 64), (128, 128)],
+            MLP: [(32, 32), (64, 64), (128, 128), (256, 256), (512, 512)],
+            FastKAN: [(16, 16), (32, 32), (64, 64)],
+        },
+    },
+    "forces": {
+        "smoke": SMOKE,
+        "cpu": CPU,
+        "gpu": {LMKAN: [(16, 16), (32, 32)], MLP: [(32, 32), (64, 64), (128, 128)]},
     },
 }
+
+#: Of the lmKAN that is trained on distances with stages of its fitting changed.
+VARIED = {"smoke": (4,), "cpu": (16, 16), "gpu": (32, 32)}
 
 Floats = NDArray[np.floating[Any]]
 
@@ -227,7 +258,9 @@ class WithForces(Model):
         return EnergyAndForces(energy, self.mean, self.scale).to(self.mean.device)
 
 
-def make_experiment(inputs: str, scale: str, data: Path | None, device: torch.device) -> Experiment:
+def make_experiment(
+    inputs: str, scale: str, data: Path | None, device: torch.device, pykan: bool
+) -> Experiment:
     arrays, source = read(data, inputs, ROWS[scale])
     training, validation, test = split(len(arrays["energies"]))
     energy = standardised(arrays["energies"][:, None], training, device)
@@ -247,22 +280,25 @@ def make_experiment(inputs: str, scale: str, data: Path | None, device: torch.de
         y = torch.cat([energy.values, forces / energy.scale], dim=1)
         loss, errors = energy_and_forces_loss, energy_and_forces_errors(energy)
     features = 12 if inputs == "cartesian" else 10
+    kinds = HIDDEN[inputs][scale] | ({PyKAN: PYKAN_HIDDEN[scale]} if pykan else {})
     models = [
-        make((features, *hidden, 1))
-        for make, networks in HIDDEN[scale].items()
-        for hidden in networks
+        make((features, *hidden, 1)) for make, networks in kinds.items() for hidden in networks
     ]
+    if inputs == "distances":
+        models += variants((features, *VARIED[scale], 1))
     if inputs == "forces":
         models = [WithForces(each, distances.mean, distances.scale) for each in models]
+    x_training, y_training = x[training], y[training]
     task = Task(
-        batches=lambda seed: kind_of_rows(x[training], y[training], seed),
-        steps=STEPS[scale],
+        batches=lambda seed: kind_of_rows(x_training, y_training, seed, BATCH[scale]),
+        steps=STEPS[inputs][scale],
         validation=(x[validation], y[validation]),
         test=(x[test], y[test]),
         loss=loss,
         errors=errors,
         penalty=penalty_for(copies * len(training)),
-        setting={"inputs": inputs, "source": source, "rows": len(y)},
+        setting={"inputs": inputs, "source": source, "rows": len(y), "batch": BATCH[scale]},
+        rows_at_once=ROWS_AT_ONCE[scale],
     )
     return Experiment(
         f"Methane, {TITLES[inputs]}", task, models, timing_seconds=TIMING_SECONDS[scale]
@@ -285,12 +321,16 @@ def energy_and_forces_errors(
 
 
 def main() -> None:
-    parser = command_line("methane", __doc__)
+    parser = with_pykan(command_line("methane", __doc__))
     parser.add_argument("--inputs", choices=TITLES, default="distances")
     parser.add_argument("--data", type=Path, help="folder with files of bench.make_methane")
     arguments = parser.parse_args()
     experiment = make_experiment(
-        arguments.inputs, arguments.scale, arguments.data, arguments.device
+        arguments.inputs,
+        arguments.scale,
+        arguments.data,
+        arguments.device,
+        arguments.pykan,
     )
     name = "methane" if arguments.inputs == "distances" else f"methane_{arguments.inputs}"
     experiment.run(results_path(name, arguments), arguments.device)
