@@ -148,7 +148,8 @@ def block_chain(
 
 def parameter_groups(network: nn.Module, rate: float = TABLES_RATE) -> list[dict[str, Any]]:
     """Return a network's parameters with their learning rates: tables ``rate``, others more."""
-    tables, others = [], []
+    tables: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         (tables if name.rpartition(".")[2] == "tables" else others).append(parameter)
     return [{"params": tables, "lr": rate}, {"params": others, "lr": _BRANCH_FACTOR * rate}]
@@ -156,17 +157,18 @@ def parameter_groups(network: nn.Module, rate: float = TABLES_RATE) -> list[dict
 
 def fold_(network: nn.Module) -> None:
     """Absorb the branches of all lmKAN layers into their tables, in place."""
-    for layer in _lmkan_layers(network):
+    for layer in lmkan_layers(network):
         layer.fold_()
 
 
 def refine_(network: nn.Module, num_grids: int, optimizer: torch.optim.Optimizer) -> None:
     """Go over to another grid in all lmKAN layers, in place, with the optimiser's moments."""
-    for layer in _lmkan_layers(network):
+    for layer in lmkan_layers(network):
         layer.refine_(num_grids, optimizer)
 
 
-def _lmkan_layers(network: nn.Module) -> Iterator[LMKANLinear | LMKANConv2d]:
+def lmkan_layers(network: nn.Module) -> Iterator[LMKANLinear | LMKANConv2d]:
+    """Yield all lmKAN layers of a network."""
     return (each for each in network.modules() if isinstance(each, LMKANLinear | LMKANConv2d))
 
 
@@ -197,7 +199,7 @@ class Rows:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the features and targets of every batch, for ever."""
         for block in self._blocks():
-            yield from zip(*(each.split(self._batch) for each in block), strict=True)
+            yield from zip(*(torch.split(each, self._batch) for each in block), strict=True)
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield features and targets of some batches at a time, gathered at once."""
@@ -206,7 +208,7 @@ class Rows:
         while True:
             order = torch.randperm(len(self.target), generator=generator)[:used]
             order = order.to(self.target.device)
-            for rows in order.split(_BATCHES_AT_ONCE * self._batch):
+            for rows in torch.split(order, _BATCHES_AT_ONCE * self._batch):
                 yield self.features[rows], self.target[rows]
 
     @property
@@ -429,7 +431,7 @@ def own_stream(device: torch.device) -> torch.cuda.Stream | None:
     """Return a new stream that waits for what is queued now, None where a device has no streams."""
     if device.type != "cuda":
         return None
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     return stream
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lmkan_cupy.adapters import training
 from PIL import Image
 
 from bench import report
@@ -368,6 +369,54 @@ def test_a_run_depends_on_its_seed_alone() -> None:
     )
     assert first == same
     assert first[0]["errors"] != other[0]["errors"]
+
+
+def test_runs_side_by_side_are_those_one_after_another(
+    main: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As on a GPU; other seeds wait for the rates of their model."""
+    alone = main(approximation)
+    (tmp_path / "approximation-smoke-cpu.json").unlink()
+    monkeypatch.setattr(experiment, "TOGETHER", {"cpu": 5})
+    train = experiment.Experiment._train
+    under_way, most = 0, 0
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            yield from train(self, *arguments)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(experiment.Experiment, "_train", counted)
+    together = main(approximation)
+    assert most == 5
+
+    def ordered(results: dict[str, Any]) -> list[dict[str, Any]]:
+        return sorted(untimed(results), key=lambda run: (run["model"], run["rate"], run["seed"]))
+
+    assert ordered(together) == ordered(alone)
+
+
+@pytest.mark.parametrize(("part", "num_grids"), [(0.0, 12), (0.5, 12), (1.0, 6)])
+def test_the_grid_is_refined_after_the_first_part(
+    part: float, num_grids: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "FIRST_PART", part)
+    x = torch.randn(256, 2)
+    trainer = training.Trainer(
+        batches=training.Rows(x, x[:, :1] * x[:, 1:], seed=0),
+        steps=10,
+        validation=(x, x[:, :1] * x[:, 1:]),
+        loss=torch.nn.functional.mse_loss,
+        penalty=0.1,
+        refined_num_grids=12,
+    )
+    network = LMKAN((2, 4, 1), num_grids=6).build()
+    assert trainer.train("", network, training.parameter_groups(network)).completed
+    assert {layer.num_grids for layer in training.lmkan_layers(network)} == {num_grids}
 
 
 def test_the_teacher_is_standardised_and_always_the_same() -> None:

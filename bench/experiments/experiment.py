@@ -35,8 +35,8 @@ from .models import Model
 
 RESULTS = Path(__file__).parents[1] / "results"
 
-#: Runs that share a GPU.
-TOGETHER = 16
+#: Runs that share a device.
+TOGETHER = {"cpu": 1, "cuda": 16}
 
 #: What a run is told by: model, learning rate and seed.
 Key: TypeAlias = tuple[Model, float, int]
@@ -122,12 +122,11 @@ class Experiment:
         self, runs: list[dict[str, Any]], device: torch.device
     ) -> Iterator[dict[str, Any]]:
         """Yield the runs that are missing as they end, each appended to ``runs``."""
-        at_once = TOGETHER if device.type == "cuda" else 1
         under_way: dict[Key, tuple[torch.cuda.Stream | None, _Run]] = {}
         with one_thread():
             while True:
                 for key in self._missing(runs):
-                    if len(under_way) < at_once and key not in under_way:
+                    if len(under_way) < TOGETHER[device.type] and key not in under_way:
                         under_way[key] = own_stream(device), self._train(*key, device)
                 if not under_way:
                     return

@@ -111,7 +111,7 @@ class CNN(Model):
                 features = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
                 total += lmkan_cupy.flops(features, module.out_channels) * output[0, 0].numel()
 
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.device("meta"), torch.no_grad():  # shapes alone
             network = self.build().eval()
             for module in network.modules():
                 module.register_forward_hook(count)
