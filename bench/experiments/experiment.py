@@ -123,13 +123,15 @@ class Experiment:
     ) -> Iterator[dict[str, Any]]:
         """Yield the runs that are missing as they end, each appended to ``runs``."""
         under_way: dict[Key, tuple[torch.cuda.Stream | None, _Run]] = {}
+
+        def begin() -> None:
+            for key in self._missing(runs):
+                if len(under_way) < TOGETHER[device.type] and key not in under_way:
+                    under_way[key] = own_stream(device), self._train(*key, device)
+
+        begin()
         with one_thread():
-            while True:
-                for key in self._missing(runs):
-                    if len(under_way) < TOGETHER[device.type] and key not in under_way:
-                        under_way[key] = own_stream(device), self._train(*key, device)
-                if not under_way:
-                    return
+            while under_way:
                 for key, (stream, run) in [*under_way.items()]:
                     # Who is still busy waits, so that no queue is so full that all wait for it.
                     if stream is not None and not stream.query():
@@ -139,6 +141,7 @@ class Experiment:
                             continue
                     del under_way[key]
                     runs.append(result)
+                    begin()
                     yield result
 
     def _missing(self, runs: Sequence[Mapping[str, Any]]) -> list[Key]:
