@@ -48,7 +48,7 @@ _BATCH = 512
 TABLES_RATE = 3e-3
 _BRANCH_FACTOR = 10 / 3  # a branch learns so much faster than its tables
 _VALIDATIONS = 50
-_BURST = 10  # steps that are one graph on CUDA
+_BURST = 5  # steps that are one graph on CUDA: more take longer to capture
 _BATCHES_AT_ONCE = 16  # gathered from a table
 
 ROWS_AT_ONCE = 8192  # in inference
@@ -327,7 +327,7 @@ class Trainer:
                 losses.append(loss.detach())
             return torch.stack(losses)
 
-        burst = Replayed(train_on)
+        burst, answer = Replayed(train_on), Replayed(network)
         best_error = math.inf
         best_state = network.state_dict()  # the current one, until there is a better
         checks_since_best = 0
@@ -342,7 +342,8 @@ class Trainer:
                         if self.refined_num_grids is not None:
                             refine_(network, self.refined_num_grids, optimizer)
                             best_error, best_state = math.inf, network.state_dict()
-                        burst = Replayed(train_on)  # in another mode or on another grid
+                        # In another mode, or on another grid.
+                        burst, answer = Replayed(train_on), Replayed(network)
                     # In evaluation mode batch normalisation keeps its statistics; no other module
                     # here knows the difference.
                     network.train(step < first_part or not self.keeps_statistics)
@@ -360,7 +361,8 @@ class Trainer:
                     yield
                     if step % interval and step != self.steps:
                         continue
-                    error = self._validate(network)
+                    network.eval()
+                    error = self._validate(answer)
                     if error < best_error:
                         best_error, best_state = error, copy.deepcopy(network.state_dict())
                         checks_since_best = 0
@@ -378,12 +380,12 @@ class Trainer:
         found = best_error if math.isfinite(best_error) else None
         return Training(completed, step, found)
 
-    def _validate(self, network: nn.Module) -> float:
+    def _validate(self, answer: Callable[[Tensor], Tensor]) -> float:
         """Return the loss on the rows for validation, infinite where there are none."""
         if self.validation is None:
             return math.inf
         features, target = self.validation
-        return float(self.loss(evaluate(network, features, self.rows_at_once), target))
+        return float(self.loss(_answers(answer, features, self.rows_at_once), target))
 
     def _bar(self, label: str) -> Any:
         return tqdm(
@@ -411,10 +413,14 @@ def epochs_for(rows: int, steps: float) -> int:
 
 def evaluate(network: nn.Module, features: Tensor, rows_at_once: int = ROWS_AT_ONCE) -> Tensor:
     """Return the network's answers [N, K] in float64."""
-    network.eval()
+    return _answers(network.eval(), features, rows_at_once)
+
+
+def _answers(answer: Callable[[Tensor], Tensor], features: Tensor, rows_at_once: int) -> Tensor:
     with torch.no_grad():  # not inference_mode: a network may differentiate itself
-        answers = [network(some) for some in torch.split(features, rows_at_once)]
-    return torch.cat(answers).double()
+        parts = torch.split(features, rows_at_once)
+        # Copies: what is replayed answers in the same memory every time.
+        return torch.cat([answer(some).to(torch.float64, copy=True) for some in parts])
 
 
 def penalty_for(rows: int) -> float:

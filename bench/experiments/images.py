@@ -19,16 +19,18 @@ import lmkan_cupy
 
 from .experiment import Experiment, Task
 from .image_data import Images
-from .models import RATES, Model
+from .models import FEW_RATES, RATES, Model
 
-STEPS = {"smoke": 4, "cpu": 3000, "gpu": 100_000}
+STEPS = {"smoke": 4, "cpu": 3000, "gpu": 3000}
 ROWS = {"smoke": 120, "cpu": 60_000, "gpu": 2_000_000}  # at most
+BATCH = {"smoke": None, "cpu": None, "gpu": 128}  # None: as fit chooses it
+ROWS_AT_ONCE = {"smoke": 512, "cpu": 512, "gpu": 2000}
 WIDTHS = {
     "smoke": ([2], [2]),
     "cpu": ([4, 8, 16], [4, 8, 16, 32]),
-    "gpu": ([8, 16, 32, 64], [8, 16, 32, 64, 128, 256]),
+    "gpu": ([4, 8], [4, 8, 16, 32]),
 }
-TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 60.0}
+TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 5.0}
 VALIDATION_SEED = 2**20
 SHIFT = 0.125  # of an image's size, at most, in augmentation
 
@@ -124,7 +126,7 @@ class LMKANCNN(CNN):
     """lmKAN convolutions of normalised and bounded inputs, each with a linear branch at first."""
 
     num_grids: int = 8
-    rates: tuple[float, ...] = RATES
+    rates: tuple[float, ...] = FEW_RATES
 
     @property
     def kind(self) -> str:
@@ -209,15 +211,20 @@ def make_experiment(title: str, data: Images, arguments: argparse.Namespace) -> 
     x, y = inputs(data.images[training]), data.labels[training].to(device)
     test_images, test_labels = data.test_images[: ROWS[scale]], data.test_labels[: ROWS[scale]]
     task = Task(
-        batches=lambda seed: AugmentedImages(x, y, seed),
+        batches=lambda seed: AugmentedImages(x, y, seed, BATCH[scale]),
         steps=STEPS[scale],
         validation=(inputs(data.images[validation]), data.labels[validation].to(device)),
         test=(inputs(test_images), test_labels.to(device)),
         loss=cross_entropy,
         errors=error_rate,
         penalty=penalty_for(len(y)),
-        setting={"rows": len(y), "image": list(x.shape[1:])},
-        rows_at_once=512,
+        setting={
+            "rows": len(y),
+            "image": list(x.shape[1:]),
+            "batch": BATCH[scale],
+            "rows_at_once": ROWS_AT_ONCE[scale],
+        },
+        rows_at_once=ROWS_AT_ONCE[scale],
         keeps_statistics=False,
     )
     channels, height, width = x.shape[1:]
