@@ -52,7 +52,7 @@ class Setting:
 SETTINGS = {
     "smoke": Setting(features=4, width=16, depth=2, gain=2.0, steps=20, batch=64, rows=256),
     "cpu": Setting(features=8, width=256, depth=2, gain=2.0, steps=5_000, batch=512, rows=16_384),
-    "gpu": Setting(features=8, width=1024, depth=2, gain=2.0, steps=10_000, batch=1024, rows=2**16),
+    "gpu": Setting(features=8, width=1024, depth=2, gain=2.0, steps=12_000, batch=1024, rows=2**16),
 }
 
 TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 5.0}

@@ -1,7 +1,7 @@
 """What all experiments share: runs that can be interrupted and resumed, kept in one JSON file.
 
-First every model is trained with every learning rate, seed 0; the rate with the lowest validation
-loss is kept for the model's other seeds. All runs are in the file, so it shows what was tried.
+Every model is trained with every learning rate, seed 0; the rate with the lowest validation loss is
+kept for its other seeds. All runs are in the file, so it shows what was tried.
 
 A small network leaves most of a GPU idle: there several are trained at once, each on a stream of
 its own. Their ``seconds`` are those they took side by side; ``rows_per_second`` is measured alone.
@@ -147,11 +147,12 @@ class Experiment:
     def _missing(self, runs: Sequence[Mapping[str, Any]]) -> list[Key]:
         """Return the runs that can be begun, other seeds of a model once its rates are tried."""
         done = {(run["model"], run["rate"], run["seed"]) for run in runs}
-        planned: list[Key] = [(model, rate, 0) for model in self.models for rate in model.rates]
-        for seed in range(1, self.seeds):
-            for model in self.models:
-                if all((model.label, rate, 0) in done for rate in model.rates):
-                    planned.append((model, chosen_rate(runs, model.label), seed))
+        planned: list[Key] = []
+        for model in self.models:
+            planned += [(model, rate, 0) for rate in model.rates]
+            if all((model.label, rate, 0) in done for rate in model.rates):
+                rate = chosen_rate(runs, model.label)
+                planned += [(model, rate, seed) for seed in range(1, self.seeds)]
         return [key for key in planned if (key[0].label, *key[1:]) not in done]
 
     def _train(self, model: Model, rate: float, seed: int, device: torch.device) -> _Run:

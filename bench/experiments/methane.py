@@ -29,7 +29,7 @@ from .models import LMKAN, MLP, PYKAN_HIDDEN, FastKAN, Model, PyKAN, variants
 FILES = ("methane_xtb_600k_noforces.npz", "methane_xtb_100k.npz", "methane_xtb.npz")
 
 STEPS = {
-    "distances": {"smoke": 20, "cpu": 10_000, "gpu": 10_000},
+    "distances": {"smoke": 20, "cpu": 10_000, "gpu": 12_000},
     "cartesian": {"smoke": 20, "cpu": 10_000, "gpu": 10_000},
     "forces": {"smoke": 20, "cpu": 10_000, "gpu": 5_000},
 }
