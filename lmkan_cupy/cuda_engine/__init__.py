@@ -68,6 +68,19 @@ def _evaluation(
     out_aligned: bool,
 ) -> Callable[..., None]:
     plan = launch_plan.forward(layer, batch, device, direction=direction, aligned=tables_aligned)
+    return by_plan(plan, knots, layer, batch, direction, accumulate, out_aligned)
+
+
+def by_plan(
+    plan: launch_plan.Forward,
+    knots: Array,
+    layer: Layer,
+    batch: int,
+    direction: bool = False,
+    accumulate: bool = False,
+    out_aligned: bool = True,
+) -> Callable[..., None]:
+    """Return a function of ``x, ggx, tables, out`` that does what a plan says."""
     if plan.ring:
         return ByRing(knots, plan, layer, batch, direction, accumulate, out_aligned)
     return Kernel(plan.kernel, knots, batch, layer.in_features, layer.out_features, accumulate)
