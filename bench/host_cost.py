@@ -6,7 +6,9 @@ around it, and of ``nn.Linear``. On a GPU kernels are started and not waited for
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
+import numpy as np
 import torch
 from lmkan_cupy.adapters.torch import lmkan
 from lmkan_cupy.adapters.torch.exchange import run
@@ -34,7 +36,10 @@ def calls(device: str) -> dict[str, Callable[[], object]]:
         with torch.inference_mode():
             return function(*arguments)
 
-    timed: dict[str, Callable[[], object]] = {
+    xp = np if device == "cpu" else import_module("cupy")
+    arrays = [xp.from_dlpack(each) for each in (x, tables)]
+    return {
+        "the core on arrays": lambda: lmkan_cupy.forward(*arrays),
         "run: the core on tensors": lambda: run(lmkan_cupy.forward, x, tables),
         "lmkan, inference mode": lambda: inference(lmkan, x, tables),
         "lmkan": lambda: lmkan(*leaves),
@@ -43,10 +48,6 @@ def calls(device: str) -> dict[str, Callable[[], object]]:
         "nn.Linear": lambda: linear(inputs[0]),
         "nn.Linear and its gradients": lambda: there_and_back(lambda: linear(inputs[0]), inputs),
     }
-    if device == "cpu":
-        arrays = x.numpy(), tables.numpy()
-        timed = {"the core on arrays": lambda: lmkan_cupy.forward(*arrays), **timed}
-    return timed
 
 
 def seconds(call: Callable[[], object]) -> list[float]:

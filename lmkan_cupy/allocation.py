@@ -19,7 +19,7 @@ Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any], Array], Array]
 
 
 def _from_library(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:
-    array: Array = array_library(beside).empty(shape, dtype)
+    array: Array = array_library(beside).ndarray(shape, dtype)  # what its `empty` calls
     return array
 
 

@@ -84,6 +84,7 @@ def _checked_dtype(
     return checked
 
 
+@lru_cache
 def compute_dtype_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype in which tables of ``dtype`` are evaluated: that of x and the sums."""
     return np.dtype(_COMPUTE_DTYPE[_name(dtype)])

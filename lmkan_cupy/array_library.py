@@ -49,8 +49,12 @@ def array_library(array: Array) -> Any:
 
 def on_device_of(array: Any) -> AbstractContextManager[Any]:
     """Return a context in which the device of a CuPy array is CuPy's current one."""
-    context: AbstractContextManager[Any] = array.device if is_cupy_array(array) else _NO_CHANGE
-    return context
+    if not is_cupy_array(array):
+        return _NO_CHANGE
+    if array.data.device_id == sys.modules["cupy"].cuda.runtime.getDevice():
+        return _NO_CHANGE
+    device: AbstractContextManager[Any] = array.device
+    return device
 
 
 def is_in_cuda_memory(value: SupportsDLPack) -> bool:

@@ -372,7 +372,7 @@ _USUAL_STATES = _in_new_thread(_state)
 
 
 @cache
-def _usual_keys(device: str) -> tuple[int, int]:
+def _usual_keys(device: torch.device) -> tuple[int, int]:
     """Return the dispatch keys of tensors that are their memory on a device and nothing else.
 
     Those of a subclass, with a mapped axis, still to be negated, ... have others.
@@ -382,9 +382,9 @@ def _usual_keys(device: str) -> tuple[int, int]:
 
 def _nothing_to_dispatch(tensors: Sequence[Tensor]) -> bool:
     """Tell whether an operator on these would be autograd and a kernel of the engine, no more."""
-    device = tensors[0].device.type
+    device = tensors[0].device
     if (
-        device not in ("cpu", "cuda")
+        device.type not in ("cpu", "cuda")
         or _state() not in _USUAL_STATES
         or torch._C._len_torch_function_stack()
     ):
