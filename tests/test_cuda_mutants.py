@@ -167,7 +167,6 @@ MUTANTS = [
     ),
     Mutant(BACKWARD, "neighbours ? row[corner + 1] : 0", "0", "merger: column not carried"),
     Mutant(BACKWARD, "merger.row[n] += left", "merger.row[n] = left", "merger: last warp only"),
-    Mutant(BACKWARD, "if (left.last_cell < 0) continue;", "", "merger: stretch without samples"),
     Mutant(
         BACKWARD,
         "            __syncthreads();\n            const long long first",
@@ -223,6 +222,7 @@ MUTANTS = [
     Mutant(PENALTY, "2 * (at_left.mixed", "(at_left.mixed", "penalty: gradient of the mixed term"),
     Mutant(PENALTY, "2 * f_xy * f_xy", "f_xy * f_xy", "penalty: mixed term once"),
     Mutant(PENALTY, "shared[i % 2]", "shared[0]", "penalty: one row in shared memory"),
+    Mutant(PENALTY, "(GRADIENT ? 3 : 0)", "(GRADIENT ? 3 : -2)", "penalty: last rows left out"),
     Mutant(PENALTY, "across_2.at[n] = across.at[n]", "across_2.at[n] = beside", "penalty: rows"),
     Mutant(PENALTY, "column >= HALO && ", "", "penalty: the halo is owned"),
     Mutant(PENALTY, "factors_at(j + 1).backward", "factors_at(j + 1).forward", "penalty: right"),
@@ -241,8 +241,10 @@ def trial(texts: Sources) -> None:
         check_forward(Sizes(2, 67, 33, 17))
         check_rings()
         check_gradients(Sizes(90, 3, 260, 17))
+        check_gradients(Sizes(330, 2, 2, 4))  # neighbouring cells in neighbouring stretches
         check_gradients(Sizes(40, 2, 2, 50))  # two digits of the sort
-        check_gradients(Sizes(40, 2, 2, 50), constant=9)  # in a cell of an odd row
+        # In a cell of an odd row: no even half; more samples of a warp than lanes; fewer than warps
+        check_gradients(Sizes(304, 2, 2, 50), constant=9)
         check_penalty(Sizes(0, 1, 1, 5))
         check_penalty(Sizes(0, 1, 4, 52))  # two tiles of columns
 
@@ -312,6 +314,9 @@ def check_penalty(sizes: Sizes) -> None:
     penalty = np.full((), np.nan, np.float32)
     cuda_engine.hessian_penalty(tables, knots, 1.0, grad, penalty)
     check([penalty, grad], tolerances.hessian_penalty(tables, "float32"))
+    alone = np.full_like(penalty, np.nan)
+    cuda_engine.hessian_penalty(tables, knots, 1.0, None, alone)
+    check([alone], tolerances.hessian_penalty(tables, "float32")[:1])
     doubled = grad.copy()
     cuda_engine.hessian_penalty(tables, knots, 1.0, doubled, penalty, accumulate=True)
     assert (doubled == grad + grad).all(), "not added"
@@ -321,9 +326,9 @@ def survivors(mutants: list[Mutant], monkeypatch: pytest.MonkeyPatch) -> list[st
     """Try the mutants; print all, return those that nothing noticed."""
     emulated.install(monkeypatch, "random")
     monkeypatch.setattr(launch_plan, "CHUNKS", {})
-    monkeypatch.setattr(launch_plan, "MOST_CHUNK", 80)
+    monkeypatch.setattr(launch_plan, "MOST_CHUNK", 300)
     monkeypatch.setattr(launch_plan, "MOST_DIGITS", 1000)
-    monkeypatch.setattr(launch_plan, "STRETCH", 36)
+    monkeypatch.setattr(launch_plan, "STRETCH", 20)
     monkeypatch.setitem(launch_plan.WARPS, "sort.cu", 2)
     monkeypatch.setattr(launch_plan, "MOST_BLOCKS", 1)
     outcomes = run_mutants(mutants, {file: kernel_source.read(file) for file in FILES}, trial)

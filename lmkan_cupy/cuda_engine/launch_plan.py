@@ -351,7 +351,7 @@ def _is_possible(plan: Forward, batch: int) -> bool:
 
 def _fastest_shape(layer: Layer, device: Device) -> tuple[RingShape, int] | None:
     """Return the shape for many samples and its number of stages, or None where nothing fits."""
-    found = []
+    found: list[Launch] = []
     for shape in RINGS:
         tile_bytes, tiles = _tile_bytes(layer, shape), _ceil(layer.out_features, 4 * shape.chunks)
         left = device.shared_bytes - TASK_BYTES - KNOT_BYTES * layer.num_grids
@@ -558,7 +558,7 @@ def _sort_bytes(source: Source, chunk: int) -> int:
     return digits * _bytes_per_digit() + 4 * constants["WARPS"] + chunk * (key + places)
 
 
-def penalty(layer: Layer, device: Device, *, aligned: bool) -> Penalty:
+def penalty(layer: Layer, device: Device, *, need_grad: bool, aligned: bool) -> Penalty:
     """Return the launches for all functions of a layer; ``aligned`` as in :func:`backward`."""
     knots = layer.num_grids + 1
     vector = _vector(layer, VECTOR_BYTES // _bytes(layer.real)) if aligned else 1
@@ -581,6 +581,7 @@ def penalty(layer: Layer, device: Device, *, aligned: bool) -> Penalty:
         VECTOR=vector,
         VECTORS=vectors,
         COLUMNS=columns,
+        GRADIENT=need_grad,
     )
     return Penalty(
         blocks,
@@ -591,8 +592,10 @@ def penalty(layer: Layer, device: Device, *, aligned: bool) -> Penalty:
 
 def launches(layer: Layer, device: Device) -> list[Launch]:
     """Return one launch of every kernel that calls with such a layer may need."""
-    of_penalty = penalty(layer, device, aligned=True)
-    found = [of_penalty.penalty, of_penalty.total]
+    found: list[Launch] = []
+    for need_grad in (False, True):
+        of_penalty = penalty(layer, device, need_grad=need_grad, aligned=True)
+        found += [of_penalty.penalty, of_penalty.total]
     # The double backward takes cotangents of the tables through the layer, in the dtype of x.
     for each in (layer, replace(layer, table=layer.real)):
         for direction, of_layer, need_x, need_tables in (
