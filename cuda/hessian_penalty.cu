@@ -13,7 +13,7 @@
 //          to row i: what lies in other rows is in registers, in other columns in shared memory.
 // Thread   one column and vector: reads it in every row, owns its nodes unless it is in the halo.
 // Reads    tables: once, and what neighbouring tiles share.
-// Writes   grad, with GRADIENT: scale dR/dT, or adds it; partial: the block's sum of the squares.
+// Writes   grad, unless null: scale dR/dT, or adds it; partial: the block's sum of the squares.
 // Order    within a node as written; squares over the elements of a vector, then in double over
 //          rows ascending, then over the block.
 //
@@ -107,7 +107,7 @@ hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, l
         Values grad_1 = {}, grad_2 = {}, grad_3 = {};   // of rows i-1, i-2, i-3, incomplete
         Values arriving = load(0);
         double sum = 0;
-        for (int i = 0; i < NUM_KNOTS + (GRADIENT ? 3 : 0); ++i) {
+        for (int i = 0; i < NUM_KNOTS + 3; ++i) {
             const Values here = arriving;
             arriving = load(i + 1);
             Shared(*row)[VECTORS] = shared[i % 2];
@@ -150,7 +150,7 @@ hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, l
             before_2 = before;
             before = here;
             if (owned) sum += squares;
-            if (GRADIENT && owned && i >= 3) {
+            if (grad != nullptr && owned && i >= 3) {
                 Values& target = reinterpret_cast<Values*>(grad)[place_of(i - 3)];
                 Values result = {};
                 if (accumulate) result = target;

@@ -79,7 +79,7 @@ def test_limits(device: Device) -> None:
     for layer in LAYERS:
         for batch in BATCHES:
             plan = plan_backward(layer, batch, device)
-            of_penalty = launch_plan.penalty(layer, device, need_grad=True, aligned=True)
+            of_penalty = launch_plan.penalty(layer, device, aligned=True)
             for launch in (
                 *forward_launches(plan_forward(layer, batch, device)),
                 *launches_of(plan),
@@ -107,7 +107,7 @@ def test_every_output_has_a_tile() -> None:
 @pytest.mark.parametrize("aligned", [True, False])
 def test_every_node_of_the_penalty_has_one_owner(aligned: bool) -> None:
     for layer in LAYERS:
-        plan = launch_plan.penalty(layer, DEVICES["sm_90"], need_grad=True, aligned=aligned)
+        plan = launch_plan.penalty(layer, DEVICES["sm_90"], aligned=aligned)
         constants = dict(plan.penalty.source.constants)
         knots = layer.num_grids + 1
         halo = 2 if knots > constants["COLUMNS"] else 0

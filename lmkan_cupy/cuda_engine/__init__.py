@@ -208,9 +208,7 @@ def hessian_penalty(
     pairs, _, _, out_features = tables.shape
     layer = launch_plan.layer_of_tables(tables, knots)
     arrays = (tables,) if grad is None else (tables, grad)
-    plan = _plan_penalty(
-        layer, kernel_cache.device(), need_grad=grad is not None, aligned=aligned(*arrays)
-    )
+    plan = _plan_penalty(layer, kernel_cache.device(), aligned=aligned(*arrays))
     partial = allocation.empty((plan.partials,), np.dtype(np.float64), tables)
     run(plan.penalty, knots, tables, grad, partial, pairs, out_features, accumulate, scale)
     run(plan.total, knots, partial, penalty, plan.partials)

@@ -558,7 +558,7 @@ def _sort_bytes(source: Source, chunk: int) -> int:
     return digits * _bytes_per_digit() + 4 * constants["WARPS"] + chunk * (key + places)
 
 
-def penalty(layer: Layer, device: Device, *, need_grad: bool, aligned: bool) -> Penalty:
+def penalty(layer: Layer, device: Device, *, aligned: bool) -> Penalty:
     """Return the launches for all functions of a layer; ``aligned`` as in :func:`backward`."""
     knots = layer.num_grids + 1
     vector = _vector(layer, VECTOR_BYTES // _bytes(layer.real)) if aligned else 1
@@ -581,7 +581,6 @@ def penalty(layer: Layer, device: Device, *, need_grad: bool, aligned: bool) -> 
         VECTOR=vector,
         VECTORS=vectors,
         COLUMNS=columns,
-        GRADIENT=need_grad,
     )
     return Penalty(
         blocks,
@@ -592,10 +591,8 @@ def penalty(layer: Layer, device: Device, *, need_grad: bool, aligned: bool) -> 
 
 def launches(layer: Layer, device: Device) -> list[Launch]:
     """Return one launch of every kernel that calls with such a layer may need."""
-    found: list[Launch] = []
-    for need_grad in (False, True):
-        of_penalty = penalty(layer, device, need_grad=need_grad, aligned=True)
-        found += [of_penalty.penalty, of_penalty.total]
+    of_penalty = penalty(layer, device, aligned=True)
+    found = [of_penalty.penalty, of_penalty.total]
     # The double backward takes cotangents of the tables through the layer, in the dtype of x.
     for each in (layer, replace(layer, table=layer.real)):
         for direction, of_layer, need_x, need_tables in (
