@@ -111,6 +111,9 @@ __device__ __forceinline__ void copy_tile(unsigned shared, const void* global, u
 }
 #endif
 
+// Finding the stage of tile n again costs less than a register that keeps it.
+__device__ __forceinline__ void look_new(int& n) { asm volatile("" : "+r"(n)::"memory"); }
+
 struct Ring {
     static constexpr int BYTES = STAGES * (TILE_BYTES + 16);
 
@@ -135,6 +138,7 @@ struct Ring {
 
     // Starts copying tile number n from `source`, its first element. Called by all threads.
     __device__ __forceinline__ void fill(int n, const float* source, long long out_features) const {
+        look_new(n);
         const int stage = n % STAGES;
         const unsigned target = tiles + stage * TILE_BYTES;
 #if HAS_BULK_COPIES
@@ -176,9 +180,7 @@ struct Ring {
 
     __device__ __forceinline__ void leave(int n) const {
 #if HAS_BARRIERS
-        // After all reads of the tile. And n is made to look new: finding the stage again costs
-        // less than a register that keeps it.
-        asm volatile("" : "+r"(n)::"memory");
+        look_new(n);  // and after all reads of the tile
         __syncwarp();
         if (threadIdx.x % 32 == 0) arrive(empty + n % STAGES * 8);
 #else

@@ -4,7 +4,7 @@ Symbols: B samples, I inputs, O outputs, P = ceil(I / 2) pairs, G grid intervals
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -19,6 +19,9 @@ MOST_BLOCKS = 2**31 - 1
 
 #: Up to O outputs -> outputs per lane of the warp that has a row of them; beyond, the last.
 LANE_OUTPUTS = {32: 1, 64: 2, 128: 4}
+
+#: Warps that share the pairs of a sample in forward.cu, where it has so many pairs.
+PAIR_SPLIT, SPLIT_PAIRS = 4, 8
 
 #: File of a kernel -> warps of a block, where it is always the same.
 WARPS = {
@@ -50,16 +53,19 @@ class RingShape:
 
 #: The wider the rows, the less there is to do besides reading them; the narrower, the larger the
 #: grids that fit and the more samples share a tile. Each fills the registers of a multiprocessor.
-RINGS = (RingShape(8, 2, 16), RingShape(4, 2, 32), RingShape(2, 6, 16))
-MOST_STAGES = 4
+RINGS = (RingShape(8, 2, 16), RingShape(4, 4, 16), RingShape(2, 6, 16))
+MOST_STAGES = 3
 
 #: Bytes of shared memory beside the stages: 16 copies of two numbers per interval; the task.
 KNOT_BYTES = 128
 TASK_BYTES = 128
 
-#: About as many samples go through forward_ring.cu at a time: for so long, blocks that start at one
-#: time stay together, and one reads a tile from memory for all. And packed x stays small.
-SLICE = 2**17
+#: Bytes of packed x, about: as many samples go through forward_ring.cu at a time.
+SLICE_BYTES = 2**28
+
+#: Tiles of outputs that are treated together, then the next: few, so that the tables of all pairs
+#: stay in L2 while block after block reads them; several, so that x is not read for each.
+BUNCH = 4
 
 #: Ways to split the pairs over blocks where a batch has too few samples for all multiprocessors.
 SPLITS = (1, 2, 4, 8, 16, 32)
@@ -100,18 +106,9 @@ PENALTY_BLOCKS = 8
 PENALTY_COLUMNS = 48
 
 
-def _hash_once(self: Any) -> int:
-    """Return the hash of a dataclass by which plans or kernels are looked up at every call."""
-    known = self.__dict__.get("_hash")
-    if known is None:
-        known = hash(tuple(getattr(self, field.name) for field in fields(self)))
-        self.__dict__["_hash"] = known
-    return int(known)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Device:
-    """What a plan has to know of a device.
+    """What a plan has to know of a device; of several alike each is its own.
 
     Parameters
     ----------
@@ -131,8 +128,6 @@ class Device:
     clock_hz: float = 1.98e9
     memory_rate: float = 3.35e12
     l2_bytes: float = 50 * 2**20
-
-    __hash__ = _hash_once
 
 
 #: What the model of the forward is fitted to.
@@ -159,8 +154,6 @@ class Source:
     num_grids: int
     constants: tuple[tuple[str, int], ...]
 
-    __hash__ = _hash_once
-
 
 @dataclass(frozen=True)
 class Launch:
@@ -173,9 +166,9 @@ class Launch:
     shared_bytes: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
-    """Shapes and dtypes of one layer.
+    """Shapes and dtypes of one layer; :func:`layer` gives the same one every time.
 
     Parameters
     ----------
@@ -189,8 +182,6 @@ class Layer:
     num_grids: int
     real: str
     table: str
-
-    __hash__ = _hash_once
 
     @property
     def pairs(self) -> int:
@@ -210,8 +201,8 @@ class Ring:
     ----------
     chunks, stages : int
         16-byte chunks of a row, tiles in shared memory.
-    samples, tiles : int
-        Samples of a block, tiles of outputs.
+    samples, tiles, bunches : int
+        Samples of a block, tiles of outputs, bunches of these that are treated together.
     tile_bytes : int
         Of a tile in shared memory, and in packed tables.
     slice_size : int
@@ -228,6 +219,7 @@ class Ring:
     stages: int
     samples: int
     tiles: int
+    bunches: int
     tile_bytes: int
     slice_size: int
     run: int
@@ -327,8 +319,18 @@ def candidates(
 ) -> list[Forward]:
     """Return every way to compute a forward: see :func:`forward`."""
     item = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}[layer.table]
-    kernel = _launch("forward", batch * layer.tiles, _row_source("forward.cu", layer, direction))
-    found = [Forward(kernel, None, forward_model.from_global(layer, batch, device, item))]
+    split = PAIR_SPLIT if layer.pairs >= SPLIT_PAIRS else 1
+    source = _source(
+        "forward.cu",
+        layer,
+        DIRECTION=direction,
+        LANE_OUTPUTS=_lane_outputs(layer.out_features),
+        VECTOR=_vector(layer, min(_lane_outputs(layer.out_features), _most_vector(layer)), aligned),
+        SPLIT=split,
+    )
+    blocks = _ceil(batch, WARPS["forward.cu"] // split) * layer.tiles
+    prediction = forward_model.from_global(layer, batch, device, item, split)
+    found = [Forward(_tasks("forward", blocks, source), None, prediction)]
     found_shape = _fastest_shape(layer, device) if layer.real == "float32" and batch else None
     if found_shape:
         shape, stages = found_shape
@@ -353,18 +355,27 @@ def _fastest_shape(layer: Layer, device: Device) -> tuple[RingShape, int] | None
     """Return the shape for many samples and its number of stages, or None where nothing fits."""
     found: list[Launch] = []
     for shape in RINGS:
-        tile_bytes, tiles = _tile_bytes(layer, shape), _ceil(layer.out_features, 4 * shape.chunks)
-        left = device.shared_bytes - TASK_BYTES - KNOT_BYTES * layer.num_grids
-        stages = min(left // (tile_bytes + 16), MOST_STAGES)
+        stages = most_stages(layer, shape, device)
+        tiles = _ceil(layer.out_features, 4 * shape.chunks)
         if stages >= 2 and tiles <= MOST_BLOCKS:
             clocks = forward_model.clocks_per_output(
-                shape.chunks, LANES * shape.warps * shape.samples, tile_bytes, True, device
+                shape.chunks,
+                LANES * shape.warps * shape.samples,
+                _tile_bytes(layer, shape),
+                True,
+                device,
             )
             found.append((clocks * tiles * shape.chunks, shape, stages))
     if not found:
         return None
     _, shape, stages = min(found, key=lambda each: each[0])
     return shape, stages
+
+
+def most_stages(layer: Layer, shape: RingShape, device: Device) -> int:
+    """Return how many tiles of a shape are kept in shared memory; a ring needs at least 2."""
+    left = device.shared_bytes - TASK_BYTES - KNOT_BYTES * layer.num_grids
+    return min(left // (_tile_bytes(layer, shape) + 16), MOST_STAGES)
 
 
 def _tile_bytes(layer: Layer, shape: RingShape) -> int:
@@ -402,10 +413,13 @@ def through_ring(
     of_thread = shape.samples // 2 if direction else shape.samples
     samples = LANES * shape.warps * of_thread
     tiles = _ceil(layer.out_features, 4 * shape.chunks)
-    # Whole waves of blocks, as near as can be to SLICE samples.
-    waves = max(1, round(SLICE * tiles / (samples * device.multiprocessors)))
+    # Whole waves of blocks, as near as can be to SLICE_BYTES; a little more goes at once, too.
+    blocks = SLICE_BYTES / (8 * layer.pairs) * tiles / samples
+    waves = max(1, round(blocks / device.multiprocessors))
     groups = max(1, min(waves * device.multiprocessors, MOST_BLOCKS) // (tiles * splits))
-    groups = min(groups, _ceil(batch, samples))
+    all_groups = _ceil(batch, samples)
+    if 4 * all_groups <= 5 * groups:
+        groups = all_groups
     # Arithmetic and tiles are in float32 whatever the tables are.
     in_float = replace(layer, table=layer.real)
     numbers = {"CHUNKS": shape.chunks, "SAMPLES": of_thread, "STAGES": stages}
@@ -415,6 +429,7 @@ def through_ring(
         WARPS=shape.warps,
         DIRECTION=direction,
         PACKED=packed,
+        BUNCH=BUNCH,
         **numbers,
     )
     pack = _source("pack.cu", layer, DIRECTION=0, LANE_OUTPUTS=1, CHUNKS=shape.chunks)
@@ -426,6 +441,7 @@ def through_ring(
         stages=stages,
         samples=samples,
         tiles=tiles,
+        bunches=_ceil(tiles, BUNCH),
         tile_bytes=tile_bytes,
         slice_size=slice_size,
         run=run,
@@ -481,13 +497,12 @@ def backward(
     paired = device.capability >= PAIRED_OPERATIONS
     resident = WALK_BLOCKS - wide - paired
     parts = _parts(chunk, layer.pairs * tiles, resident * device.multiprocessors, need_tables)
-    widest = min(outputs, VECTOR_BYTES // _bytes(layer.real))
     walk = _source(
         "backward.cu",
         layer,
         BLOCKS=resident,
         LANE_OUTPUTS=outputs,
-        VECTOR=_vector(layer, widest) if aligned else 1,
+        VECTOR=_vector(layer, min(outputs, _most_vector(layer)), aligned),
         SEVERAL_TILES=tiles > 1,
         DIRECTION=direction,
         LAYER=of_layer,
@@ -561,7 +576,7 @@ def _sort_bytes(source: Source, chunk: int) -> int:
 def penalty(layer: Layer, device: Device, *, aligned: bool) -> Penalty:
     """Return the launches for all functions of a layer; ``aligned`` as in :func:`backward`."""
     knots = layer.num_grids + 1
-    vector = _vector(layer, VECTOR_BYTES // _bytes(layer.real)) if aligned else 1
+    vector = _vector(layer, _most_vector(layer), aligned)
     columns = min(knots, PENALTY_COLUMNS)
     own_columns = columns if columns == knots else columns - 4  # two on either side are shared
     vectors = min(
@@ -635,17 +650,6 @@ def _tasks(kernel: str, tasks: int, source: Source) -> Launch:
     return Launch(source, kernel, min(tasks, MOST_BLOCKS), threads)
 
 
-def _row_source(file: str, layer: Layer, direction: bool, **constants: int) -> Source:
-    """Return the source of a kernel whose warps share rows of outputs."""
-    return _source(
-        file,
-        layer,
-        DIRECTION=direction,
-        LANE_OUTPUTS=_lane_outputs(layer.out_features),
-        **constants,
-    )
-
-
 def _source(file: str, layer: Layer, **constants: int) -> Source:
     numbers = constants if "WARPS" in constants else {"WARPS": WARPS.get(file, 0), **constants}
     return Source(
@@ -657,9 +661,14 @@ def _source(file: str, layer: Layer, **constants: int) -> Source:
     )
 
 
-def _vector(layer: Layer, most: int) -> int:
-    """Return the most outputs, up to a power of two, that make up whole rows."""
-    return math.gcd(layer.out_features, most)
+def _vector(layer: Layer, most: int, aligned: bool) -> int:
+    """Return the most outputs, up to a power of two, that make up whole rows and vectors."""
+    return math.gcd(layer.out_features, most) if aligned else 1
+
+
+def _most_vector(layer: Layer) -> int:
+    """Return the numbers of the widest access of a lane."""
+    return VECTOR_BYTES // _bytes(layer.real)
 
 
 def _bytes(dtype: str) -> int:
