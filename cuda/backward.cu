@@ -13,9 +13,10 @@
 // differences and sums of a cell stay in registers while its samples pass by, and when it goes from
 // (i, j) to (i, j+1), also what they share. Neighbouring stretches are walked by the warps of a
 // block. No two blocks of a launch add to the same table row:
-//   - A warp adds up all its cells but the last, whose sums it leaves in shared memory. A cell before
-//     the last adds to node columns left of the last one's, as the column between two neighbours is
-//     carried over; and the stretches that follow begin with the last one's cell or to its right.
+//   - A warp adds up all its cells but the last, whose sums it leaves in shared memory. A cell
+//     before the last adds to node columns left of the last one's, as the column between two
+//     neighbours is carried over; and the stretches that follow begin with the last one's cell or
+//     to its right.
 //   - In the same way the block goes through what its warps have left, cell by cell, and leaves the
 //     sums of the last cell in a slot; backward_slots, a launch of its own, goes through the slots.
 //   - Cells (i, j) and (i+1, j) share rows, too: a launch treats cells of even or of odd i only.
@@ -225,8 +226,8 @@ struct alignas(16) Parts {
     }
 };
 
-// A warp's stretch, and the samples that it works on, in the end what it has left. They lie in shared
-// memory, because registers are what limits the number of warps.
+// A warp's stretch, the samples that it works on, and in the end the sums of its last cell. They
+// lie in shared memory, because registers are what limits the number of warps.
 struct Work {
     int pair, tile, part, end;
     int last_cell;  // -1 for a stretch without samples
@@ -247,16 +248,16 @@ struct Work {
 //          needed, on average: records of the next 32 samples, rows of the cells among these 32.
 // Writes   slopes; grad_tables and slots as said above.
 // Order    the sums of a cell run over its samples ascending, after what its left neighbour left,
-//          then over stretches ascending; a slope is summed within a lane, then over lanes of each half of the warp ascending, then
-//          over halves, then over tiles ascending. So it does not depend on other samples.
+//          then over stretches ascending; a slope is summed within a lane, then over lanes of each
+//          half of the warp ascending, then over halves, then over tiles ascending. So it does not
+//          depend on other samples.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
          const TABLE* __restrict__ direction_tables, const LAYER_TABLE* __restrict__ layer_tables,
          const int* __restrict__ places, const REAL* __restrict__ fractions,
          const int* __restrict__ evens, REAL* __restrict__ slopes, REAL* __restrict__ grad_tables,
          REAL* __restrict__ slots, long long first_sample, long long count, long long chunk,
-         long long parts, long long half, long long in_features,
-         long long out_features) {
+         long long parts, long long half, long long in_features, long long out_features) {
     __shared__ Work work_of_warp[WARPS];
     Work& work = work_of_warp[threadIdx.x / LANES];
     const int lane = lane_index();
@@ -270,6 +271,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
         const Range stretch(part * WARPS + static_cast<int>(threadIdx.x) / LANES,
                             static_cast<int>(parts) * WARPS, static_cast<int>(half), evens[pair],
                             static_cast<int>(count));
+        __syncwarp();  // all lanes have left the last task
         if (lane == 0) {
             work.pair = pair;
             work.tile = tile;
@@ -373,15 +375,15 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             unsigned entered =
                 __ballot_sync(ALL_LANES, own.cell != (lane > 0 ? cell_before : cell));
             records.announce(record_index(begin + LANES + lane));
-            for (unsigned left = entered; left != 0; left &= left - 1) {
-                announce_right_column(__shfl_sync(ALL_LANES, own.cell, __ffs(left) - 1));
-            }
             prepare(work.prepared[lane], own, lane < batch,
                     DIRECTION ? direction + (first_sample + own.sample) * in_features : nullptr,
                     work.pair, in_features);
             work.prepared[lane].bytes_to_fetch = to_fetch * row_bytes;
             work.record[lane] = own;
             __syncwarp();
+            for (unsigned left = entered; left != 0; left &= left - 1) {
+                announce_right_column(work.prepared[__ffs(left) - 1].cell);
+            }
 
             for (int group = 0; group < batch; group += GROUP) {
                 const int samples = min(batch - group, GROUP);
@@ -428,7 +430,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             }
             __syncthreads();
             const long long first = static_cast<long long>(work.tile) * TILE;
-            const int outputs = static_cast<int>(min(out_features - first, 0LL + TILE));
+            const long long outputs = min(out_features - first, static_cast<long long>(TILE));
             const long long slot = (half * pairs + work.pair) * parts + work.part;
             for (int o = threadIdx.x; o < outputs; o += WARPS * LANES) {
                 Merger merger = {grad_tables + first + o +
@@ -466,29 +468,29 @@ backward_slots(const int* __restrict__ places, const int* __restrict__ evens, RE
         if (o >= out_features) continue;
         const Records records = {places + 2 * pair * chunk, nullptr};
         Merger merger = {grad_tables + pair * (NUM_KNOTS * NUM_KNOTS * out_features) + o};
-        int arriving_cell = -1;
-        REAL arriving[CORNERS] = {};
-        for (int n = -1; n < 2 * parts; ++n) {  // slot n, while the next is on its way
-            const int cell = arriving_cell;
+        struct Slot {
+            int cell = -1;  // none
             REAL row[CORNERS];
-            for (int k = 0; k < CORNERS; ++k) row[k] = arriving[k];
-            arriving_cell = -1;
-            if (n + 1 < 2 * parts) {
-                const int half = n + 1 >= parts;
-                const int part = n + 1 - half * static_cast<int>(parts);
-                const Range range(part, static_cast<int>(parts), half, evens[pair],
-                                  static_cast<int>(count));
-                if (range.begin < range.end) {
-                    arriving_cell = records.cell(range.end - 1);
-                    const long long slot = (half * pairs + pair) * parts + part;
-                    for (int k = 0; k < CORNERS; ++k) {
-                        arriving[k] = slots[(slot * CORNERS + k) * out_features + o];
-                    }
-                }
-            }
-            if (cell < 0) continue;
-            merger.enter(cell, out_features);
-            for (int k = 0; k < CORNERS; ++k) merger.row[k] += row[k];
+        };
+        const auto slot_at = [&](int n) {
+            Slot slot;
+            if (n == 2 * parts) return slot;
+            const int half = n >= parts, part = n - half * static_cast<int>(parts);
+            const Range range(part, static_cast<int>(parts), half, evens[pair],
+                              static_cast<int>(count));
+            if (range.begin == range.end) return slot;
+            slot.cell = records.cell(range.end - 1);
+            const long long row = ((half * pairs + pair) * parts + part) * CORNERS;
+            for (int k = 0; k < CORNERS; ++k) slot.row[k] = slots[(row + k) * out_features + o];
+            return slot;
+        };
+        Slot next = slot_at(0);
+        for (int n = 0; n < 2 * parts; ++n) {
+            const Slot slot = next;
+            next = slot_at(n + 1);  // on its way while this one is added
+            if (slot.cell < 0) continue;
+            merger.enter(slot.cell, out_features);
+            for (int k = 0; k < CORNERS; ++k) merger.row[k] += slot.row[k];
         }
         merger.enter(-1, out_features);
     }

@@ -353,7 +353,7 @@ def _is_possible(plan: Forward, batch: int) -> bool:
 
 def _fastest_shape(layer: Layer, device: Device) -> tuple[RingShape, int] | None:
     """Return the shape for many samples and its number of stages, or None where nothing fits."""
-    found = []
+    found: list[Launch] = []
     for shape in RINGS:
         stages = most_stages(layer, shape, device)
         tiles = _ceil(layer.out_features, 4 * shape.chunks)
