@@ -12,7 +12,7 @@
 // Bound    16 bytes of shared memory per evaluation, so 8 evaluations per clock and
 //          multiprocessor. A prototype of this design reached 5.6 to 7.0 on an H100
 //          (bench/results/ground.md).
-#include "position.cuh"
+#include "cell.cuh"
 #include "ring.cuh"
 
 // Every lane looks up a knot of its own: 16 copies of (k, 1 / h) keep the banks apart.
@@ -32,27 +32,18 @@ __device__ __forceinline__ Place place_of(float2 point, float2 along, const floa
             along.x * knot_1.y, along.y * knot_2.y};
 }
 
-__device__ __forceinline__ void add_product(float4& sum, float weight, float4 value) {
-    sum.x += weight * value.x;
-    sum.y += weight * value.y;
-    sum.z += weight * value.z;
-    sum.w += weight * value.w;
-}
-
-// Adds what a pair gives to a sample: chunk t of the lane's order to sum[t].
+// Adds what a pair gives to a sample: chunk t of the lane's order to sum[t * QUADS] and onwards.
 __device__ __forceinline__ void add_pair(float4* sum, unsigned tile, Place at) {
     Hats hats_1 = hats_at(at.u, at.a), hats_2 = hats_at(at.v, at.b);
     const Rows rows = rows_of(at.cell, threadIdx.x % 32, hats_1, hats_2);
-    const Weights weights = weights_of(hats_1, hats_2);
+    const Factors factors = factors_of(weights_of(hats_1, hats_2));
     const unsigned first = tile + rows.first;
 #pragma unroll
     for (int t = 0; t < CHUNKS; ++t) {
         const unsigned chunk = first ^ t * 16;
-        add_product(sum[t], weights.corner[0], load_16_bytes(chunk));
-        add_product(sum[t], weights.corner[1], load_16_bytes(chunk + rows.step_2));
-        add_product(sum[t], weights.corner[2], load_16_bytes(chunk + rows.step_1));
-        add_product(sum[t], weights.corner[3],
-                    load_16_bytes(chunk + rows.step_1 + rows.step_2));
+        add_cell(sum + t * QUADS, factors, [&](int corner) {
+            return load_16_bytes(chunk + corner / 2 * rows.step_1 + corner % 2 * rows.step_2);
+        });
     }
 }
 
@@ -60,8 +51,8 @@ __device__ __forceinline__ void add_pair(float4* sum, unsigned tile, Place at) {
 __device__ __forceinline__ void store(float* row, const float4* sum, long long left, bool aligned,
                                       bool accumulate) {
 #pragma unroll
-    for (int t = 0; t < CHUNKS; ++t) {
-        const int o = (t ^ threadIdx.x % CHUNKS) * CHUNK_OUTPUTS;
+    for (int t = 0; t < CHUNKS * QUADS; ++t) {
+        const int o = (t / QUADS ^ threadIdx.x % CHUNKS) * CHUNK_OUTPUTS + t % QUADS * 4;
         float4 value = sum[t];
         if (aligned) {
             float4* target = reinterpret_cast<float4*>(row + o);
@@ -71,7 +62,7 @@ __device__ __forceinline__ void store(float* row, const float4* sum, long long l
         } else {
             const float single[] = {value.x, value.y, value.z, value.w};
 #pragma unroll
-            for (int k = 0; k < CHUNK_OUTPUTS; ++k) {
+            for (int k = 0; k < 4; ++k) {
                 if (o + k < left) row[o + k] = accumulate ? row[o + k] + single[k] : single[k];
             }
         }
@@ -98,7 +89,7 @@ struct Task {
     }
 
     // The first element of the tile of a pair of the run.
-    __device__ __forceinline__ const float* source(const float* tables, int n,
+    __device__ __forceinline__ const Value* source(const Value* tables, int n,
                                                    long long out_features) const {
         const long long pair = first_pair + n;
         return tables + (PACKED ? (pair * tiles + tile) * SLOTS * OUTPUTS
@@ -109,7 +100,7 @@ struct Task {
 // `run`: pairs of a block. `aligned`: rows of y begin at multiples of 16 bytes.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 forward_ring(const float* __restrict__ x, const float* __restrict__ direction,
-             const float* __restrict__ tables, float* __restrict__ y, long long batch,
+             const Value* __restrict__ tables, float* __restrict__ y, long long batch,
              long long stride, long long pairs, long long run, long long out_features,
              long long aligned, long long accumulate) {
     extern __shared__ __align__(128) unsigned char memory[];  // tiles, their barriers, knots
@@ -133,7 +124,7 @@ forward_ring(const float* __restrict__ x, const float* __restrict__ direction,
 #pragma unroll 1
     for (int n = 0; n < AHEAD; ++n) fill(n);
     Place at[SAMPLES];
-    float4 sum[SAMPLES][CHUNKS] = {};
+    float4 sum[SAMPLES][CHUNKS * QUADS] = {};
 #pragma unroll
     for (int s = 0; s < SAMPLES; ++s) {
         at[s] = place_of(point_at(s), along_at(s), knots);

@@ -61,8 +61,9 @@ def evaluate_by_ring(
     """Pack what the kernel reads, and start it for one slice of the batch after the other."""
     pairs, out_features = len(tables), tables.shape[3]
     if ring.packed:
-        size = pairs * ring.tiles * ring.tile_bytes // x.dtype.itemsize
-        packed_tables = allocation.empty((size,), x.dtype, x)
+        dtype = x.dtype if ring.widened else tables.dtype
+        size = pairs * ring.tiles * ring.tile_bytes // dtype.itemsize
+        packed_tables = allocation.empty((size,), dtype, x)
         run(ring.pack_tables, knots, tables, packed_tables, pairs, out_features)
         tables = packed_tables
     packed_shape = (pairs, ring.slice_size, 2)

@@ -20,6 +20,9 @@ MOST_BLOCKS = 2**31 - 1
 #: Up to O outputs -> outputs per lane of the warp that has a row of them; beyond, the last.
 LANE_OUTPUTS = {32: 1, 64: 2, 128: 4}
 
+#: dtype of tables -> bytes of a value.
+TABLE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
 #: File of a kernel -> warps of a block, where it is always the same.
 WARPS = {
     "forward.cu": 4,
@@ -36,7 +39,7 @@ class RingShape:
     Parameters
     ----------
     chunks : int
-        16-byte chunks of a row of a table: 4 outputs each.
+        16-byte chunks of a row of a table: 4 outputs each, or 8 of half tables.
     samples : int
         Of a thread; half of them along a direction.
     warps : int
@@ -47,10 +50,15 @@ class RingShape:
     samples: int
     warps: int
 
+    def outputs(self, table: str) -> int:
+        """Return the outputs of a row, for tables of a dtype."""
+        return 16 * self.chunks // TABLE_BYTES[table]
+
 
 #: The wider the rows, the less there is to do besides reading them; the narrower, the larger the
 #: grids that fit and the more samples share a tile. Each fills the registers of a multiprocessor.
 RINGS = (RingShape(8, 2, 16), RingShape(4, 2, 32), RingShape(2, 6, 16))
+HALF_RINGS = (RingShape(8, 1, 16), RingShape(4, 2, 16), RingShape(2, 4, 16))
 MOST_STAGES = 4
 
 #: Bytes of shared memory beside the stages: 16 copies of two numbers per interval; the task.
@@ -220,6 +228,8 @@ class Ring:
         Pairs of a block, and how many blocks share those of a sample and a tile.
     packed : bool
         Tables are packed first.
+    widened : bool
+        Half tables become float32 while they are packed.
     pack_tables, pack_x, total : Launch
         The kernels beside the main one; the last adds the results of the splits.
     """
@@ -233,6 +243,7 @@ class Ring:
     run: int
     splits: int
     packed: bool
+    widened: bool
     pack_tables: Launch
     pack_x: Launch
     total: Launch
@@ -329,14 +340,14 @@ def candidates(
     layer: Layer, batch: int, device: Device, direction: bool, aligned: bool
 ) -> list[Forward]:
     """Return every way to compute a forward: see :func:`forward`."""
-    item = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}[layer.table]
     kernel = _launch("forward", batch * layer.tiles, _row_source("forward.cu", layer, direction))
-    found = [Forward(kernel, None, forward_model.from_global(layer, batch, device, item))]
-    found_shape = _fastest_shape(layer, device) if layer.real == "float32" and batch else None
+    found = [Forward(kernel, None, forward_model.from_global(layer, batch, device, TABLE_BYTES[layer.table]))]
+    in_tiles = _in_tiles(layer, direction)
+    found_shape = _fastest_shape(in_tiles, device) if layer.real == "float32" and batch else None
     if found_shape:
         shape, stages = found_shape
-        exact = layer.out_features % (4 * shape.chunks) == 0
-        direct = aligned and exact and layer.table == layer.real
+        exact = layer.out_features % shape.outputs(in_tiles.table) == 0
+        direct = aligned and exact and layer == in_tiles
         for packed in (True, False) if direct else (True,):
             for run in dict.fromkeys(_ceil(layer.pairs, each) for each in SPLITS):
                 plan = through_ring(layer, batch, device, direction, packed, shape, stages, run)
@@ -352,18 +363,28 @@ def _is_possible(plan: Forward, batch: int) -> bool:
     return whole and plan.kernel.blocks <= MOST_BLOCKS
 
 
+def _in_tiles(layer: Layer, direction: bool) -> Layer:
+    """Return the layer whose tables are what tiles hold.
+
+    Along a direction, differences of neighbours matter: half tables are widened for it.
+    """
+    return replace(layer, table=layer.real) if direction else layer
+
+
 def _fastest_shape(layer: Layer, device: Device) -> tuple[RingShape, int] | None:
     """Return the shape for many samples and its number of stages, or None where nothing fits."""
     found = []
-    for shape in RINGS:
-        tile_bytes, tiles = _tile_bytes(layer, shape), _ceil(layer.out_features, 4 * shape.chunks)
+    for shape in RINGS if layer.table == "float32" else HALF_RINGS:
+        outputs = shape.outputs(layer.table)
+        tile_bytes, tiles = _tile_bytes(layer, shape), _ceil(layer.out_features, outputs)
         left = device.shared_bytes - TASK_BYTES - KNOT_BYTES * layer.num_grids
         stages = min(left // (tile_bytes + 16), MOST_STAGES)
         if stages >= 2 and tiles <= MOST_BLOCKS:
-            clocks = forward_model.clocks_per_output(
-                shape.chunks, LANES * shape.warps * shape.samples, tile_bytes, True, device
+            samples = LANES * shape.warps * shape.samples
+            clocks = forward_model.clocks_per_sample(
+                layer.table, shape.chunks, samples, tile_bytes, device
             )
-            found.append((clocks * tiles * shape.chunks, shape, stages))
+            found.append((clocks * tiles, shape, stages))
     if not found:
         return None
     _, shape, stages = min(found, key=lambda each: each[0])
@@ -404,23 +425,26 @@ def through_ring(
     # A direction takes registers, too.
     of_thread = shape.samples // 2 if direction else shape.samples
     samples = LANES * shape.warps * of_thread
-    tiles = _ceil(layer.out_features, 4 * shape.chunks)
+    in_tiles = _in_tiles(layer, direction)
+    tiles = _ceil(layer.out_features, shape.outputs(in_tiles.table))
     # Whole waves of blocks, as near as can be to SLICE samples.
     waves = max(1, round(SLICE * tiles / (samples * device.multiprocessors)))
     groups = max(1, min(waves * device.multiprocessors, MOST_BLOCKS) // (tiles * splits))
     groups = min(groups, _ceil(batch, samples))
-    # Arithmetic and tiles are in float32 whatever the tables are.
-    in_float = replace(layer, table=layer.real)
     numbers = {"CHUNKS": shape.chunks, "SAMPLES": of_thread, "STAGES": stages}
     main = _source(
         "forward_ring.cu",
-        in_float,
+        in_tiles,
         WARPS=shape.warps,
         DIRECTION=direction,
         PACKED=packed,
+        WIDENED=False,
         **numbers,
     )
-    pack = _source("pack.cu", layer, DIRECTION=0, LANE_OUTPUTS=1, CHUNKS=shape.chunks)
+    widened = layer != in_tiles
+    pack = _source(
+        "pack.cu", layer, DIRECTION=0, LANE_OUTPUTS=1, CHUNKS=shape.chunks, WIDENED=widened
+    )
     tile_bytes = _tile_bytes(layer, shape)
     shared_bytes = stages * (tile_bytes + 16) + KNOT_BYTES * layer.num_grids
     slice_size = groups * samples
@@ -434,6 +458,7 @@ def through_ring(
         run=run,
         splits=splits,
         packed=packed,
+        widened=widened,
         pack_tables=_tasks("pack_tables", layer.pairs * tiles, pack),
         pack_x=_tasks("pack_x", _ceil(layer.pairs, LANES) * slice_size // LANES, pack),
         total=_tasks("forward_ring_sum", _ceil(slice_size * layer.out_features, samples), main),
@@ -441,7 +466,7 @@ def through_ring(
     kernel = Launch(
         main, "forward_ring", ring.blocks(slice_size), LANES * shape.warps, shared_bytes
     )
-    return Forward(kernel, ring, forward_model.ring(layer, batch, device, ring))
+    return Forward(kernel, ring, forward_model.ring(in_tiles, batch, device, ring))
 
 
 def backward(
