@@ -121,8 +121,10 @@ forward_ring(const float* __restrict__ x, const float* __restrict__ direction,
     const auto point_at = [&](int s) { return points[s * THREADS]; };
     const auto along_at = [&](int s) { return DIRECTION ? alongs[s * THREADS] : float2{}; };
 
+    if (!HAS_BULK_COPIES || threadIdx.x == 0) {
 #pragma unroll 1
-    for (int n = 0; n < AHEAD; ++n) fill(n);
+        for (int n = 0; n < AHEAD; ++n) fill(n);
+    }
     Place at[SAMPLES];
     float4 sum[SAMPLES][CHUNKS * QUADS] = {};
 #pragma unroll
@@ -131,7 +133,7 @@ forward_ring(const float* __restrict__ x, const float* __restrict__ direction,
     }
 #pragma unroll 1
     for (int n = 0; n < task.pairs; ++n) {
-        fill(n + AHEAD);
+        if (!HAS_BULK_COPIES) fill(n + AHEAD);
         if (n + 1 < task.pairs) {  // what is located after the last pair is not used
             points += task.stride;
             alongs += task.stride;
@@ -144,7 +146,7 @@ forward_ring(const float* __restrict__ x, const float* __restrict__ direction,
             asm volatile("" ::: "memory");  // else locating moves up, among the additions
             at[s] = place_of(point, along, knots);
         }
-        ring.leave(n);
+        if (ring.leave(n)) fill(n + AHEAD);
     }
 
 #pragma unroll

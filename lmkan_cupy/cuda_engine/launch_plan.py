@@ -20,6 +20,9 @@ MOST_BLOCKS = 2**31 - 1
 #: Up to O outputs -> outputs per lane of the warp that has a row of them; beyond, the last.
 LANE_OUTPUTS = {32: 1, 64: 2, 128: 4}
 
+#: Warps that share the pairs of a sample in forward.cu, where it has so many pairs.
+PAIR_SPLIT, SPLIT_PAIRS = 4, 8
+
 #: dtype of tables -> bytes of a value.
 TABLE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -57,9 +60,9 @@ class RingShape:
 
 #: The wider the rows, the less there is to do besides reading them; the narrower, the larger the
 #: grids that fit and the more samples share a tile. Each fills the registers of a multiprocessor.
-RINGS = (RingShape(8, 2, 16), RingShape(4, 2, 32), RingShape(2, 6, 16))
+RINGS = (RingShape(8, 2, 16), RingShape(4, 4, 16), RingShape(2, 6, 16))
 HALF_RINGS = (RingShape(8, 1, 16), RingShape(4, 2, 16), RingShape(2, 4, 16))
-MOST_STAGES = 4
+MOST_STAGES = 3
 
 #: Bytes of shared memory beside the stages: 16 copies of two numbers per interval; the task.
 KNOT_BYTES = 128
@@ -340,8 +343,18 @@ def candidates(
     layer: Layer, batch: int, device: Device, direction: bool, aligned: bool
 ) -> list[Forward]:
     """Return every way to compute a forward: see :func:`forward`."""
-    kernel = _launch("forward", batch * layer.tiles, _row_source("forward.cu", layer, direction))
-    found = [Forward(kernel, None, forward_model.from_global(layer, batch, device, TABLE_BYTES[layer.table]))]
+    source = _source(
+        "forward.cu",
+        layer,
+        DIRECTION=direction,
+        LANE_OUTPUTS=_lane_outputs(layer.out_features),
+        VECTOR=_vector(layer, min(_lane_outputs(layer.out_features), _most_vector(layer)), aligned),
+        SPLIT=PAIR_SPLIT if layer.pairs >= SPLIT_PAIRS else 1,
+    )
+    samples = WARPS["forward.cu"] // dict(source.constants)["SPLIT"]
+    kernel = _tasks("forward", _ceil(batch, samples) * layer.tiles, source)
+    from_global = forward_model.from_global(layer, batch, device, TABLE_BYTES[layer.table])
+    found = [Forward(kernel, None, from_global)]
     in_tiles = _in_tiles(layer, direction)
     found_shape = _fastest_shape(in_tiles, device) if layer.real == "float32" and batch else None
     if found_shape:
@@ -374,21 +387,28 @@ def _in_tiles(layer: Layer, direction: bool) -> Layer:
 def _fastest_shape(layer: Layer, device: Device) -> tuple[RingShape, int] | None:
     """Return the shape for many samples and its number of stages, or None where nothing fits."""
     found = []
-    for shape in RINGS if layer.table == "float32" else HALF_RINGS:
-        outputs = shape.outputs(layer.table)
-        tile_bytes, tiles = _tile_bytes(layer, shape), _ceil(layer.out_features, outputs)
-        left = device.shared_bytes - TASK_BYTES - KNOT_BYTES * layer.num_grids
-        stages = min(left // (tile_bytes + 16), MOST_STAGES)
+    for shape in RINGS if layer.table == layer.real else HALF_RINGS:
+        stages = most_stages(layer, shape, device)
+        tiles = _ceil(layer.out_features, shape.outputs(layer.table))
         if stages >= 2 and tiles <= MOST_BLOCKS:
-            samples = LANES * shape.warps * shape.samples
             clocks = forward_model.clocks_per_sample(
-                layer.table, shape.chunks, samples, tile_bytes, device
+                layer.table,
+                shape.chunks,
+                LANES * shape.warps * shape.samples,
+                _tile_bytes(layer, shape),
+                device,
             )
             found.append((clocks * tiles, shape, stages))
     if not found:
         return None
     _, shape, stages = min(found, key=lambda each: each[0])
     return shape, stages
+
+
+def most_stages(layer: Layer, shape: RingShape, device: Device) -> int:
+    """Return how many tiles of a shape are kept in shared memory; a ring needs at least 2."""
+    left = device.shared_bytes - TASK_BYTES - KNOT_BYTES * layer.num_grids
+    return min(left // (_tile_bytes(layer, shape) + 16), MOST_STAGES)
 
 
 def _tile_bytes(layer: Layer, shape: RingShape) -> int:
@@ -513,13 +533,12 @@ def backward(
 
     wide = layer.real == "float64" or direction
     paired = device.capability >= PAIRED_OPERATIONS
-    widest = min(outputs, VECTOR_BYTES // _bytes(layer.real))
     walk = _source(
         "backward.cu",
         layer,
         BLOCKS=WALK_BLOCKS - wide - paired,
         LANE_OUTPUTS=outputs,
-        VECTOR=_vector(layer, widest) if aligned else 1,
+        VECTOR=_vector(layer, min(outputs, _most_vector(layer)), aligned),
         SEVERAL_TILES=tiles > 1,
         DIRECTION=direction,
         LAYER=of_layer,
@@ -578,7 +597,7 @@ def _sort_bytes(source: Source, chunk: int) -> int:
 def penalty(layer: Layer, device: Device, *, aligned: bool) -> Penalty:
     """Return the launches for all functions of a layer; ``aligned`` as in :func:`backward`."""
     knots = layer.num_grids + 1
-    vector = _vector(layer, VECTOR_BYTES // _bytes(layer.real)) if aligned else 1
+    vector = _vector(layer, _most_vector(layer), aligned)
     columns = min(knots, PENALTY_COLUMNS)
     own_columns = columns if columns == knots else columns - 4  # two on either side are shared
     vectors = min(
@@ -652,17 +671,6 @@ def _tasks(kernel: str, tasks: int, source: Source) -> Launch:
     return Launch(source, kernel, min(tasks, MOST_BLOCKS), threads)
 
 
-def _row_source(file: str, layer: Layer, direction: bool, **constants: int) -> Source:
-    """Return the source of a kernel whose warps share rows of outputs."""
-    return _source(
-        file,
-        layer,
-        DIRECTION=direction,
-        LANE_OUTPUTS=_lane_outputs(layer.out_features),
-        **constants,
-    )
-
-
 def _source(file: str, layer: Layer, **constants: int) -> Source:
     numbers = constants if "WARPS" in constants else {"WARPS": WARPS.get(file, 0), **constants}
     return Source(
@@ -674,9 +682,14 @@ def _source(file: str, layer: Layer, **constants: int) -> Source:
     )
 
 
-def _vector(layer: Layer, most: int) -> int:
-    """Return the most outputs, up to a power of two, that make up whole rows."""
-    return math.gcd(layer.out_features, most)
+def _vector(layer: Layer, most: int, aligned: bool) -> int:
+    """Return the most outputs, up to a power of two, that make up whole rows and vectors."""
+    return math.gcd(layer.out_features, most) if aligned else 1
+
+
+def _most_vector(layer: Layer) -> int:
+    """Return the numbers of the widest access of a lane."""
+    return VECTOR_BYTES // _bytes(layer.real)
 
 
 def _bytes(dtype: str) -> int:
