@@ -20,8 +20,13 @@ __device__ __forceinline__ void add_product(float4& sum, float weight, float4 va
 // no sum can leave the range of half precision, however far outside the grid a sample lies, unless
 // float has no room for the result either.
 struct Factors {
-    __half2 corner[CORNERS];
+    __half2 lower, upper;  // corners 0 and 1, 2 and 3
     float scale;
+
+    __device__ __forceinline__ __half2 of(int corner) const {
+        const __half2 pair = corner < 2 ? lower : upper;
+        return corner % 2 ? __high2half2(pair) : __low2half2(pair);
+    }
 };
 
 __device__ __forceinline__ Factors factors_of(Weights weights) {
@@ -33,14 +38,10 @@ __device__ __forceinline__ Factors factors_of(Weights weights) {
     const unsigned exponent =
         (__float_as_uint(fminf(size, 0x1p125f)) + 0x01000000u - 16u) & 0x7f800000u;
     const float inverse = __uint_as_float(0x7f000000u - exponent);
-    Factors factors;
-#pragma unroll
-    for (int corner = 0; corner < CORNERS; ++corner) {
-        const float weight = weights.corner[corner] * inverse;
-        factors.corner[corner] = __floats2half2_rn(weight, weight);
-    }
-    factors.scale = __uint_as_float(exponent);
-    return factors;
+    const float* weight = weights.corner;
+    return {__floats2half2_rn(weight[0] * inverse, weight[1] * inverse),
+            __floats2half2_rn(weight[2] * inverse, weight[3] * inverse),
+            __uint_as_float(exponent)};
 }
 
 // `row(corner)` reads the chunk of a row.
@@ -53,8 +54,8 @@ __device__ __forceinline__ void add_cell(float4* sum, const Factors& factors, Ro
         const __half2* pair = reinterpret_cast<const __half2*>(&chunk);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            value[k] = corner == 0 ? __hmul2(factors.corner[0], pair[k])
-                                   : __hfma2(factors.corner[corner], pair[k], value[k]);
+            value[k] = corner == 0 ? __hmul2(factors.of(0), pair[k])
+                                   : __hfma2(factors.of(corner), pair[k], value[k]);
         }
     }
 #pragma unroll
@@ -94,5 +95,6 @@ __device__ __forceinline__ void add_cell(float4* sum, const Factors& factors, Ro
     for (int corner = 0; corner < CORNERS; ++corner) {
         add_chunk(sum, factors.corner[corner], row(corner));
     }
+    if (TABLE_IS_BFLOAT16) __syncwarp();  // else chunks are read and widened before they are used
 }
 #endif

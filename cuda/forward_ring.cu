@@ -145,6 +145,8 @@ forward_ring(const float* __restrict__ x, const float* __restrict__ direction,
             add_pair(sum[s], rows, at[s]);
             asm volatile("" ::: "memory");  // else locating moves up, among the additions
             at[s] = place_of(point, along, knots);
+            // Else interpolated halves wait in registers until other samples' rows are read.
+            if (TABLE_IS_FLOAT16) __syncwarp();
         }
         if (ring.leave(n)) fill(n + AHEAD);
     }

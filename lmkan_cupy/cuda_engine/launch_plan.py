@@ -61,8 +61,12 @@ class RingShape:
 #: The wider the rows, the less there is to do besides reading them; the narrower, the larger the
 #: grids that fit and the more samples share a tile. Each fills the registers of a multiprocessor.
 RINGS = (RingShape(8, 2, 16), RingShape(4, 4, 16), RingShape(2, 6, 16))
-HALF_RINGS = (RingShape(8, 1, 16), RingShape(4, 2, 16), RingShape(2, 4, 16))
 MOST_STAGES = 3
+
+#: The same for tiles of half tables; and where their conversions need still more registers, see
+#: PAIRED_OPERATIONS.
+HALF_RINGS = (RingShape(8, 1, 16), RingShape(4, 2, 16), RingShape(2, 4, 16))
+PAIRED_HALF_RINGS = tuple(replace(shape, warps=12) for shape in HALF_RINGS)
 
 #: Bytes of shared memory beside the stages: 16 copies of two numbers per interval; the task.
 KNOT_BYTES = 128
@@ -387,7 +391,7 @@ def _in_tiles(layer: Layer, direction: bool) -> Layer:
 def _fastest_shape(layer: Layer, device: Device) -> tuple[RingShape, int] | None:
     """Return the shape for many samples and its number of stages, or None where nothing fits."""
     found = []
-    for shape in RINGS if layer.table == layer.real else HALF_RINGS:
+    for shape in ring_shapes(layer.table, device):
         stages = most_stages(layer, shape, device)
         tiles = _ceil(layer.out_features, shape.outputs(layer.table))
         if stages >= 2 and tiles <= MOST_BLOCKS:
@@ -403,6 +407,13 @@ def _fastest_shape(layer: Layer, device: Device) -> tuple[RingShape, int] | None
         return None
     _, shape, stages = min(found, key=lambda each: each[0])
     return shape, stages
+
+
+def ring_shapes(table: str, device: Device) -> tuple[RingShape, ...]:
+    """Return the rows of the table of forward_ring.cu for tiles of a dtype."""
+    if table == "float32":
+        return RINGS
+    return PAIRED_HALF_RINGS if device.capability >= PAIRED_OPERATIONS else HALF_RINGS
 
 
 def most_stages(layer: Layer, shape: RingShape, device: Device) -> int:
