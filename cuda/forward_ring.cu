@@ -121,10 +121,8 @@ forward_ring(const float* __restrict__ x, const float* __restrict__ direction,
     const auto point_at = [&](int s) { return points[s * THREADS]; };
     const auto along_at = [&](int s) { return DIRECTION ? alongs[s * THREADS] : float2{}; };
 
-    if (!HAS_BULK_COPIES || threadIdx.x == 0) {
 #pragma unroll 1
-        for (int n = 0; n < AHEAD; ++n) fill(n);
-    }
+    for (int n = 0; n < AHEAD; ++n) fill(n);
     Place at[SAMPLES];
     float4 sum[SAMPLES][CHUNKS * QUADS] = {};
 #pragma unroll
@@ -133,7 +131,7 @@ forward_ring(const float* __restrict__ x, const float* __restrict__ direction,
     }
 #pragma unroll 1
     for (int n = 0; n < task.pairs; ++n) {
-        if (!HAS_BULK_COPIES) fill(n + AHEAD);
+        fill(n + AHEAD);
         if (n + 1 < task.pairs) {  // what is located after the last pair is not used
             points += task.stride;
             alongs += task.stride;
@@ -148,7 +146,7 @@ forward_ring(const float* __restrict__ x, const float* __restrict__ direction,
             // Else interpolated halves wait in registers until other samples' rows are read.
             if (TABLE_IS_FLOAT16) __syncwarp();
         }
-        if (ring.leave(n)) fill(n + AHEAD);
+        ring.leave(n);
     }
 
 #pragma unroll

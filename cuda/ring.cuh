@@ -1,6 +1,6 @@
 // A ring of tiles in shared memory: while a block reads one, the next are on their way.
 //
-//     fill     starts copying a tile, once every warp has left the stage it goes to
+//     fill     starts copying the next tile, once every warp has left the stage it goes to
 //     wait     until the tile of the pair is there
 //     leave    this warp has read the tile
 //
@@ -10,22 +10,23 @@
 //                     fill              full                  empty
 //     stage:    free -------> on its way -----> read by warps ------> free
 //
-// So no barrier of the block holds back a warp. From sm_90 on a packed tile is one bulk copy, which
-// one thread starts: that of the last warp to leave a stage, so that nobody waits for `empty`. From
-// sm_80 on every thread copies chunks of 16 bytes, and they arrive at `full`; with three stages one
-// of them is slack (AHEAD), so that who copies need not wait for the warps that are still at the
-// tile before. Before sm_80 there are neither: plain copies and barriers of the block.
+// So no barrier of the block holds back a warp. With three stages and more one of them is slack
+// (AHEAD): a warp that fills need not wait for those that are still at the tile before.
+//
+// From sm_90 on a packed tile is one bulk copy, which one thread starts. From sm_80 on every thread
+// copies chunks of 16 bytes, and they arrive at `full`. Before, there are neither: plain copies and
+// barriers of the block.
 //
 // Tables are [P, S, S, O], or PACKED by pack.cu: [P, tiles, SLOTS, OUTPUTS], a tile as it is here.
 // Sources: PTX ISA, sections on mbarrier, cp.async and cp.async.bulk.
 #include "tile.cuh"
 
+constexpr int THREADS = WARPS * 32;
+constexpr int AHEAD = STAGES > 2 ? STAGES - 2 : 1;
+static_assert(STAGES >= 2, "a stage to read and one to fill");
+
 #define HAS_BARRIERS (__CUDA_ARCH__ >= 800)
 #define HAS_BULK_COPIES (__CUDA_ARCH__ >= 900 && PACKED)
-
-constexpr int THREADS = WARPS * 32;
-constexpr int AHEAD = HAS_BULK_COPIES ? STAGES : STAGES > 2 ? STAGES - 2 : 1;
-static_assert(STAGES >= 2, "a stage to read and one to fill");
 
 __device__ __forceinline__ unsigned shared_address(const void* pointer) {
     return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
@@ -101,12 +102,6 @@ __device__ __forceinline__ void arrive_expecting(unsigned barrier, int bytes) {
                  : "memory");
 }
 
-// How often warps have left each stage.
-__device__ __forceinline__ unsigned* departures() {
-    __shared__ unsigned of_stage[STAGES];
-    return of_stage;
-}
-
 __device__ __forceinline__ void copy_tile(unsigned shared, const void* global, unsigned barrier) {
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
@@ -132,9 +127,6 @@ struct Ring {
             for (int stage = 0; stage < STAGES; ++stage) {
                 start_barrier(full + stage * 8, HAS_BULK_COPIES ? 1 : THREADS);
                 start_barrier(empty + stage * 8, WARPS);
-#if HAS_BULK_COPIES
-                departures()[stage] = 0;
-#endif
             }
 #if HAS_BULK_COPIES
             show_barriers();
@@ -144,16 +136,18 @@ struct Ring {
         __syncthreads();
     }
 
-    // Starts copying tile number n from `source`, its first element. Called by all threads, or with
-    // bulk copies by any single one.
+    // Starts copying tile number n from `source`, its first element. Called by all threads.
     __device__ __forceinline__ void fill(int n, const Value* source, long long out_features) const {
         look_new(n);
         const int stage = n % STAGES;
         const unsigned target = tiles + stage * TILE_BYTES;
 #if HAS_BULK_COPIES
-        wait_for_phase(empty + stage * 8, (n / STAGES ^ 1) & 1);
-        arrive_expecting(full + stage * 8, TILE_BYTES);
-        copy_tile(target, source, full + stage * 8);
+        if (threadIdx.x == n % WARPS * 32) {  // in turn: each start costs a warp some time
+            wait_for_phase(empty + stage * 8, (n / STAGES ^ 1) & 1);
+            arrive_expecting(full + stage * 8, TILE_BYTES);
+            copy_tile(target, source, full + stage * 8);
+        }
+        __syncwarp();
 #else
 #if HAS_BARRIERS
         wait_for_phase(empty + stage * 8, (n / STAGES ^ 1) & 1);
@@ -184,21 +178,14 @@ struct Ring {
         return tiles + stage * TILE_BYTES;
     }
 
-    // Says that this warp has read tile number n. With bulk copies true for one thread, of the last
-    // warp to say so: it is to fill the stage again.
-    __device__ __forceinline__ bool leave(int n) const {
+    __device__ __forceinline__ void leave(int n) const {
 #if HAS_BARRIERS
         look_new(n);  // and after all reads of the tile
         __syncwarp();
-        if (threadIdx.x % 32 != 0) return false;
-        arrive(empty + n % STAGES * 8);
-#if HAS_BULK_COPIES
-        return atomicAdd(&departures()[n % STAGES], 1u) % WARPS == WARPS - 1;
-#endif
+        if (threadIdx.x % 32 == 0) arrive(empty + n % STAGES * 8);
 #else
         asm volatile("" ::: "memory");  // after all reads of the tile
         if (STAGES == 2) __syncthreads();  // with more, that of the next tile comes early enough
 #endif
-        return false;
     }
 };

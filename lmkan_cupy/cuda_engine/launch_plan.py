@@ -458,10 +458,12 @@ def through_ring(
     samples = LANES * shape.warps * of_thread
     in_tiles = _in_tiles(layer, direction)
     tiles = _ceil(layer.out_features, shape.outputs(in_tiles.table))
-    # Whole waves of blocks, as near as can be to SLICE samples.
+    # Whole waves of blocks, as near as can be to SLICE samples; a little more goes at once, too.
     waves = max(1, round(SLICE * tiles / (samples * device.multiprocessors)))
     groups = max(1, min(waves * device.multiprocessors, MOST_BLOCKS) // (tiles * splits))
-    groups = min(groups, _ceil(batch, samples))
+    all_groups = _ceil(batch, samples)
+    if 4 * all_groups <= 5 * groups:
+        groups = all_groups
     numbers = {"CHUNKS": shape.chunks, "SAMPLES": of_thread, "STAGES": stages}
     main = _source(
         "forward_ring.cu",
