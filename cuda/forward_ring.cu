@@ -1,4 +1,4 @@
-// The layer as in forward.cu, in float, the tables read from shared memory.
+// The layer as in forward.cu, for x in float, the tables read from shared memory.
 //
 // Block    32 WARPS SAMPLES samples, a tile of outputs and a run of the pairs: pair after pair, the
 //          tables of the next ones on their way (ring.cuh).
@@ -7,11 +7,11 @@
 //          sample in the next pair, so that it can read as soon as the next tile is there.
 // Reads    x, X [P, stride, 2], packed: once per tile of outputs. tables: a tile once per block.
 // Writes   y [B, O], or with several runs of pairs parts [splits, B, O]: each element once.
-// Order    one sum per output, over the pairs of a run ascending and corners as in tile.cuh. Parts
-//          are added by forward_ring_sum, ascending.
+// Order    one sum per output, over the pairs of a run ascending and corners as in tile.cuh, float16
+//          first within a cell. Parts are added by forward_ring_sum, ascending.
 // Bound    16 bytes of shared memory per evaluation, so 8 evaluations per clock and
 //          multiprocessor. A prototype of this design reached 5.6 to 7.0 on an H100
-//          (bench/results/ground.md).
+//          (bench/results/ground.md). Half tables: 8 bytes, so 16, and issue comes near that.
 #include "cell.cuh"
 #include "ring.cuh"
 

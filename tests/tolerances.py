@@ -184,15 +184,15 @@ def forward(
 def interpolation_in_half(at: oracle.Basis, tables: Array, magnitude: Array) -> Array:
     """What float16 arithmetic inside a cell adds to the bound of a forward; see cuda/cell.cuh.
 
-    With weights w_k of the corners, their sum of sizes n and a scale s <= 4 n, a power of two, every
-    w_k / s is rounded to half, then four products are added, one rounding each. A rounding is off
-    by r = 2^-11 of its result or, below the smallest normal, by 2^-25. So per pair
+    With weights w_k of the corners, the sum n of their sizes and a scale s <= 4 n, a power of two,
+    every w_k / s is rounded to half, then four products are added, one rounding each. A rounding is
+    off by r = 2^-11 of its result or, below the smallest normal, by 2^-25. So per pair
 
         ((1 + r)^5 - 1) sum |w_k T_k|  +  2^-25 s (sum |T_k| + 4).
 
-    s times 1 + 2^-20 covers n as computed; where it is 2 n, this is more than is needed. `magnitude`
-    is the sum of |w_k T_k| over the pairs, errors of w_k included. A rounded sigma may pick the cell
-    beside: its corners are those that carry an error in `at`.
+    A factor 1 + 2^-20 covers the rounding of n. `magnitude` is the sum of |w_k T_k| over the pairs,
+    errors of w_k included. A rounded sigma may pick the cell beside: corners are all knots whose
+    hats carry an error in `at`.
     """
     r, smallest = unit("float16"), float(np.finfo(np.float16).smallest_subnormal) / 2
     size = np.sum(at.value.real, axis=-1, keepdims=True)

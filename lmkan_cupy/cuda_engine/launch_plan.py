@@ -225,8 +225,8 @@ class Ring:
     ----------
     chunks, stages : int
         16-byte chunks of a row, tiles in shared memory.
-    samples, tiles : int
-        Samples of a block, tiles of outputs.
+    samples, outputs, tiles : int
+        Samples of a block, outputs of a tile, tiles.
     tile_bytes : int
         Of a tile in shared memory, and in packed tables.
     slice_size : int
@@ -244,6 +244,7 @@ class Ring:
     chunks: int
     stages: int
     samples: int
+    outputs: int
     tiles: int
     tile_bytes: int
     slice_size: int
@@ -457,7 +458,8 @@ def through_ring(
     of_thread = shape.samples // 2 if direction else shape.samples
     samples = LANES * shape.warps * of_thread
     in_tiles = _in_tiles(layer, direction)
-    tiles = _ceil(layer.out_features, shape.outputs(in_tiles.table))
+    outputs = shape.outputs(in_tiles.table)
+    tiles = _ceil(layer.out_features, outputs)
     # Whole waves of blocks, as near as can be to SLICE samples; a little more goes at once, too.
     waves = max(1, round(SLICE * tiles / (samples * device.multiprocessors)))
     groups = max(1, min(waves * device.multiprocessors, MOST_BLOCKS) // (tiles * splits))
@@ -485,6 +487,7 @@ def through_ring(
         chunks=shape.chunks,
         stages=stages,
         samples=samples,
+        outputs=outputs,
         tiles=tiles,
         tile_bytes=tile_bytes,
         slice_size=slice_size,
