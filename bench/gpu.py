@@ -8,7 +8,6 @@ unless the host is slower than the device. What a call reads may be in the L2 ca
 
 import argparse
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -16,8 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import datetime, timezone
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,8 +45,10 @@ ROOT = Path(__file__).parent.parent
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 SANITIZED = "(TestEveryRowOfThePlan and oracle and float32-float32) or every_ring"
 
-#: Samples up to which layers of plain torch operations are timed; more take gigabytes.
+#: Where layers of plain torch operations are timed: up to so many samples, for more take gigabytes,
+#: and for one grid, for it hardly matters to them and torch compiles each for a while.
 MOST_SAMPLES_OF_TORCH = 2**14
+GRIDS_OF_TORCH = 16
 
 #: The layer and batch of which the host's time and starting are measured.
 SMALL = {"in_features": 128, "out_features": 128, "num_grids": 26}
@@ -84,8 +86,7 @@ def run_pytest(options: list[str], under: list[str]) -> dict[str, Any]:
     command = [*under, sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-W", "default", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        print(done.stdout, done.stderr, sep="\n")
-        sys.exit(f"nothing was timed: {' '.join(command)} failed")
+        raise RuntimeError(f"{' '.join(command)} failed\n{done.stdout}\n{done.stderr}")
     return {
         "result": done.stdout.strip().splitlines()[-1],
         "seconds": round(time.perf_counter() - start, 1),
@@ -93,18 +94,22 @@ def run_pytest(options: list[str], under: list[str]) -> dict[str, Any]:
 
 
 def correctness(console: Console) -> dict[str, Any]:
-    """Run tests and sanitizers, show how each ended, and return it."""
-    runs: dict[str, tuple[list[str], list[str]]] = {"tests": ([], [])}
+    """Run tests and sanitizers side by side, show how each ended, and return it."""
+    workers = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
+    runs: dict[str, tuple[list[str], list[str]]] = {"tests": (workers, [])}
     if sanitizer := shutil.which("compute-sanitizer"):
         for tool in SANITIZERS:
             runs[tool] = (["-k", SANITIZED], [sanitizer, f"--tool={tool}", "--error-exitcode=9"])
     else:
         console.print("compute-sanitizer: not installed")
-    results = {}
-    for name, (options, under) in runs.items():
-        with console.status(name):
-            results[name] = run_pytest(options, under)
-        console.print(f"{name}: {results[name]['result']}")
+    with console.status("tests"), ThreadPoolExecutor() as pool:
+        running = {name: pool.submit(run_pytest, *run) for name, run in runs.items()}
+        try:
+            results = {name: run.result() for name, run in running.items()}
+        except RuntimeError as error:
+            sys.exit(f"nothing was timed: {error}")
+    for name, result in results.items():
+        console.print(f"{name}: {result['result']}")
     return results
 
 
@@ -122,7 +127,7 @@ def run_case(point: Point, with_authors: bool, seconds: float) -> Case:
         "nn.Linear, TF32": peers.tf32_linear(workload),
         "nn.Linear, bfloat16": peers.linear(workload, torch.bfloat16),
     }
-    if point.batch <= MOST_SAMPLES_OF_TORCH:
+    if point.batch <= MOST_SAMPLES_OF_TORCH and point.num_grids == GRIDS_OF_TORCH:
         layers["embedding_bag"] = peers.embedding_bag(workload)
         layers['engine="torch"'] = peers.plain_torch(workload)
     if with_authors and (sizes := peers.authors_sizes(workload, device_stopwatch)):
@@ -243,10 +248,7 @@ def main() -> None:
     circumstances["versions"] |= {"cupy": cupy.__version__}
     for name, value in circumstances.items():
         console.print(f"{name}: {value}")
-    device = re.sub(r"[^a-z0-9]+", "-", circumstances["gpu"]["name"].lower())
-    today = f"{datetime.now(timezone.utc):%Y-%m-%d}"
-    file = f"gpu-{device.removeprefix('nvidia-')}-{today}.json"
-    path = arguments.json or ROOT / "bench" / "results" / file
+    path = arguments.json or record.gpu_path("gpu", circumstances["gpu"])
 
     results = record.read(path)
     commit = circumstances["commit"]

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -49,6 +50,13 @@ def gpu_circumstances() -> dict[str, str]:
         check=True,
     )
     return dict(zip(fields, answer.stdout.strip().split(", "), strict=True))
+
+
+def gpu_path(bench: str, gpu: Mapping[str, str]) -> Path:
+    """Return the file of a bench's results on a GPU, of today."""
+    device = re.sub(r"[^a-z0-9]+", "-", gpu["name"].lower()).removeprefix("nvidia-")
+    today = f"{datetime.now(timezone.utc):%Y-%m-%d}"
+    return Path(__file__).parent / "results" / f"{bench}-{device}-{today}.json"
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -5,6 +5,8 @@
 // Thread   SAMPLES samples, 32 WARPS apart, and all outputs of the tile, summed in registers. For
 //          each pair it reads the four rows of each sample's cell (tile.cuh) and then locates the
 //          sample in the next pair, so that it can read as soon as the next tile is there.
+// Grid     blocks of BUNCH tiles at a time, so that their tables stay in L2: every sample with each
+//          of these tiles, then the next tiles; one run of pairs after the other.
 // Reads    x, X [P, stride, 2], packed: once per tile of outputs. tables: a tile once per block.
 // Writes   y [B, O], or with several runs of pairs parts [splits, B, O]: each element once.
 // Order    one sum per output, over the pairs of a run ascending and corners as in tile.cuh, float16
@@ -79,11 +81,15 @@ struct Task {
                                            int all_pairs, int run, long long out_features) {
         tiles = static_cast<int>((out_features + OUTPUTS - 1) / OUTPUTS);
         const int splits = (all_pairs + run - 1) / run;
-        const int block = blockIdx.x, split = block / tiles % splits;
-        tile = block % tiles;
+        const int blocks_of_split = gridDim.x / splits, blocks_of_tile = blocks_of_split / tiles;
+        const int split = blockIdx.x / blocks_of_split, block = blockIdx.x % blocks_of_split;
+        const int first_tile = block / (BUNCH * blocks_of_tile) * BUNCH;
+        const int together = min(BUNCH, tiles - first_tile);
+        const int place = block % (BUNCH * blocks_of_tile);
+        tile = first_tile + place % together;
+        first_sample = place / together * THREADS * SAMPLES;
         first_pair = split * run;
         pairs = min(run, all_pairs - first_pair);
-        first_sample = block / tiles / splits * THREADS * SAMPLES;
         stride = x_stride;
         y = parts + split * batch * out_features + tile * OUTPUTS;
     }

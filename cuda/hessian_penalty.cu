@@ -62,8 +62,8 @@ __device__ __forceinline__ double block_sum(double value) {
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, long long pairs,
-                long long out_features, long long accumulate, double scale) {
+hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, double scale,
+                long long pairs, long long out_features, long long accumulate) {
     struct Shared {
         Values value, f_yy, mixed;
     };

@@ -6,8 +6,7 @@ An adapter hands in its framework's allocator, so that all memory comes from one
         lmkan_cupy.forward(x, tables)
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
@@ -32,11 +31,14 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:
     return _allocate.get()(shape, dtype, beside)
 
 
-@contextmanager
-def allocator(allocate: Allocate) -> Iterator[None]:
-    """Let ``allocate`` serve every call of :func:`empty` in this context and thread."""
-    token = _allocate.set(allocate)
-    try:
-        yield
-    finally:
-        _allocate.reset(token)
+class allocator:
+    """A context in which ``allocate`` serves every call of :func:`empty`, in its thread."""
+
+    def __init__(self, allocate: Allocate) -> None:
+        self._served_by = allocate
+
+    def __enter__(self) -> None:
+        self._token = _allocate.set(self._served_by)
+
+    def __exit__(self, *error: object) -> None:
+        _allocate.reset(self._token)

@@ -123,7 +123,9 @@ def check_array(function: str, name: str, value: Any) -> Array:
 def check_same_place(function: str, name: str, array: AnyArray, reference: Array) -> Array:
     """Require ``array`` to be of the library, and on the device, of ``reference``."""
     array = check_array(function, name, array)
-    if type(array) is type(reference) and array.device == reference.device:
+    if type(array) is type(reference) and (
+        type(array) is np.ndarray or array.device == reference.device
+    ):
         return array
     expected, got = (
         f"{array_library(each).__name__} array on {each.device}" for each in (reference, array)
@@ -153,10 +155,15 @@ def _check_samples_like(function: str, shape: tuple[int, ...], dtype: str) -> No
 def check_tables(function: str, tables: AnyArray, name: str = "tables") -> Array:
     """Require ``tables [P, S, S, O]`` in one of their dtypes."""
     tables = check_array(function, name, tables)
-    if array_library(tables) is np and _name(tables.dtype) == "bfloat16":
-        raise TypeError(f"{function}: {name} must be {_TABLE_DTYPES}, got {tables.dtype}")
+    _check_library(function, name, tables.dtype, array_library(tables).__name__)
     check_tables_like(function, tables.shape, _name(tables.dtype), name)
     return tables
+
+
+def _check_library(function: str, name: str, dtype: np.dtype[Any], library: str) -> None:
+    """Require tables of a library that can compute with them."""
+    if library == "numpy" and _name(dtype) == "bfloat16":
+        raise TypeError(f"{function}: {name} must be {_TABLE_DTYPES}, got {dtype}")
 
 
 def check_tables_like(
@@ -174,11 +181,25 @@ def check_tables_like(
 
 def check_layer(function: str, x: AnyArray, tables: AnyArray) -> tuple[Array, Array]:
     """Require samples and tables that belong together."""
-    tables = check_tables(function, tables)
-    x = check_samples(function, x)
-    check_same_place(function, "x", x, tables)
-    _check_fit(function, x.shape, _name(x.dtype), tables.shape, _name(tables.dtype))
+    tables = check_array(function, "tables", tables)
+    x = check_same_place(function, "x", x, tables)
+    library = array_library(tables).__name__
+    _check_layer(function, x.shape, x.dtype, tables.shape, tables.dtype, library)
     return x, tables
+
+
+@lru_cache(1024)
+def _check_layer(
+    function: str,
+    x_shape: tuple[int, ...],
+    x_dtype: np.dtype[Any],
+    tables_shape: tuple[int, ...],
+    tables_dtype: np.dtype[Any],
+    library: str,
+) -> None:
+    """Check what most calls have in common with an earlier one: what was right stays right."""
+    _check_library(function, "tables", tables_dtype, library)
+    check_layer_like(function, x_shape, _name(x_dtype), tables_shape, _name(tables_dtype))
 
 
 def check_layer_like(

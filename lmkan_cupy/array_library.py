@@ -27,6 +27,10 @@ AnyArray: TypeAlias = Array | SupportsDLPack
 _CUDA_MEMORY = (2, 13)
 
 
+#: Does nothing; to make one takes longer than to enter it.
+_NO_CHANGE = nullcontext()
+
+
 def is_array(value: object) -> bool:
     """Tell whether ``value`` is a NumPy or a CuPy array."""
     return isinstance(value, np.ndarray) or is_cupy_array(value)
@@ -45,7 +49,7 @@ def array_library(array: Array) -> Any:
 
 def on_device_of(array: Any) -> AbstractContextManager[Any]:
     """Return a context in which the device of a CuPy array is CuPy's current one."""
-    context: AbstractContextManager[Any] = array.device if is_cupy_array(array) else nullcontext()
+    context: AbstractContextManager[Any] = array.device if is_cupy_array(array) else _NO_CHANGE
     return context
 
 

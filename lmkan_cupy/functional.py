@@ -25,6 +25,7 @@ from .array_library import AnyArray, Array, array_library, on_device_of
 from .grid import sigma_grid
 
 
+@cache
 def _engine(xp: Any) -> ModuleType:
     """Return the engine for arrays of the library ``xp``; importing it is what costs time."""
     if xp is np:
@@ -50,12 +51,12 @@ def _contiguous(array: Array) -> Array:
 
 def _knots(tables: Array) -> Array:
     """Return the grid of tables, on the host: an engine takes it to its device."""
-    return _host_grid(tables.shape[1] - 1, array_checks.compute_dtype_of(tables.dtype))
+    return _host_grid(tables.shape[1] - 1, tables.dtype)
 
 
 @cache
-def _host_grid(num_grids: int, dtype: np.dtype[Any]) -> Array:
-    return sigma_grid(num_grids, dtype=dtype)
+def _host_grid(num_grids: int, tables_dtype: np.dtype[Any]) -> Array:
+    return sigma_grid(num_grids, dtype=array_checks.compute_dtype_of(tables_dtype))
 
 
 def _output(

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import emulator
+import numpy as np
 import pytest
 from oracle import Array
 
@@ -41,8 +42,7 @@ def module(text: str, arch: int) -> emulator.Module:
 
 def forget_plans() -> None:
     """To be called after a constant of the plan was changed."""
-    for plan in cuda_engine.PLANS:
-        plan.cache_clear()
+    cuda_engine.forget()
 
 
 def install(
@@ -52,15 +52,33 @@ def install(
     forget_plans()
 
     def kernel(launch: Launch, knots: Array) -> Callable[..., None]:
-        compiled = module(kernel_source.text(launch.source, knots, _read.get()), arch)
-
-        def call(grid: Any, block: Any, arguments: Any, *, shared_mem: int) -> None:
-            compiled.launch(
-                launch.kernel, grid, block, arguments, shared_mem, order=order, seed=seed
+        def call(grid: Any, block: Any, arguments: Any, shared_bytes: int) -> None:
+            # Now: the engine keeps this function, and `sources` may have changed since.
+            text = kernel_source.text(launch.source, knots, _read.get())
+            module(text, arch).launch(
+                launch.kernel,
+                grid,
+                block,
+                tuple(map(_as_given, arguments)),
+                shared_bytes,
+                order=order,
+                seed=seed,
             )
 
         return call
 
     forget_plans()
     monkeypatch.setattr(kernel_cache, "kernel", kernel)
+    monkeypatch.setattr(kernel_cache, "long_longs", lambda numbers: tuple(map(np.int64, numbers)))
     monkeypatch.setattr(kernel_cache, "device", lambda: DEVICE)
+
+
+def _as_given(argument: Any) -> Any:
+    """Return what the emulator takes for an argument: a kernel sees addresses alone."""
+    if argument is None:
+        return np.uint64(0)
+    if isinstance(argument, np.ndarray):
+        assert argument.flags.c_contiguous, f"a kernel would ignore strides {argument.strides}"
+        if argument.dtype.kind == "V":  # bfloat16, which NumPy does not have
+            return argument.view(np.uint16)
+    return argument

@@ -130,6 +130,6 @@ LAYOUTS: dict[str, Callable[[Any, Any], Any]] = {
 
 def nan_filled(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:
     """An array full of NaN, or of the largest number where a dtype of whole numbers has none."""
-    poison = np.iinfo(dtype).max if dtype.kind in "iu" else np.nan
+    poison = np.nan if dtype.kind == "f" else np.iinfo(dtype).max
     filled: Array = array_library(beside).full(shape, poison, dtype)
     return filled

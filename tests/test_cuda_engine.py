@@ -57,9 +57,13 @@ class FakeCuda:
         if self.failures:
             raise self.failures.pop()
         self.compiled.append(code)
-        return SimpleNamespace(
-            get_function=lambda name: SimpleNamespace(name=name, shared_size_bytes=STATIC_BYTES)
-        )
+
+        def get_function(name: str) -> Any:
+            kernel = SimpleNamespace(name=name, shared_size_bytes=STATIC_BYTES)
+            kernel.kernel = kernel  # of the device
+            return kernel
+
+        return SimpleNamespace(get_function=get_function)
 
 
 @pytest.fixture
@@ -78,7 +82,9 @@ class TestText:
         assert text.count("struct Position {") == 1
         assert '#include "' not in text
         after = text.split('#line 1 "position.cuh"')[1]
-        assert re.search(r'\n#line 14 "forward.cu"\n', after)
+        lines = kernel_source.read("forward.cu").splitlines()
+        following = lines.index('#include "position.cuh"') + 2
+        assert f'\n#line {following} "forward.cu"\n' in after
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_grid_is_exact(self, dtype: str) -> None:

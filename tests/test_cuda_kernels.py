@@ -25,7 +25,7 @@ from test_special_values import (  # noqa: F401
 )
 
 import lmkan_cupy
-from lmkan_cupy import cuda_engine, functional, sigma_grid
+from lmkan_cupy import allocation, cuda_engine, functional, sigma_grid
 from lmkan_cupy.cuda_engine import forward_model, kernel_cache, launch, launch_plan
 from lmkan_cupy.cuda_engine.launch_plan import Launch, RingShape
 
@@ -55,9 +55,9 @@ RINGS = {
 BFLOAT16_TABLES = Dtypes("float32", "bfloat16")
 RING_DTYPES = [FLOAT32, HALF_TABLES, BFLOAT16_TABLES]
 
-RING_SIZES = [Sizes(37, 5, 32, 8), Sizes(200, 24, 64, 9)]
+RING_SIZES = [Sizes(37, 5, 32, 8), Sizes(200, 24, 64, 9), Sizes(300, 2, 96, 4)]
 """For the tables in shared memory: odd pairs and half a block; several blocks by several tiles,
-more pairs than stages and warps."""
+more pairs than stages and warps; tiles in several bunches, the last of them incomplete."""
 
 HALF_RING_SIZES = Sizes(150, 9, 128, 6)
 """The second for half tables, whose tiles have twice as many outputs."""
@@ -219,7 +219,7 @@ def test_chunk_fits_into_shared_memory(
     """The sort halves it, here from 256 samples to 64: 64 digits of 36 bytes and 4 per sample."""
     monkeypatch.setattr(launch_plan, "MOST_CHUNK", 256)
     device = replace(emulated.DEVICE, shared_bytes=64 * 36 + 64 * 4 + 100)
-    monkeypatch.setattr(kernel_cache, "device", lambda: device)
+    monkeypatch.setattr(emulated, "DEVICE", device)
     x, tables, grad_y, *_ = make_problem(rng, Sizes(150, 3, 5, 8))
     check(run(lmkan_cupy.backward, grad_y, x, tables), tolerances.backward(grad_y, x, tables))
 
@@ -361,7 +361,6 @@ class TestForwardRing:
         problem = problem_for_ring(rng, HALF_RING_SIZES, dtypes)
         plan = self.plan(problem)
         assert plan.packed == (way == "packed")
-        assert not plan.widened
         check(run(forward, problem), [expected_by_ring(problem)])
 
     @pytest.mark.parametrize("dtypes", RING_DTYPES[1:], ids=str)
@@ -432,7 +431,7 @@ class TestForwardRing:
         self, run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The last has as many blocks as it has samples for."""
-        monkeypatch.setattr(launch_plan, "SLICE", 256)
+        monkeypatch.setattr(launch_plan, "SLICE_BYTES", 256 * 3 * 8)  # of three pairs
         problem = make_problem(rng, Sizes(300, 5, 32, 8))
         assert self.plan(problem).slice_size == 256
         x, tables, *_ = problem
@@ -440,11 +439,13 @@ class TestForwardRing:
 
         blocks = []
 
-        def recorded(plan: Launch, *arguments: Any) -> None:
-            blocks.append((plan.kernel, plan.blocks))
-            launch.run(plan, *arguments)
+        class Recorded(launch.Kernel):
+            def __init__(self, plan: Launch, *arguments: Any) -> None:
+                blocks.append((plan.kernel, plan.blocks))
+                super().__init__(plan, *arguments)
 
-        monkeypatch.setattr(cuda_engine, "run", recorded)
+        monkeypatch.setattr(cuda_engine, "Kernel", Recorded)
+        emulated.forget_plans()
         lmkan_cupy.forward(x, tables)
         assert [number for kernel, number in blocks if kernel == "forward_ring"] == [2, 1]
 
@@ -556,25 +557,34 @@ class TestLaunch:
         """Those of the last launch."""
         seen: list[Any] = []
 
-        def call(grid: Any, block: Any, arguments: Any, *, shared_mem: int) -> None:
+        def call(grid: Any, block: Any, arguments: Any, shared_bytes: int) -> None:
             seen[:] = arguments
 
-        monkeypatch.setattr(launch.kernel_cache, "kernel", lambda *_: call)
+        monkeypatch.setattr(kernel_cache, "kernel", lambda *_: call)
         return seen
 
-    def test_numbers_have_exact_types(self, plan: Launch, arguments: list[Any]) -> None:
-        launch.run(plan, sigma_grid(3), 2**40, True, 0.5, None)
-        types = [np.int64, np.int64, np.float64, np.uint64]
-        assert [type(argument) for argument in arguments] == types
-        assert arguments == [2**40, 1, 0.5, 0]
-
-    def test_strides_are_refused(self, plan: Launch, arguments: list[Any]) -> None:
-        with pytest.raises(ValueError, match="C-contiguous"):
-            launch.run(plan, sigma_grid(3), np.zeros((3, 2)).T)
-        assert not arguments
+    def test_given_arguments_then_numbers(self, plan: Launch, arguments: list[Any]) -> None:
+        launch.Kernel(plan, sigma_grid(3), 2**40, True)(None, np.float64(0.5))
+        assert arguments == [None, 0.5, 2**40, 1]
+        assert [type(argument) for argument in arguments[2:]] == [np.int64, np.int64]
 
     def test_an_empty_grid_starts_nothing(self, arguments: list[Any]) -> None:
         layer = launch_plan.Layer(2, 1, 3, "float32", "float32")
         plan = launch_plan.forward(layer, 0, emulated.DEVICE, direction=False, aligned=True)
-        launch.run(plan.kernel, sigma_grid(3), 1)
+        launch.Kernel(plan.kernel, sigma_grid(3), 1)(None)
         assert not arguments
+
+    def test_a_workspace_is_one_piece(self) -> None:
+        """Of which each part begins at a multiple of 256 bytes and has the size it asked for."""
+        sizes: list[int] = []
+
+        def allocate(shape: Any, dtype: Any, beside: Any) -> Any:
+            sizes.extend(shape)
+            return np.empty(shape, dtype)
+
+        with allocation.allocator(allocate):
+            first, none, second = launch.Workspace(300, 0, 7).parts(np.empty(0))
+        assert sizes == [768]
+        assert none is None
+        assert (first.nbytes, second.nbytes) == (300, 7)
+        assert second.ctypes.data - first.ctypes.data == 512

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,23 @@ MUTANTS = [
     Mutant(POSITION, "h1.lower - h1.along * h2.upper", "h1.lower + h1.along * h2.upper", "sign"),
     Mutant(POSITION, "0)), {v, u}}", "0)), {u, v}}", "slopes: u and v exchanged"),
     Mutant(POSITION, "(corner >> 1) * NUM_KNOTS", "(corner >> 1) * NUM_GRIDS", "row above"),
-    Mutant(WARP, "if (o < out_features) use(k, o);", "use(k, o);", "tail not masked"),
     Mutant(VECTORS, "+ k * LANES * VECTOR < out_features", "< out_features", "tail not masked"),
     Mutant(VECTORS, "lane_index() * VECTOR)", "lane_index())", "vectors overlap"),
     Mutant(RECORD, "places[2 * at + 1]", "places[2 * at]", "cell of a record"),
-    Mutant(FORWARD, "accumulate ? own_y[o] + sum[k] : sum[k]", "sum[k]", "forward: overwrites"),
+    Mutant(FORWARD, "accumulate ? *target : 0", "0", "forward: overwrites"),
     Mutant(FORWARD, "begin += LANES", "begin += LANES - 1", "forward: a pair twice"),
     Mutant(FORWARD, "task / tiles", "task / (tiles + 1)", "forward: tiles miscounted"),
+    Mutant(FORWARD, "min(first_pair + run, pairs)", "first_pair + run", "forward: last run"),
+    Mutant(FORWARD, "exists = sample < batch", "exists = true", "forward: a sample too many"),
+    Mutant(FORWARD, "if (o >= out_features) break;", "", "forward: tail not masked"),
+    Mutant(FORWARD, "each < SPLIT", "each < SPLIT - 1", "forward: a part left out"),
+    Mutant(FORWARD, "sum);\n        __syncthreads();", "sum);", "forward: parts read too early"),
+    Mutant(
+        FORWARD,
+        "        }\n        __syncthreads();\n    }",
+        "        }\n    }",
+        "forward: parts overwritten too early",
+    ),
     Mutant(TILE, "lane % CHUNKS * 16", "0", "tile: all lanes begin with the same chunk"),
     Mutant(TILE, "step = -step;", "", "tile: turned, and goes on in the old direction"),
     Mutant(TILE, "{hats.upper, hats.lower, -hats.along}", "hats", "tile: hats in the old order"),
@@ -136,6 +147,10 @@ MUTANTS = [
     Mutant(
         BY_RING, "pairs = min(run, all_pairs - first_pair);", "pairs = run;", "forward: last run"
     ),
+    Mutant(BY_RING, "place % together", "place % BUNCH", "forward: tiles of an incomplete bunch"),
+    Mutant(BY_RING, "place / together", "place / BUNCH", "forward: samples of these"),
+    Mutant(BY_RING, "blocks_of_tile) * BUNCH;", "blocks_of_tile);", "forward: bunches overlap"),
+    Mutant(BY_RING, "blockIdx.x / blocks_of_split", "0", "forward: first run for all"),
     Mutant(
         BY_RING,
         "(t / QUADS ^ threadIdx.x % CHUNKS)",
@@ -231,7 +246,8 @@ def check(results: Sequence[Any], all_expected: Sequence[tolerances.Expected]) -
 def trial(texts: Sources) -> None:
     """Every kernel once, with several chunks, stretches, tiles and tasks of a block."""
     with emulated.sources(texts), allocation.allocator(nan_filled):
-        check_forward(Sizes(2, 67, 33, 17))
+        check_forward(Sizes(2, 267, 33, 5))
+        check_forward(Sizes(3, 5, 33, 17))
         check_rings()
         check_gradients(Sizes(90, 3, 260, 17))
         check_gradients(Sizes(40, 2, 2, 50))  # two digits of the sort
@@ -249,10 +265,11 @@ def check_forward(sizes: Sizes) -> None:
 
 
 def check_rings() -> None:
-    """Tables in shared memory: packed and split, packed with a tail, direct."""
+    """Tables in shared memory: packed and split, packed with a tail, direct, in two bunches."""
     check_ring(Sizes(70, 19, 36, 4), RingShape(8, 2, 2), stages=3, packed=True, run=6)
     check_ring(Sizes(70, 67, 7, 4), RingShape(2, 2, 2), stages=3, packed=True, run=34)
     check_ring(Sizes(70, 19, 32, 4), RingShape(4, 2, 2), stages=3, packed=False, run=10)
+    check_ring(Sizes(200, 4, 48, 4), RingShape(2, 2, 2), stages=2, packed=False, run=2)
     check_half_ring(Sizes(70, 7, 36, 4), np.float16, packed=True)
     check_half_ring(Sizes(70, 7, 32, 4), np.float16, packed=False)
     check_half_ring(Sizes(70, 7, 36, 4), ml_dtypes.bfloat16, packed=True)
@@ -272,10 +289,9 @@ def check_half_ring(sizes: Sizes, dtype: Any, packed: bool) -> None:
     plan = launch_plan.through_ring(
         layer, batch, emulated.DEVICE, False, packed, RingShape(4, 2, 2), stages=3, run=4
     )
-    assert plan.ring
     y = np.full_like(grad_y, np.nan)
     knots = sigma_grid(sizes.num_grids)
-    cuda_engine.evaluate_by_ring(plan.kernel, plan.ring, x, tables, knots, None, False, y)
+    cuda_engine.ByRing(knots, plan, layer, batch, False, False, True)(x, None, tables, y)
     check([y], [tolerances.forward(x, tables, in_half=dtype is np.float16)])
 
 
@@ -288,16 +304,18 @@ def check_ring(sizes: Sizes, shape: RingShape, **choices: Any) -> None:
         for direction in (False, True)
     )
 
-    def evaluate(plan: launch_plan.Forward, tables: Any, *further: Any) -> None:
+    def evaluate(plan: launch_plan.Forward, tables: Any, ggx: Any, accumulate: bool) -> None:
         assert plan.ring
-        knots = sigma_grid(sizes.num_grids)
-        cuda_engine.evaluate_by_ring(plan.kernel, plan.ring, x, tables, knots, *further)
+        plan = replace(plan, ring=replace(plan.ring, slice_size=2 * plan.ring.samples))
+        knots, direction = sigma_grid(sizes.num_grids), ggx is not None
+        by_ring = cuda_engine.ByRing(knots, plan, layer, batch, direction, accumulate, True)
+        by_ring(x, ggx, tables, y)
 
     y = np.full_like(grad_y, np.nan)
-    evaluate(forward, tables, None, False, y)
+    evaluate(forward, tables, None, False)
     check([y], [tolerances.forward(x, tables)])
-    evaluate(along, tables, ggx, False, y)
-    evaluate(forward, ggt, None, True, y)
+    evaluate(along, tables, ggx, False)
+    evaluate(forward, ggt, None, True)
     check([y], tolerances.backward_backward(ggx, ggt, grad_y, x, tables)[:1])
 
 

@@ -74,49 +74,70 @@ class TestCupyArray:
         assert alive() is None
 
 
-def test_cupy_joins_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Device first, then the stream that is current on it, then the allocator; and back."""
-    events: list[str] = []
+class TestCupyJoinsTorch:
+    """Device 1, torch's stream 7."""
 
-    @contextmanager
-    def context(name: str) -> Iterator[None]:
-        events.append(f"enter {name}")
-        yield
-        events.append(f"leave {name}")
+    @pytest.fixture
+    def events(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        events: list[str] = []
 
-    def stream(of: Any) -> str:
-        return f"stream of {of} after {events[-1]}"
+        @contextmanager
+        def context(name: str) -> Iterator[None]:
+            events.append(f"enter {name}")
+            yield
+            events.append(f"leave {name}")
 
-    def using_allocator(allocate: Any) -> Any:
-        pointer = allocate(24)
-        assert pointer.of.nbytes == 24
-        return context("torch's memory")
+        def stream(of: Any) -> str:
+            return f"stream of {of} after {events[-1]}"
 
-    cuda = SimpleNamespace(
-        Stream=SimpleNamespace(from_external=context),
-        using_allocator=using_allocator,
-        UnownedMemory=lambda address, size, owner, device: SimpleNamespace(of=owner),
-        MemoryPointer=lambda memory, offset: memory,
-    )
-    device, empty = SimpleNamespace(index=1), torch.empty
-    monkeypatch.setattr(exchange, "import_module", {"cupy": SimpleNamespace(cuda=cuda)}.get)
-    monkeypatch.setattr(exchange, "require_cuda_engine", lambda: events.append("checked"))
-    monkeypatch.setattr(torch.cuda, "device", lambda index: context(f"device {index}"))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda of: stream(of.index))
-    monkeypatch.setattr(torch, "empty", lambda size, dtype, device: empty(size, dtype=dtype))
-    with exchange._cupy_joins_torch(device):
-        events.append("work")
-    stream_name = "stream of 1 after enter device 1"
-    assert events == [
-        "checked",
-        "enter device 1",
-        f"enter {stream_name}",
-        "enter torch's memory",
-        "work",
-        "leave torch's memory",
-        f"leave {stream_name}",
-        "leave device 1",
-    ]
+        def using_allocator(allocate: Any) -> Any:
+            pointer = allocate(24)
+            assert pointer.of.nbytes == 24
+            return context("torch's memory")
+
+        self.device, self.stream = 0, 0
+        cuda = SimpleNamespace(
+            Stream=SimpleNamespace(from_external=context),
+            get_current_stream=lambda: SimpleNamespace(ptr=self.stream),
+            runtime=SimpleNamespace(getDevice=lambda: self.device),
+            using_allocator=using_allocator,
+            UnownedMemory=lambda address, size, owner, device: SimpleNamespace(of=owner),
+            MemoryPointer=lambda memory, offset: memory,
+        )
+        empty = torch.empty
+        monkeypatch.setattr(exchange, "_cupy", lambda: SimpleNamespace(cuda=cuda))
+        monkeypatch.setattr(exchange, "require_cuda_engine", lambda: events.append("checked"))
+        monkeypatch.setattr(torch.cuda, "device", lambda index: context(f"device {index}"))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda of: stream(of.index))
+        monkeypatch.setattr(
+            torch._C, "_cuda_getCurrentRawStream", {0: 0, 1: 7}.__getitem__, raising=False
+        )
+        monkeypatch.setattr(torch, "empty", lambda size, dtype, device: empty(size, dtype=dtype))
+        return events
+
+    def test_device_then_stream_then_allocator(self, events: list[str]) -> None:
+        """The stream is the one that is current on the device; and all is as before at the end."""
+        with exchange._cupy_joins_torch(SimpleNamespace(index=1)):
+            events.append("work")
+        stream_name = "stream of 1 after enter device 1"
+        assert events == [
+            "checked",
+            "enter device 1",
+            f"enter {stream_name}",
+            "enter torch's memory",
+            "work",
+            "leave torch's memory",
+            f"leave {stream_name}",
+            "leave device 1",
+        ]
+
+    @pytest.mark.parametrize(("device", "stream"), [(1, 7), (1, 0), (0, 7), (0, 0)])
+    def test_what_is_so_already_is_left(self, events: list[str], device: int, stream: int) -> None:
+        self.device, self.stream = device, stream
+        with exchange._cupy_joins_torch(SimpleNamespace(index=1)):
+            entered = [event.split()[1] for event in events if event.startswith("enter")]
+        joined = (device, stream) == (1, 7)
+        assert entered == ([] if joined else ["device", "stream"]) + ["torch's"]
 
 
 class TestCudaEngine:

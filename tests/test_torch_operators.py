@@ -19,6 +19,9 @@ adapter = pytest.importorskip("lmkan_cupy.adapters.torch")
 functional = pytest.importorskip("lmkan_cupy.adapters.torch.functional")
 operators = pytest.importorskip("lmkan_cupy.adapters.torch.operators")
 FakeTensorMode = pytest.importorskip("torch._subclasses").FakeTensorMode
+TorchDispatchMode = pytest.importorskip("torch.utils._python_dispatch").TorchDispatchMode
+TorchFunctionMode = pytest.importorskip("torch.overrides").TorchFunctionMode
+make_fx = pytest.importorskip("torch.fx.experimental.proxy_tensor").make_fx
 
 LMKANLinear, lmkan = adapter.LMKANLinear, adapter.lmkan
 
@@ -253,6 +256,72 @@ class TestRegistration:
                 lmkan(x, tables)
             with pytest.raises(TypeError, match=f"tables {text}"):
                 functional.hessian_penalty_of(tables)
+
+
+class TestDispatcher:
+    """Passed by only where it has nothing to do: a round trip costs more than a small kernel."""
+
+    @pytest.fixture
+    def x(self, rng: np.random.Generator) -> Any:
+        return tensors_of(rng, SMALL, FLOAT32)[0]
+
+    @pytest.fixture
+    def tables(self, rng: np.random.Generator) -> Any:
+        return tensors_of(rng, SMALL, FLOAT32)[1]
+
+    @staticmethod
+    def passed_by(output: Any) -> bool:
+        return "Generated" not in output.grad_fn.name()
+
+    def test_is_passed_by(self, x: Any, tables: Any) -> None:
+        assert self.passed_by(lmkan(x, tables.requires_grad_()))
+
+    def test_modes_see_the_operator(self, x: Any, tables: Any) -> None:
+        seen = []
+
+        class Mode(TorchDispatchMode):  # type: ignore[misc]
+            def __torch_dispatch__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+                seen.append(str(function))
+                return function(*args, **(kwargs or {}))
+
+        expected = lmkan(x, tables)
+        with Mode():
+            y = lmkan(x, tables)
+        assert "lmkan_cupy.forward.default" in seen
+        assert torch.equal(y, expected)
+
+    def test_function_modes_see_the_operator(self, x: Any, tables: Any) -> None:
+        seen = []
+
+        class Mode(TorchFunctionMode):  # type: ignore[misc]
+            def __torch_function__(
+                self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+            ) -> Any:
+                seen.append(str(function))
+                return function(*args, **(kwargs or {}))
+
+        with Mode():
+            lmkan(x, tables)
+        assert "lmkan_cupy.forward.default" in seen
+
+    def test_subclasses_and_traces_see_the_operator(self, x: Any, tables: Any) -> None:
+        traced = make_fx(lambda *tensors: lmkan(*tensors))(x, tables)
+        assert "lmkan_cupy.forward.default" in traced.code
+        assert torch.equal(traced(x, tables), lmkan(x, tables))
+
+    def test_tensors_still_to_be_negated(self, x: Any, tables: Any) -> None:
+        """Their memory holds the opposite."""
+        negated = torch.complex(x, -x).conj().imag
+        assert negated.is_neg()
+        assert torch.equal(lmkan(negated, tables), lmkan(x, tables))
+
+    def test_inference_mode(self, x: Any, tables: Any) -> None:
+        expected = lmkan(x, tables)
+        with torch.inference_mode():
+            for each in (x, x + 0):
+                y = lmkan(each, tables.requires_grad_())
+                assert y.is_inference()
+                assert torch.equal(y, expected)
 
 
 class TestAutocast:

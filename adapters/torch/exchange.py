@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -40,11 +40,15 @@ def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         )
     memory = _Memory(device)
     with memory.in_use(), allocation.allocator(memory.allocate):
-        arrays = (memory.array(each) if isinstance(each, Tensor) else each for each in arguments)
+        arrays = [memory.array(each) if isinstance(each, Tensor) else each for each in arguments]
         results = function(*arrays, **options)
         if isinstance(results, tuple):
             return tuple(None if each is None else memory.tensor(each) for each in results)
         return memory.tensor(results)
+
+
+#: Does nothing; to make one takes longer than to enter it.
+_NO_CHANGE = nullcontext()
 
 
 class _Memory:
@@ -56,11 +60,12 @@ class _Memory:
 
     def in_use(self) -> AbstractContextManager[Any]:
         """Return a context in which CuPy works where torch does, with torch's memory."""
-        return nullcontext() if self.device.type == "cpu" else _cupy_joins_torch(self.device)
+        return _NO_CHANGE if self.device.type == "cpu" else _cupy_joins_torch(self.device)
 
     def array(self, tensor: Tensor) -> Array:
         """Return an array over the memory of a tensor, copied only if it is not contiguous."""
-        tensor = tensor.detach().contiguous()
+        if not tensor.is_contiguous():
+            tensor = tensor.contiguous()
         if self.device.type == "cpu":
             return np.asarray(_ArrayInterface(tensor))
         return cupy_array(tensor, self.device.index)
@@ -96,21 +101,37 @@ class _ArrayInterface:
         }
 
 
-@contextmanager
-def _cupy_joins_torch(device: torch.device) -> Iterator[None]:
+def _cupy_joins_torch(device: torch.device) -> AbstractContextManager[Any]:
     require_cuda_engine()
-    cupy = import_module("cupy")
+    cuda, index = _cupy().cuda, device.index
 
     def allocate(size: int) -> Any:
         """Serve what CuPy allocates by itself."""
-        return _pointer(torch.empty(size, dtype=torch.uint8, device=device), device.index)
+        return _pointer(torch.empty(size, dtype=torch.uint8, device=device), index)
 
+    memory: AbstractContextManager[Any] = cuda.using_allocator(allocate)
+    if cuda.runtime.getDevice() == index:
+        # By address, as torch takes some microseconds to make a stream of it.
+        stream = torch._C._cuda_getCurrentRawStream(index)
+        if cuda.get_current_stream().ptr == stream:  # they mostly are where they should be
+            return memory
+    return _on_torch_stream(device, memory)
+
+
+@contextmanager
+def _on_torch_stream(device: torch.device, memory: AbstractContextManager[Any]) -> Iterator[None]:
     with (
         torch.cuda.device(device.index),  # first: CuPy takes a stream for one of this device
-        cupy.cuda.Stream.from_external(torch.cuda.current_stream(device)),
-        cupy.cuda.using_allocator(allocate),
+        _cupy().cuda.Stream.from_external(torch.cuda.current_stream(device)),
+        memory,
     ):
         yield
+
+
+@cache
+def _cupy() -> Any:
+    """CuPy, which must not be imported before it is needed."""
+    return import_module("cupy")
 
 
 def cupy_array(tensor: Tensor, device_index: int) -> Array:
@@ -119,15 +140,13 @@ def cupy_array(tensor: Tensor, device_index: int) -> Array:
     By address: DLPack gives the same at several times the cost.
     """
     pointer = _pointer(tensor, device_index)
-    array: Array = import_module("cupy").ndarray(
-        tuple(tensor.shape), _numpy_dtype(tensor.dtype), pointer
-    )
+    array: Array = _cupy().ndarray(tuple(tensor.shape), _numpy_dtype(tensor.dtype), pointer)
     return array
 
 
 def _pointer(tensor: Tensor, device_index: int) -> Any:
     """Return CuPy's pointer to the memory of a tensor, which it keeps alive."""
-    cuda = import_module("cupy").cuda
+    cuda = _cupy().cuda
     memory = cuda.UnownedMemory(tensor.data_ptr(), tensor.nbytes, tensor, device_index)
     return cuda.MemoryPointer(memory, 0)
 

@@ -6,7 +6,8 @@ makes of it; the table at the end of this file has them all. They are defined by
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -304,34 +305,92 @@ def _register_sharding() -> None:
 
 
 def _call(name: str) -> Callable[..., Any]:
-    """Return what calls an operator, also inside the transforms of ``torch.func``.
+    """Return what calls an operator in the cheapest way that torch's state allows.
 
-    Those differentiate an ``autograd.Function`` but no operator that is registered from Python, and
-    in ``torch.compile`` neither: there they need ``engine="torch"``.
+    Where its dispatcher would do nothing but go to autograd and then to the kernel, that is done
+    here: a round trip through the dispatcher and Python takes longer than a small kernel.
     """
     overload = getattr(torch.ops.lmkan_cupy, name).default
     operator = _OPERATORS[name]
-    methods = {
-        "forward": overload,
-        "setup_context": operator.saved,
-        "backward": operator.vjp,
-        "vmap": operator.vmap,
-    }
-    function: Any = type(
-        f"lmkan_cupy_{name}",
-        (torch.autograd.Function,),
-        {method: staticmethod(each) for method, each in methods.items()},
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        output = operator.kernel(*arguments)
+        operator.saved(ctx, arguments, output)
+        return output
+
+    # With `setup_context`, which torch.func needs, each call would look at the signature.
+    recorded = _function(name, forward=forward, backward=operator.vjp)
+    transformed = _function(
+        name,
+        forward=overload,
+        setup_context=operator.saved,
+        backward=operator.vjp,
+        vmap=operator.vmap,
     )
 
     def call(*arguments: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            if "torch.distributed.tensor" in sys.modules:  # else there is no DTensor
-                _register_sharding()
-            if torch._C._are_functorch_transforms_active():
-                return function.apply(*arguments)
+        if torch.compiler.is_compiling():
+            return overload(*arguments)
+        tensors = [each for each in arguments if isinstance(each, Tensor)]
+        if _nothing_to_dispatch(tensors):
+            if torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
+                return recorded.apply(*arguments)
+            return operator.kernel(*arguments)
+        if "torch.distributed.tensor" in sys.modules:  # else there is no DTensor
+            _register_sharding()
+        if torch._C._are_functorch_transforms_active():
+            # They differentiate an `autograd.Function` but no operator that is registered from
+            # Python, and in `torch.compile` neither: there they need `engine="torch"`.
+            return transformed.apply(*arguments)
         return overload(*arguments)
 
     return call
+
+
+def _function(name: str, **methods: Callable[..., Any]) -> Any:
+    """Return an ``autograd.Function`` of these methods."""
+    static = {method: staticmethod(each) for method, each in methods.items()}
+    return type(f"lmkan_cupy_{name}", (torch.autograd.Function,), static)
+
+
+def _state() -> tuple[int, int]:
+    """Return what modes, transforms, autocast and tracing change for a thread's operators."""
+    included = torch._C._dispatch_tls_local_include_set()
+    return included.raw_repr(), torch._C._dispatch_tls_local_exclude_set().raw_repr()
+
+
+def _in_new_thread(function: Callable[[], Any]) -> tuple[Any, Any]:
+    """Return what a function gives where nothing is changed, and in inference mode."""
+    with ThreadPoolExecutor(1) as thread:
+        usual, inference = (
+            thread.submit(each).result() for each in (function, torch.inference_mode()(function))
+        )
+    return usual, inference
+
+
+_USUAL_STATES = _in_new_thread(_state)
+
+
+@cache
+def _usual_keys(device: str) -> tuple[int, int]:
+    """Return the dispatch keys of tensors that are their memory on a device and nothing else.
+
+    Those of a subclass, with a mapped axis, still to be negated, ... have others.
+    """
+    return _in_new_thread(lambda: torch._C._dispatch_keys(torch.empty(0, device=device)).raw_repr())
+
+
+def _nothing_to_dispatch(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether an operator on these would be autograd and a kernel of the engine, no more."""
+    device = tensors[0].device.type
+    if (
+        device not in ("cpu", "cuda")
+        or _state() not in _USUAL_STATES
+        or torch._C._len_torch_function_stack()
+    ):
+        return False
+    usual = _usual_keys(device)
+    return all(torch._C._dispatch_keys(each).raw_repr() in usual for each in tensors)
 
 
 _library = _register()

@@ -5,24 +5,43 @@ device, ``knots`` on the host, results overwritten. They start kernels on CuPy's
 the current device, wait for nothing, and allocate workspace through :mod:`..allocation`.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from .. import allocation
 from ..array_library import Array
 from . import kernel_cache, launch_plan
-from .launch import aligned, run
-from .launch_plan import Launch, Ring
+from .launch import Kernel, Workspace, aligned, clear
+from .launch_plan import Device, Layer
 
-#: A call with the shapes of an earlier one finds its plan again.
-PLANS = _plan_forward, _plan_backward, _plan_penalty = (
-    lru_cache(launch_plan.forward),
-    lru_cache(launch_plan.backward),
-    lru_cache(launch_plan.penalty),
-)
+#: Calls made ready, by what they depend on: see `_ready`.
+_calls: dict[tuple[Any, ...], Callable[..., None]] = {}
+_MOST_CALLS = 256
+
+
+def _ready(
+    make: Callable[..., Callable[..., None]], knots: Array, layer: Layer, *choices: Any
+) -> Callable[..., None]:
+    """Return what ``make`` makes of a layer and further choices, for the current device.
+
+    A call with the shapes of an earlier one finds it again: plan, compiled kernels, their numbers.
+    """
+    device = kernel_cache.device()
+    key = (make, device, layer, *choices)
+    call = _calls.get(key)
+    if call is None:
+        call = make(knots, device, layer, *choices)
+        if len(_calls) >= _MOST_CALLS:  # batches of ever new sizes
+            _calls.clear()
+        _calls[key] = call
+    return call
+
+
+def forget() -> None:
+    """Make every call ready anew, because what plans are made of was changed."""
+    _calls.clear()
 
 
 def forward(x: Array, tables: Array, knots: Array, out: Array) -> None:
@@ -34,57 +53,96 @@ def _evaluate(
     x: Array, tables: Array, knots: Array, ggx: Array | None, accumulate: bool, out: Array
 ) -> None:
     layer = launch_plan.layer(x, tables)
-    plan = _plan_forward(
-        layer,
-        len(x),
-        kernel_cache.device(),
-        direction=ggx is not None,
-        aligned=aligned(tables),
-    )
-    if plan.ring:
-        evaluate_by_ring(plan.kernel, plan.ring, x, tables, knots, ggx, accumulate, out)
-    else:
-        sizes = (len(x), layer.in_features, layer.out_features)
-        run(plan.kernel, knots, x, ggx, tables, out, *sizes, accumulate)
+    choices = (ggx is not None, accumulate, aligned(tables), aligned(out))
+    _ready(_evaluation, knots, layer, len(x), *choices)(x, ggx, tables, out)
 
 
-def evaluate_by_ring(
-    kernel: Launch,
-    ring: Ring,
-    x: Array,
-    tables: Array,
+def _evaluation(
     knots: Array,
-    ggx: Array | None,
+    device: Device,
+    layer: Layer,
+    batch: int,
+    direction: bool,
     accumulate: bool,
-    out: Array,
-) -> None:
-    """Pack what the kernel reads, and start it for one slice of the batch after the other."""
-    pairs, out_features = len(tables), tables.shape[3]
-    if ring.packed:
-        dtype = x.dtype if ring.widened else tables.dtype
-        size = pairs * ring.tiles * ring.tile_bytes // dtype.itemsize
-        packed_tables = allocation.empty((size,), dtype, x)
-        run(ring.pack_tables, knots, tables, packed_tables, pairs, out_features)
-        tables = packed_tables
-    packed_shape = (pairs, ring.slice_size, 2)
-    packed = [
-        None if each is None else allocation.empty(packed_shape, x.dtype, x) for each in (x, ggx)
-    ]
-    for first in range(0, len(x), ring.slice_size):
-        y = out[first : first + ring.slice_size]
-        stride = ring.padded(len(y))
-        for source, target in zip((x, ggx), packed, strict=True):
-            if source is not None:
-                rows = source[first : first + ring.slice_size]
-                run(ring.pack_x, knots, rows, target, len(y), stride, x.shape[1])
+    tables_aligned: bool,
+    out_aligned: bool,
+) -> Callable[..., None]:
+    plan = launch_plan.forward(layer, batch, device, direction=direction, aligned=tables_aligned)
+    if plan.ring:
+        return ByRing(knots, plan, layer, batch, direction, accumulate, out_aligned)
+    return Kernel(plan.kernel, knots, batch, layer.in_features, layer.out_features, accumulate)
+
+
+class ByRing:
+    """A forward through shared memory: what its kernel reads is packed, then slice by slice read.
+
+    Parameters
+    ----------
+    knots, plan, layer, batch
+    direction, accumulate : bool
+        Along a direction; added to the output.
+    out_aligned : bool
+        The output begins at a multiple of 16 bytes.
+    """
+
+    def __init__(
+        self,
+        knots: Array,
+        plan: launch_plan.Forward,
+        layer: Layer,
+        batch: int,
+        direction: bool,
+        accumulate: bool,
+        out_aligned: bool,
+    ) -> None:
+        assert plan.ring
+        ring, pairs, outputs = plan.ring, layer.pairs, layer.out_features
         whole = ring.splits == 1
-        parts = y if whole else allocation.empty((ring.splits, *y.shape), x.dtype, x)
-        sizes = (len(y), stride, pairs, ring.run, out_features)
-        vectors = out_features % 4 == 0 and aligned(parts)
-        launch = replace(kernel, blocks=ring.blocks(len(y)))
-        run(launch, knots, *packed, tables, parts, *sizes, vectors, accumulate and whole)
-        if not whole:
-            run(ring.total, knots, parts, y, y.size, ring.splits, accumulate)
+        number = np.dtype(layer.real).itemsize
+        self._workspace = Workspace(
+            pairs * ring.tiles * ring.tile_bytes if ring.packed else 0,
+            packed_x := pairs * ring.slice_size * 2 * number,
+            packed_x if direction else 0,
+            0 if whole else ring.splits * batch * outputs * number,
+        )
+        self._pack_tables = Kernel(ring.pack_tables, knots, pairs, outputs) if ring.packed else None
+        vectors = outputs % 4 == 0 and (out_aligned or not whole)
+        self._slices = []
+        for first in range(0, batch, ring.slice_size):
+            count = min(ring.slice_size, batch - first)
+            stride = ring.padded(count)
+            sizes = (count, stride, pairs, ring.run, outputs)
+            launch = replace(plan.kernel, blocks=ring.blocks(count))
+            self._slices.append(
+                (
+                    slice(first, first + count),
+                    Kernel(ring.pack_x, knots, count, stride, layer.in_features),
+                    Kernel(launch, knots, *sizes, vectors, accumulate and whole),
+                    None
+                    if whole
+                    else Kernel(ring.total, knots, count * outputs, ring.splits, accumulate),
+                )
+            )
+
+    def __call__(self, x: Array, ggx: Array | None, tables: Array, out: Array) -> None:
+        packed_tables, packed_x, packed_ggx, parts = self._workspace.parts(x)
+        if self._pack_tables:
+            self._pack_tables(tables, packed_tables)
+            tables = packed_tables
+        for rows, pack_x, evaluate, total in self._slices:
+            pack_x(_rows(x, rows), packed_x)
+            if ggx is not None:
+                pack_x(_rows(ggx, rows), packed_ggx)
+            y = _rows(out, rows)
+            target = y if parts is None else parts
+            evaluate(packed_x, packed_ggx, tables, target)
+            if total:
+                total(parts, y)
+
+
+def _rows(array: Array, rows: slice) -> Array:
+    """Return some rows of an array; CuPy takes microseconds for a slice that is the whole."""
+    return array if len(array) == rows.stop - rows.start else array[rows]
 
 
 def backward(
@@ -114,58 +172,98 @@ def _pull_back(
 
     With both, ``grad_tables`` is that of the first, as the double backward needs it.
     """
-    if grad_tables is not None:
-        grad_tables.fill(0)
     tables = direction_tables if direction_tables is not None else layer_tables
     assert tables is not None
-    arrays = (grad_y, direction_tables, layer_tables, grad_tables)
-    batch, in_features = x.shape
-    out_features = tables.shape[3]
     layer = launch_plan.layer(x, tables)
-    plan = _plan_backward(
-        layer,
-        batch,
-        kernel_cache.device(),
-        direction=ggx is not None,
-        of_layer=layer_tables is not None,
-        need_x=grad_x is not None,
-        need_tables=grad_tables is not None,
-        aligned=aligned(*(each for each in arrays if each is not None)),
+    choices = (
+        ggx is not None,
+        layer_tables is not None,
+        grad_x is not None,
+        grad_tables is not None,
+        aligned(grad_y, direction_tables, layer_tables, grad_tables),
     )
+    pull_back = _ready(_PullBack, knots, layer, len(x), *choices)
+    if grad_tables is not None:
+        clear(grad_tables)
+    pull_back(grad_y, x, ggx, direction_tables, layer_tables, grad_x, grad_tables)
 
-    def workspace(*shape: int, dtype: Any = x.dtype) -> Array:
-        return allocation.empty(shape, np.dtype(dtype), x)
 
-    places = workspace(layer.pairs, plan.chunk, 2, dtype=np.int32)
-    fractions = workspace(layer.pairs, plan.chunk, 2)
-    evens = workspace(layer.pairs, dtype=np.int32)
-    slopes, slots = grad_x, None
-    if plan.slopes:
-        slopes = workspace(plan.tiles, layer.pairs, plan.chunk, 2)
-    if plan.slots:
-        slots = workspace(layer.pairs, plan.stretches, 4, out_features)
-    # Cells that share rows of the tables' gradient lie in different halves, see backward.cu.
-    halves = (2,) if grad_tables is None else (0, 1)
+class _PullBack:
+    """A backward, chunk by chunk of the batch: sorted, walked, and what is left is added up."""
 
-    for first in range(0, batch, plan.chunk):
-        count = min(plan.chunk, batch - first)
-        run(plan.sort, knots, x, places, fractions, evens, first, count, plan.chunk, in_features)
-        sorted_samples = (places, fractions, evens)
+    def __init__(
+        self,
+        knots: Array,
+        device: Device,
+        layer: Layer,
+        batch: int,
+        direction: bool,
+        of_layer: bool,
+        need_x: bool,
+        need_tables: bool,
+        all_aligned: bool,
+    ) -> None:
+        plan = launch_plan.backward(
+            layer,
+            batch,
+            device,
+            direction=direction,
+            of_layer=of_layer,
+            need_x=need_x,
+            need_tables=need_tables,
+            aligned=all_aligned,
+        )
+        pairs, outputs = layer.pairs, layer.out_features
+        number, index = np.dtype(layer.real).itemsize, np.dtype(np.int32).itemsize
+        of_records = pairs * plan.chunk * 2
+        self._workspace = Workspace(
+            of_records * index,  # places
+            of_records * number,  # fractions
+            pairs * index,  # evens
+            plan.tiles * of_records * number if plan.slopes else 0,
+            pairs * plan.stretches * 4 * outputs * number if plan.slots else 0,
+        )
+        # Cells that share rows of the tables' gradient lie in different halves, see backward.cu.
+        halves = (0, 1) if need_tables else (2,)
         stretches = (plan.stretches, plan.stretch)
-        sizes = (in_features, out_features)
-        for half in halves:
-            run(
-                plan.walk,
-                knots,
-                *(grad_y, ggx, direction_tables, layer_tables, *sorted_samples),
-                *(slopes, grad_tables, slots),
-                *(first, count, plan.chunk, *stretches, half, *sizes),
+        sizes = (layer.in_features, outputs)
+        self._chunks = []
+        for first in range(0, batch, plan.chunk):
+            count = min(plan.chunk, batch - first)
+            span = (first, count, plan.chunk)
+            self._chunks.append(
+                (
+                    Kernel(plan.sort, knots, *span, layer.in_features),
+                    [Kernel(plan.walk, knots, *span, *stretches, half, *sizes) for half in halves],
+                    Kernel(plan.slots, knots, count, plan.chunk, *stretches, *sizes)
+                    if plan.slots
+                    else None,
+                    Kernel(plan.slopes, knots, *span, *sizes) if plan.slopes else None,
+                )
             )
-        if plan.slots:
-            inputs = (places, evens, grad_tables, slots)
-            run(plan.slots, knots, *inputs, count, plan.chunk, *stretches, *sizes)
-        if plan.slopes:
-            run(plan.slopes, knots, slopes, grad_x, first, count, plan.chunk, *sizes)
+
+    def __call__(
+        self,
+        grad_y: Array,
+        x: Array,
+        ggx: Array | None,
+        direction_tables: Array | None,
+        layer_tables: Array | None,
+        grad_x: Array | None,
+        grad_tables: Array | None,
+    ) -> None:
+        *sorted_samples, slopes, slots = self._workspace.parts(x)
+        places, _, evens = sorted_samples
+        given = (grad_y, ggx, direction_tables, layer_tables, *sorted_samples)
+        results = (grad_x if slopes is None else slopes, grad_tables, slots)
+        for sort, walks, add_slots, add_slopes in self._chunks:
+            sort(x, *sorted_samples)
+            for walk in walks:
+                walk(*given, *results)
+            if add_slots:
+                add_slots(places, evens, grad_tables, slots)
+            if add_slopes:
+                add_slopes(slopes, grad_x)
 
 
 def backward_backward(
@@ -188,7 +286,7 @@ def backward_backward(
         _evaluate(x, tables, knots, ggx, False, grad_grad_y)
         _pull_back(grad_y, x, knots, ggx, tables, ggt, grad_x, grad_tables)
     else:
-        grad_tables.fill(0)
+        clear(grad_tables)
         _pull_back(grad_y, x, knots, None, None, ggt, grad_x, None)
     if ggt is not None:
         _evaluate(x, ggt, knots, None, ggx is not None, grad_grad_y)
@@ -207,13 +305,27 @@ def hessian_penalty(
 
     That is ``scale dR/dT`` for the roughness R of all functions; with ``accumulate`` it is added.
     """
-    pairs, _, _, out_features = tables.shape
     layer = launch_plan.layer_of_tables(tables, knots)
-    arrays = (tables,) if grad is None else (tables, grad)
-    plan = _plan_penalty(layer, kernel_cache.device(), aligned=aligned(*arrays))
-    partial = allocation.empty((plan.partials,), np.dtype(np.float64), tables)
-    run(plan.penalty, knots, tables, grad, partial, pairs, out_features, accumulate, scale)
-    run(plan.total, knots, partial, penalty, plan.partials)
+    penalize = _ready(_Penalty, knots, layer, aligned(tables, grad), accumulate)
+    penalize(tables, scale, grad, penalty)
+
+
+class _Penalty:
+    """The penalty of all functions: partial sums, then their sum."""
+
+    def __init__(
+        self, knots: Array, device: Device, layer: Layer, all_aligned: bool, accumulate: bool
+    ) -> None:
+        plan = launch_plan.penalty(layer, device, aligned=all_aligned)
+        self._workspace = Workspace(plan.partials * np.dtype(np.float64).itemsize)
+        sizes = (layer.pairs, layer.out_features)
+        self._penalty = Kernel(plan.penalty, knots, *sizes, accumulate)
+        self._total = Kernel(plan.total, knots, plan.partials)
+
+    def __call__(self, tables: Array, scale: float, grad: Array | None, penalty: Array) -> None:
+        (partial,) = self._workspace.parts(tables)
+        self._penalty(tables, grad, partial, np.float64(scale))
+        self._total(partial, penalty)
 
 
 def warmup(

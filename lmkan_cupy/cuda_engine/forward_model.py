@@ -1,9 +1,8 @@
 """How long a forward takes, from what limits it: a prediction, never a measurement.
 
-All work of a multiprocessor is counted in its clocks. The rates below are those of an H100,
-measured with prototypes of the kernels (``bench/results/ground.md``) or fitted to their times. Of
-other devices only clock, memory and the number of multiprocessors are known here: they are taken to
-do as much per clock.
+All work of a multiprocessor is counted in its clocks. The rates below are fitted to times of the
+kernels on an H100 (``bench/results/plans-*.json``). Of other devices only clock, memory and the
+number of multiprocessors are known here: they are taken to do as much per clock.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 #: Clocks of 32 samples and a pair, by chunks of 16 bytes in a row. Shared memory needs 16 for each
 #: chunk (4 rows, 32 lanes, 128 bytes per clock) and 4 for the knots; fitted, what does not overlap.
-SHARED_CLOCKS = {8: 148, 4: 80, 2: 48}
+SHARED_CLOCKS = {8: 142, 4: 75, 2: 48}
 
 #: Warp instructions of the same, counted in machine code for sm_90; four schedulers issue one per
 #: clock each.
@@ -29,22 +28,23 @@ SCHEDULERS = 4
 
 #: Bytes per clock and multiprocessor that reach shared memory from the L2 cache: bulk copies, and
 #: cp.async by every thread, whose writes also take shared memory's time.
-BULK_BYTES = 18.5
-CHUNK_BYTES = 14.0
+BULK_BYTES = 20.0
+CHUNK_BYTES = 13.7
 WRITTEN_BYTES = 128
 
 #: Bytes per clock and multiprocessor that forward.cu reads, through L1 and L2.
-GLOBAL_BYTES = 30.0
+GLOBAL_BYTES = 30.5
 #: Assumed: clocks until a warp of forward.cu has the rows of a pair, warps of a multiprocessor.
 GLOBAL_LATENCY = 500
 GLOBAL_WARPS = 32
 
-#: Assumed: clocks of a block before its first tile and after its last; seconds of a launch.
-BLOCK_CLOCKS = 3000
-LAUNCH_SECONDS = 3e-6
+#: Clocks of a block before its first tile and after its last; seconds of a launch.
+BLOCK_CLOCKS = 28000
+LAUNCH_SECONDS = 4e-6
 
-#: Share of the memory's nominal rate that copies reach.
+#: Shares of the memory's nominal rate that reading reaches, and packing.
 MEMORY_SHARE = 0.9
+PACK_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,14 @@ def ring(layer: Layer, batch: int, device: Device, plan: Ring) -> Prediction:
     x_bytes = 8 * layer.pairs * batch
     y_bytes = 4 * layer.out_features * batch
     table_bytes = plan.tile_bytes * plan.tiles * layer.pairs
-    # Blocks of a wave that have one tile read it from memory once, unless all tables stay in L2.
-    in_a_wave = min(1.0, device.multiprocessors / (plan.tiles * plan.splits))
-    reads = 1.0 if table_bytes <= device.l2_bytes else max(1.0, waves * in_a_wave)
+    # A bunch of tiles at a time: while it lasts, its tables are found in L2.
+    table_reads = 1 if table_bytes <= device.l2_bytes else -(-batch // plan.slice_size)
     bounds = {
         name: waves * (plan.run * clocks + BLOCK_CLOCKS) / device.clock_hz
         for name, clocks in of_pair.items()
     }
-    bounds["memory"] = (reads * table_bytes + x_bytes + y_bytes) / _memory_rate(device)
+    read = table_reads * table_bytes + plan.bunches * x_bytes
+    bounds["memory"] = (read + y_bytes) / (MEMORY_SHARE * device.memory_rate)
     moved = 2 * x_bytes
     launches = 2 * -(-batch // plan.slice_size)
     if plan.packed:
@@ -119,19 +119,25 @@ def ring(layer: Layer, batch: int, device: Device, plan: Ring) -> Prediction:
     if plan.splits > 1:
         moved += 2 * plan.splits * y_bytes
         launches += -(-batch // plan.slice_size)
-    return Prediction(bounds, moved / _memory_rate(device) + launches * LAUNCH_SECONDS)
+    packing = moved / (PACK_SHARE * device.memory_rate)
+    return Prediction(bounds, packing + launches * LAUNCH_SECONDS)
 
 
-def from_global(layer: Layer, batch: int, device: Device, table_item: int) -> Prediction:
-    """Predict a forward whose tables, of ``table_item`` bytes per value, are in global memory."""
+def from_global(
+    layer: Layer, batch: int, device: Device, table_item: int, split: int
+) -> Prediction:
+    """Predict a forward whose tables, of ``table_item`` bytes per value, are in global memory.
+
+    ``split`` warps share the pairs of a sample.
+    """
     rows = 4 * table_item * batch * layer.pairs * layer.out_features
-    rounds = -(-batch * layer.tiles // (GLOBAL_WARPS * device.multiprocessors))
+    rounds = -(-batch * layer.tiles * split // (GLOBAL_WARPS * device.multiprocessors))
     table_bytes = table_item * layer.pairs * (layer.num_grids + 1) ** 2 * layer.out_features
-    touched = min(table_bytes, rows)
+    beyond_l2 = max(0.0, 1 - device.l2_bytes / table_bytes)
     bounds = {
         "L2": rows / (GLOBAL_BYTES * device.multiprocessors * device.clock_hz),
-        "latency": rounds * layer.pairs * GLOBAL_LATENCY / device.clock_hz,
-        "memory": touched / _memory_rate(device),
+        "latency": rounds * -(-layer.pairs // split) * GLOBAL_LATENCY / device.clock_hz,
+        "memory": beyond_l2 * rows / (MEMORY_SHARE * device.memory_rate),
     }
     return Prediction(bounds, LAUNCH_SECONDS)
 
@@ -139,7 +145,3 @@ def from_global(layer: Layer, batch: int, device: Device, table_item: int) -> Pr
 def _waves(samples: int, plan: Ring, device: Device) -> int:
     """Return how often all multiprocessors get a block."""
     return -(-plan.blocks(samples) // device.multiprocessors)
-
-
-def _memory_rate(device: Device) -> float:
-    return MEMORY_SHARE * device.memory_rate

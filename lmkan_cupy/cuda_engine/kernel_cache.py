@@ -13,6 +13,8 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+
 from ..array_library import Array
 from . import kernel_source
 from .launch_plan import Device, Launch, Source
@@ -55,8 +57,16 @@ def _limits(index: int) -> Device:
     )
 
 
+def long_longs(numbers: tuple[int, ...]) -> tuple[Any, ...]:
+    """Return numbers as kernels take them, made once: CuPy would convert them at every launch."""
+    by_value = _cupy().cuda.function.CNumpyArray
+    return tuple(by_value(np.array(number, np.int64)) for number in numbers)
+
+
 def kernel(launch: Launch, knots: Array) -> Any:
     """Return the compiled kernel of a launch for the current device.
+
+    It is called with a grid, a block, a tuple of arguments, and bytes of shared memory.
 
     Raises
     ------
@@ -95,7 +105,7 @@ def _compile(launch: Launch, knots: Array) -> Any:
     if launch.shared_bytes:  # whatever later launches ask for; without this, 48 KB are allowed
         left = device().shared_bytes - compiled.shared_size_bytes
         compiled.max_dynamic_shared_size_bytes = left
-    return compiled
+    return compiled.kernel  # of this device, which the raw kernel would look up at every launch
 
 
 def _load(text: str, name: str) -> Any:

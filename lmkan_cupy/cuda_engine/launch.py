@@ -1,60 +1,98 @@
-"""The one way into a kernel: what CuPy's raw kernels take wrongly or silently is guarded here."""
+"""The one way into a kernel: what CuPy's raw kernels take wrongly or silently is guarded here.
 
+On the host, a launch and an allocation cost as much as a small kernel runs. So what calls with the
+same shapes have in common is made ready once, and a call allocates its workspace in one piece.
+"""
+
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from .. import allocation
 from ..array_library import Array, is_cupy_array
 from . import kernel_cache
 from .launch_plan import Launch
 
-#: Of a kernel: an array or None for a pointer, a number for `long long` or `double`.
-Argument: TypeAlias = Array | int | float | None
+#: Of a kernel: a C-contiguous array or a part of a workspace, None for null, or a float64.
+Argument: TypeAlias = Any
 
-_NULL = np.uint64(0)
+#: Parts of a workspace begin at multiples of so many bytes.
+_PART_BYTES = 256
 
 
-def run(launch: Launch, knots: Array, *arguments: Argument) -> None:
-    """Start a kernel on the current device and stream; an empty grid starts nothing.
+class Kernel:
+    """A launch on the current device, with the arguments that are the same for every call.
 
     Parameters
     ----------
     launch : Launch
+        An empty grid starts nothing, where CuPy would make it one block.
     knots : array [S]
         The grid, on the host: part of the kernel's text.
-    *arguments : array, int, float or None
-        In the kernel's order. Kernels take C-contiguous arrays by address alone, every whole number
-        as ``long long`` and every other as ``double``.
+    *numbers : int
+        The kernel's last arguments, which it takes as ``long long``.
     """
-    if launch.blocks == 0:  # CuPy would make it 1
-        return
-    kernel = kernel_cache.kernel(launch, knots)
-    kernel(
-        (launch.blocks, 1, 1),
-        (launch.threads, 1, 1),
-        tuple(map(_exact, arguments)),
-        shared_mem=launch.shared_bytes,
-    )
+
+    def __init__(self, launch: Launch, knots: Array, *numbers: int) -> None:
+        self._start = kernel_cache.kernel(launch, knots) if launch.blocks else None
+        self._grid, self._block = (launch.blocks, 1, 1), (launch.threads, 1, 1)
+        self._shared_bytes = launch.shared_bytes
+        self._numbers = kernel_cache.long_longs(numbers)
+
+    def __call__(self, *arguments: Argument) -> None:
+        """Start the kernel on the current stream with its first arguments, then the numbers."""
+        if self._start is not None:
+            self._start(self._grid, self._block, arguments + self._numbers, self._shared_bytes)
 
 
-def aligned(*arrays: Array) -> bool:
+class Workspace:
+    """Memory for a call alone, allocated in one piece.
+
+    Parameters
+    ----------
+    *sizes : int
+        Of its parts in bytes, 0 for one that is not needed.
+    """
+
+    def __init__(self, *sizes: int) -> None:
+        *begins, self._size = accumulate(map(_padded, sizes), initial=0)
+        self._spans = tuple(zip(begins, sizes, strict=True))
+
+    def parts(self, beside: Array) -> list[Argument]:
+        """Return the parts, in memory on the device of the array ``beside``."""
+        if self._size == 0:
+            return [None] * len(self._spans)
+        memory = allocation.empty((self._size,), np.dtype(np.uint8), beside)
+        return [_part(memory, begin, size) if size else None for begin, size in self._spans]
+
+
+def _padded(size: int) -> int:
+    return -(-size // _PART_BYTES) * _PART_BYTES
+
+
+def _part(memory: Any, begin: int, size: int) -> Argument:
+    if is_cupy_array(memory):
+        return memory.data + begin  # a slice would cost ten times as much
+    return memory[begin : begin + size]
+
+
+def clear(array: Any) -> None:
+    """Overwrite a C-contiguous array with zeros."""
+    if is_cupy_array(array):  # what its fill does, after a look at the value that costs more
+        array.data.memset_async(0, array.nbytes)
+    else:
+        array.fill(0)
+
+
+def aligned(*arrays: Array | None) -> bool:
     """Tell whether all arrays begin at multiples of 16 bytes, the most that a thread reads."""
-    return all(_address(each) % 16 == 0 for each in arrays)
+    addresses = 0
+    for each in arrays:
+        if each is not None:
+            addresses |= _address(each)
+    return addresses % 16 == 0
 
 
 def _address(array: Any) -> int:
     return int(array.data.ptr if is_cupy_array(array) else array.ctypes.data)
-
-
-def _exact(argument: Argument) -> Any:
-    """Return what goes to a kernel: an array, or a scalar of the exact type."""
-    if argument is None:
-        return _NULL
-    if isinstance(argument, int):
-        return np.int64(argument)
-    if isinstance(argument, float):
-        return np.float64(argument)
-    if not argument.flags.c_contiguous:  # CuPy would ignore the strides
-        raise ValueError(f"a kernel takes C-contiguous arrays, got strides {argument.strides}")
-    # NumPy has no bfloat16, a "void" to it: it travels as its words
-    return argument.view(np.uint16) if argument.dtype.kind == "V" else argument

@@ -4,7 +4,7 @@ Symbols: B samples, I inputs, O outputs, P = ceil(I / 2) pairs, G grid intervals
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -72,9 +72,12 @@ PAIRED_HALF_RINGS = tuple(replace(shape, warps=12) for shape in HALF_RINGS)
 KNOT_BYTES = 128
 TASK_BYTES = 128
 
-#: About as many samples go through forward_ring.cu at a time: for so long, blocks that start at one
-#: time stay together, and one reads a tile from memory for all. And packed x stays small.
-SLICE = 2**17
+#: Bytes of packed x, about: as many samples go through forward_ring.cu at a time.
+SLICE_BYTES = 2**28
+
+#: Tiles of outputs that are treated together, then the next: few, so that the tables of all pairs
+#: stay in L2 while block after block reads them; several, so that x is not read for each.
+BUNCH = 4
 
 #: Ways to split the pairs over blocks where a batch has too few samples for all multiprocessors.
 SPLITS = (1, 2, 4, 8, 16, 32)
@@ -115,18 +118,9 @@ PENALTY_BLOCKS = 8
 PENALTY_COLUMNS = 48
 
 
-def _hash_once(self: Any) -> int:
-    """Return the hash of a dataclass by which plans or kernels are looked up at every call."""
-    known = self.__dict__.get("_hash")
-    if known is None:
-        known = hash(tuple(getattr(self, field.name) for field in fields(self)))
-        self.__dict__["_hash"] = known
-    return int(known)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Device:
-    """What a plan has to know of a device.
+    """What a plan has to know of a device; of several alike each is its own.
 
     Parameters
     ----------
@@ -146,8 +140,6 @@ class Device:
     clock_hz: float = 1.98e9
     memory_rate: float = 3.35e12
     l2_bytes: float = 50 * 2**20
-
-    __hash__ = _hash_once
 
 
 #: What the model of the forward is fitted to.
@@ -174,8 +166,6 @@ class Source:
     num_grids: int
     constants: tuple[tuple[str, int], ...]
 
-    __hash__ = _hash_once
-
 
 @dataclass(frozen=True)
 class Launch:
@@ -188,9 +178,9 @@ class Launch:
     shared_bytes: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
-    """Shapes and dtypes of one layer.
+    """Shapes and dtypes of one layer; :func:`layer` gives the same one every time.
 
     Parameters
     ----------
@@ -204,8 +194,6 @@ class Layer:
     num_grids: int
     real: str
     table: str
-
-    __hash__ = _hash_once
 
     @property
     def pairs(self) -> int:
@@ -225,8 +213,8 @@ class Ring:
     ----------
     chunks, stages : int
         16-byte chunks of a row, tiles in shared memory.
-    samples, outputs, tiles : int
-        Samples of a block, outputs of a tile, tiles.
+    samples, outputs, tiles, bunches : int
+        Samples of a block, outputs of a tile, tiles, bunches of these that are treated together.
     tile_bytes : int
         Of a tile in shared memory, and in packed tables.
     slice_size : int
@@ -235,8 +223,6 @@ class Ring:
         Pairs of a block, and how many blocks share those of a sample and a tile.
     packed : bool
         Tables are packed first.
-    widened : bool
-        Half tables become float32 while they are packed.
     pack_tables, pack_x, total : Launch
         The kernels beside the main one; the last adds the results of the splits.
     """
@@ -246,12 +232,12 @@ class Ring:
     samples: int
     outputs: int
     tiles: int
+    bunches: int
     tile_bytes: int
     slice_size: int
     run: int
     splits: int
     packed: bool
-    widened: bool
     pack_tables: Launch
     pack_x: Launch
     total: Launch
@@ -348,18 +334,19 @@ def candidates(
     layer: Layer, batch: int, device: Device, direction: bool, aligned: bool
 ) -> list[Forward]:
     """Return every way to compute a forward: see :func:`forward`."""
+    split = PAIR_SPLIT if layer.pairs >= SPLIT_PAIRS else 1
     source = _source(
         "forward.cu",
         layer,
         DIRECTION=direction,
         LANE_OUTPUTS=_lane_outputs(layer.out_features),
         VECTOR=_vector(layer, min(_lane_outputs(layer.out_features), _most_vector(layer)), aligned),
-        SPLIT=PAIR_SPLIT if layer.pairs >= SPLIT_PAIRS else 1,
+        SPLIT=split,
     )
-    samples = WARPS["forward.cu"] // dict(source.constants)["SPLIT"]
-    kernel = _tasks("forward", _ceil(batch, samples) * layer.tiles, source)
-    from_global = forward_model.from_global(layer, batch, device, TABLE_BYTES[layer.table])
-    found = [Forward(kernel, None, from_global)]
+    blocks = _ceil(batch, WARPS["forward.cu"] // split) * layer.tiles
+    item = TABLE_BYTES[layer.table]
+    prediction = forward_model.from_global(layer, batch, device, item, split)
+    found = [Forward(_tasks("forward", blocks, source), None, prediction)]
     in_tiles = _in_tiles(layer, direction)
     found_shape = _fastest_shape(in_tiles, device) if layer.real == "float32" and batch else None
     if found_shape:
@@ -460,8 +447,9 @@ def through_ring(
     in_tiles = _in_tiles(layer, direction)
     outputs = shape.outputs(in_tiles.table)
     tiles = _ceil(layer.out_features, outputs)
-    # Whole waves of blocks, as near as can be to SLICE samples; a little more goes at once, too.
-    waves = max(1, round(SLICE * tiles / (samples * device.multiprocessors)))
+    # Whole waves of blocks, as near as can be to SLICE_BYTES; a little more goes at once, too.
+    blocks = SLICE_BYTES / (8 * layer.pairs) * tiles / samples
+    waves = max(1, round(blocks / device.multiprocessors))
     groups = max(1, min(waves * device.multiprocessors, MOST_BLOCKS) // (tiles * splits))
     all_groups = _ceil(batch, samples)
     if 4 * all_groups <= 5 * groups:
@@ -474,11 +462,16 @@ def through_ring(
         DIRECTION=direction,
         PACKED=packed,
         WIDENED=False,
+        BUNCH=BUNCH,
         **numbers,
     )
-    widened = layer != in_tiles
     pack = _source(
-        "pack.cu", layer, DIRECTION=0, LANE_OUTPUTS=1, CHUNKS=shape.chunks, WIDENED=widened
+        "pack.cu",
+        layer,
+        DIRECTION=0,
+        LANE_OUTPUTS=1,
+        CHUNKS=shape.chunks,
+        WIDENED=in_tiles != layer,
     )
     tile_bytes = _tile_bytes(layer, shape)
     shared_bytes = stages * (tile_bytes + 16) + KNOT_BYTES * layer.num_grids
@@ -489,12 +482,12 @@ def through_ring(
         samples=samples,
         outputs=outputs,
         tiles=tiles,
+        bunches=_ceil(tiles, BUNCH),
         tile_bytes=tile_bytes,
         slice_size=slice_size,
         run=run,
         splits=splits,
         packed=packed,
-        widened=widened,
         pack_tables=_tasks("pack_tables", layer.pairs * tiles, pack),
         pack_x=_tasks("pack_x", _ceil(layer.pairs, LANES) * slice_size // LANES, pack),
         total=_tasks("forward_ring_sum", _ceil(slice_size * layer.out_features, samples), main),
