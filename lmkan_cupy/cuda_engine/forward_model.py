@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 #: chunk (4 rows, 32 lanes, 128 bytes per clock) and 4 for the knots; fitted, what does not overlap.
 SHARED_CLOCKS = {8: 142, 4: 75, 2: 48}
 
-#: Warp instructions of the same, counted in machine code for sm_90; four schedulers issue one per
-#: clock each.
+#: Warp instructions of the same, counted in machine code for sm_90, not measured; and of a copy of 16
+#: bytes by every thread. Four schedulers issue one per clock each.
 INSTRUCTIONS = {
     "float32": {8: 250, 4: 190, 2: 158},
     "float16": {8: 419, 4: 255, 2: 217},
     "bfloat16": {8: 667, 4: 382, 2: 282},
 }
+COPY_INSTRUCTIONS = 36
 SCHEDULERS = 4
 
 #: Bytes per clock and multiprocessor that reach shared memory from the L2 cache: bulk copies, and
@@ -86,10 +87,11 @@ def _clocks_of_pair(
     warps = samples // 32
     bulk = packed and device.capability >= 90
     written = 0 if bulk else tile_bytes / WRITTEN_BYTES
+    copying = 0 if bulk else tile_bytes / (32 * 16) * COPY_INSTRUCTIONS
     return {
         "shared memory": warps * SHARED_CLOCKS[chunks] + written,
         "L2": tile_bytes / (BULK_BYTES if bulk else CHUNK_BYTES),
-        "issue": warps * INSTRUCTIONS[table][chunks] / SCHEDULERS,
+        "issue": (warps * INSTRUCTIONS[table][chunks] + copying) / SCHEDULERS,
     }
 
 
