@@ -451,7 +451,7 @@ class TestForwardRing:
 
     @pytest.mark.parametrize(
         ("shapes", "dtypes"),
-        [(launch_plan.RINGS, FLOAT32), (launch_plan.HALF_RINGS, HALF_TABLES)],
+        [(launch_plan.RINGS, FLOAT32), (launch_plan.HALF_RINGS["float16"], HALF_TABLES)],
         ids=["float32", "half"],
     )
     def test_shapes_of_the_plan(

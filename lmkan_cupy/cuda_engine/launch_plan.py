@@ -63,10 +63,13 @@ class RingShape:
 RINGS = (RingShape(8, 2, 16), RingShape(4, 4, 16), RingShape(2, 6, 16))
 MOST_STAGES = 3
 
-#: The same for tiles of half tables; and where their conversions need still more registers, see
-#: PAIRED_OPERATIONS.
-HALF_RINGS = (RingShape(8, 1, 16), RingShape(4, 2, 16), RingShape(2, 4, 16))
-PAIRED_HALF_RINGS = tuple(replace(shape, warps=12) for shape in HALF_RINGS)
+#: The same for tiles of half tables, and for both from PAIRED_OPERATIONS on: conversions take more
+#: registers.
+HALF_RINGS = {
+    "float16": (RingShape(8, 1, 16), RingShape(4, 2, 16), RingShape(2, 4, 16)),
+    "bfloat16": (RingShape(8, 1, 16), RingShape(4, 2, 16), RingShape(2, 3, 16)),
+}
+PAIRED_HALF_RINGS = (RingShape(8, 1, 12), RingShape(4, 2, 12), RingShape(2, 4, 12))
 
 #: Bytes of shared memory beside the stages: 16 copies of two numbers per interval; the task.
 KNOT_BYTES = 128
@@ -401,7 +404,7 @@ def ring_shapes(table: str, device: Device) -> tuple[RingShape, ...]:
     """Return the rows of the table of forward_ring.cu for tiles of a dtype."""
     if table == "float32":
         return RINGS
-    return PAIRED_HALF_RINGS if device.capability >= PAIRED_OPERATIONS else HALF_RINGS
+    return PAIRED_HALF_RINGS if device.capability >= PAIRED_OPERATIONS else HALF_RINGS[table]
 
 
 def most_stages(layer: Layer, shape: RingShape, device: Device) -> int:
