@@ -9,11 +9,10 @@ the end.
 
 import copy
 import math
-import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .replay import Replayed
 from .torch import HessianSchedule, LMKANBlock, LMKANConv2d, LMKANLinear, hessian_penalty
 
 # The procedure. Test RMSE / MAE in eV on methane, 63,000 rows to train, 10,000 steps, two seeds:
@@ -48,6 +48,8 @@ _BATCH = 512
 TABLES_RATE = 3e-3
 _BRANCH_FACTOR = 10 / 3  # a branch learns so much faster than its tables
 _VALIDATIONS = 50
+_BURST = 5  # steps that are one graph on CUDA: more take longer to capture
+_BATCHES_AT_ONCE = 16  # gathered from a table
 
 ROWS_AT_ONCE = 8192  # in inference
 
@@ -146,20 +148,28 @@ def block_chain(
 
 def parameter_groups(network: nn.Module, rate: float = TABLES_RATE) -> list[dict[str, Any]]:
     """Return a network's parameters with their learning rates: tables ``rate``, others more."""
-    return [
-        {
-            "params": [parameter],
-            "lr": rate if name.rpartition(".")[2] == "tables" else _BRANCH_FACTOR * rate,
-        }
-        for name, parameter in network.named_parameters()
-    ]
+    tables: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        (tables if name.rpartition(".")[2] == "tables" else others).append(parameter)
+    return [{"params": tables, "lr": rate}, {"params": others, "lr": _BRANCH_FACTOR * rate}]
 
 
 def fold_(network: nn.Module) -> None:
     """Absorb the branches of all lmKAN layers into their tables, in place."""
-    for layer in network.modules():
-        if isinstance(layer, LMKANLinear | LMKANConv2d):
-            layer.fold_()
+    for layer in lmkan_layers(network):
+        layer.fold_()
+
+
+def refine_(network: nn.Module, num_grids: int, optimizer: torch.optim.Optimizer) -> None:
+    """Go over to another grid in all lmKAN layers, in place, with the optimiser's moments."""
+    for layer in lmkan_layers(network):
+        layer.refine_(num_grids, optimizer)
+
+
+def lmkan_layers(network: nn.Module) -> Iterator[LMKANLinear | LMKANConv2d]:
+    """Yield all lmKAN layers of a network."""
+    return (each for each in network.modules() if isinstance(each, LMKANLinear | LMKANConv2d))
 
 
 @dataclass(frozen=True)
@@ -172,25 +182,38 @@ class Rows:
         As network and loss take them.
     seed : int
         Of the order of the rows.
+    batch : int or None
+        Rows in a batch, see :func:`batch_size` for None.
     """
 
     features: Tensor
     target: Tensor
     seed: int
+    batch: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches in one pass over the rows; what does not fill a batch is left out."""
-        return len(self.target) // batch_size(len(self.target))
+        return len(self.target) // self._batch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the features and targets of every batch, for ever."""
+        for block in self._blocks():
+            yield from zip(*(torch.split(each, self._batch) for each in block), strict=True)
+
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield features and targets of some batches at a time, gathered at once."""
         generator = torch.Generator().manual_seed(self.seed)
-        batch = batch_size(len(self.target))
+        used = self.steps_per_epoch * self._batch
         while True:
-            order = torch.randperm(len(self.target), generator=generator)
-            for some in torch.split(order[: self.steps_per_epoch * batch], batch):
-                yield self.features[some], self.target[some]
+            order = torch.randperm(len(self.target), generator=generator)[:used]
+            order = order.to(self.target.device)
+            for rows in torch.split(order, _BATCHES_AT_ONCE * self._batch):
+                yield self.features[rows], self.target[rows]
+
+    @property
+    def _batch(self) -> int:
+        return self.batch or batch_size(len(self.target))
 
 
 @dataclass(frozen=True)
@@ -233,6 +256,8 @@ class Trainer:
         The weight that it starts with, where that is more.
     keeps_statistics : bool
         Whether batch normalisation keeps the statistics of the first part in the second.
+    refined_num_grids : int or None
+        Grid intervals per axis of all lmKAN layers in the second part, None for those they have.
     rows_at_once : int
         Of ``validation``, as many as memory holds.
     patience : int or None
@@ -249,6 +274,7 @@ class Trainer:
     penalty: float
     penalty_start: float = 1.0
     keeps_statistics: bool = True
+    refined_num_grids: int | None = None
     rows_at_once: int = ROWS_AT_ONCE
     patience: int | None = None
     shown: Callable[[float], float] | None = None
@@ -257,46 +283,92 @@ class Trainer:
         self, label: str, network: nn.Module, parameter_groups: list[dict[str, Any]]
     ) -> Training:
         """Train; leave ``network`` in its best state by validation, without it in its last."""
+        bursts = self.bursts(label, network, parameter_groups)
+        stream = own_stream(next(network.parameters()).device)
+        with one_thread(), torch.cuda.stream(stream):
+            while True:
+                try:
+                    next(bursts)
+                except StopIteration as end:
+                    training: Training = end.value
+                    return training
+
+    def bursts(
+        self, label: str, network: nn.Module, parameter_groups: list[dict[str, Any]]
+    ) -> Generator[None, None, Training]:
+        """Train as :meth:`train` does, and stop after every few steps that were begun.
+
+        So several networks can be trained side by side, each on a stream of its own.
+        """
+        device = next(network.parameters()).device
         schedule = HessianSchedule(
             self.steps,
             start=max(self.penalty_start, self.penalty),
             floor=self.penalty,
             decay_fraction=FIRST_PART,
         )
-        first_part = FIRST_PART * self.steps
+        plan = torch.tensor([schedule(step) for step in range(self.steps)], device=device)
+        at_once = _BURST if device.type == "cuda" else 1
         interval = max(1, self.steps // _VALIDATIONS)
-        optimizer = torch.optim.Adam(parameter_groups, fused=True)
-        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step)[1])
+        first_part = int(FIRST_PART * self.steps)
+        optimizer = torch.optim.Adam(parameter_groups, fused=True, capturable=device.type == "cuda")
+        rates = [group["lr"] for group in optimizer.param_groups]
+
+        def train_on(features: Tensor, target: Tensor, weights_and_factors: Tensor) -> Tensor:
+            """Make a step on each of the batches [S, B, ...]; return their losses [S]."""
+            losses = []
+            for x, y, (weight, factor) in zip(features, target, weights_and_factors, strict=True):
+                loss = self.loss(network(x), y)
+                optimizer.zero_grad()
+                torch.autograd.backward(loss + weight * hessian_penalty(network))
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                optimizer.step()
+                losses.append(loss.detach())
+            return torch.stack(losses)
+
+        burst, answer = Replayed(train_on), Replayed(network)
         best_error = math.inf
         best_state = network.state_dict()  # the current one, until there is a better
         checks_since_best = 0
         completed = False
         step = 0
+        losses = []
+        batches = iter(self.batches)
         try:
-            with _one_thread(), self._bar(label) as bar:
-                losses = []
-                numbered = zip(range(1, self.steps + 1), self.batches, strict=False)
-                for step, (features, target) in numbered:
+            with self._bar(label) as bar:
+                while step < self.steps:
+                    if step == first_part:
+                        if self.refined_num_grids is not None:
+                            refine_(network, self.refined_num_grids, optimizer)
+                            best_error, best_state = math.inf, network.state_dict()
+                        # In another mode, or on another grid.
+                        burst, answer = Replayed(train_on), Replayed(network)
                     # In evaluation mode batch normalisation keeps its statistics; no other module
                     # here knows the difference.
-                    network.train(step <= first_part or not self.keeps_statistics)
-                    loss = self.loss(network(features), target)
-                    weight, _ = schedule(step - 1)
-                    optimizer.zero_grad()
-                    torch.autograd.backward(loss + weight * hessian_penalty(network))
-                    optimizer.step()
-                    rate.step()
-                    losses.append(loss.item())
-                    bar.update()
+                    network.train(step < first_part or not self.keeps_statistics)
+                    part_ends = first_part if step < first_part else self.steps
+                    check = min(interval - step % interval, self.steps - step)
+                    size = min(at_once, part_ends - step, check)
+                    some = [*islice(batches, size)]
+                    if not some:
+                        break
+                    features, target = map(torch.stack, zip(*some, strict=True))
+                    loss = burst(features, target, plan[step : step + len(some)])
+                    losses.append(loss.clone())
+                    step += len(some)
+                    bar.update(len(some))
+                    yield
                     if step % interval and step != self.steps:
                         continue
-                    error = self._validate(network)
+                    network.eval()
+                    error = self._validate(answer)
                     if error < best_error:
                         best_error, best_state = error, copy.deepcopy(network.state_dict())
                         checks_since_best = 0
                     elif self.validation is not None and step > first_part:
                         checks_since_best += 1
-                    self._show(bar, training=statistics.fmean(losses), validation=error)
+                    self._show(bar, training=torch.cat(losses), validation=error)
                     losses.clear()
                     if checks_since_best == self.patience:
                         break
@@ -308,20 +380,21 @@ class Trainer:
         found = best_error if math.isfinite(best_error) else None
         return Training(completed, step, found)
 
-    def _validate(self, network: nn.Module) -> float:
+    def _validate(self, answer: Callable[[Tensor], Tensor]) -> float:
         """Return the loss on the rows for validation, infinite where there are none."""
         if self.validation is None:
             return math.inf
         features, target = self.validation
-        return float(self.loss(evaluate(network, features, self.rows_at_once), target))
+        return float(self.loss(_answers(answer, features, self.rows_at_once), target))
 
     def _bar(self, label: str) -> Any:
         return tqdm(
             total=self.steps, desc=label, unit="step", mininterval=0.5, disable=self.shown is None
         )
 
-    def _show(self, bar: Any, **losses: float) -> None:
+    def _show(self, bar: Any, training: Tensor, validation: float) -> None:
         if self.shown is not None:
+            losses = {"training": float(training.mean()), "validation": validation}
             finite = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
             bar.set_postfix(
                 {name: f"{self.shown(loss):.3g}" for name, loss in finite.items()}, refresh=False
@@ -340,10 +413,14 @@ def epochs_for(rows: int, steps: float) -> int:
 
 def evaluate(network: nn.Module, features: Tensor, rows_at_once: int = ROWS_AT_ONCE) -> Tensor:
     """Return the network's answers [N, K] in float64."""
-    network.eval()
+    return _answers(network.eval(), features, rows_at_once)
+
+
+def _answers(answer: Callable[[Tensor], Tensor], features: Tensor, rows_at_once: int) -> Tensor:
     with torch.no_grad():  # not inference_mode: a network may differentiate itself
-        answers = [network(some) for some in torch.split(features, rows_at_once)]
-    return torch.cat(answers).double()
+        parts = torch.split(features, rows_at_once)
+        # Copies: what is replayed answers in the same memory every time.
+        return torch.cat([answer(some).to(torch.float64, copy=True) for some in parts])
 
 
 def penalty_for(rows: int) -> float:
@@ -356,8 +433,17 @@ def penalty_for(rows: int) -> float:
     return 0.1 * min(1.0, (5000 / rows) ** 3)
 
 
+def own_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """Return a new stream that waits for what is queued now, None where a device has no streams."""
+    if device.type != "cuda":
+        return None
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return stream
+
+
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep torch to one thread.
 
     A step's operations are too small to gain from more, and where other programs keep the cores

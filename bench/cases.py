@@ -61,6 +61,11 @@ class Verdict:
     met: bool | None
 
 
+def verdict_rows(verdicts: Iterable[Verdict]) -> list[tuple[str, str, str, str]]:
+    met = {True: "yes", False: "NO", None: "?"}
+    return [(each.what, each.target, each.measured, met[each.met]) for each in verdicts]
+
+
 def time_layers(
     layers: Mapping[str, Layer], seconds: float
 ) -> dict[str, dict[str, NDArray[np.float64]]]:

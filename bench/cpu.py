@@ -20,7 +20,7 @@ from rich.console import Console
 import lmkan_cupy
 
 from . import peers, record
-from .cases import LEGEND, Case, Verdict, show, show_case, time_layers
+from .cases import LEGEND, Case, Verdict, show, show_case, time_layers, verdict_rows
 from .record import OURS
 from .timing import interleave, stopwatch
 from .workloads import Workload, check, make_workload
@@ -131,9 +131,7 @@ def main() -> None:
 
     verdicts = [verdict for case in cases for verdict in case_verdicts(case)]
     verdicts += [flatness_verdict(what, times) for what, times in flatness.items()]
-    met = {True: "yes", False: "NO", None: "?"}
-    rows = [(v.what, v.target, v.measured, met[v.met]) for v in verdicts]
-    show(console, "Targets", ("", "target", "measured", "met"), rows)
+    show(console, "Targets", ("", "target", "measured", "met"), verdict_rows(verdicts))
     if arguments.json:
         results = {
             "bench": "cpu",

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -32,8 +32,8 @@ import lmkan_cupy
 from lmkan_cupy.configuration import cuda_obstacle
 from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
 
-from . import peers, record, training_step
-from .cases import LEGEND, Case, show, show_case, time_layers
+from . import gpu_targets, peers, record, training_step
+from .cases import LEGEND, Case, show, show_case, time_layers, verdict_rows
 from .device import device_stopwatch, free_memory
 from .record import OURS
 from .workloads import check, make_workload
@@ -217,6 +217,29 @@ def measure_host() -> dict[str, float]:
     }
 
 
+# --- The penalty ---------------------------------------------------------------------------------
+
+
+def measure_penalty() -> dict[str, dict[str, float]]:
+    """Milliseconds of the penalty of a layer 512 x 512, by G, beside a copy of its tables."""
+    results = {}
+    for num_grids in (8, 16, 26, 40):
+        tables = lmkan_cupy.init_tables(512, 512, num_grids, rng=0, xp=cupy)
+        other = cupy.empty_like(tables)
+
+        def milliseconds(call: Callable[..., object], *arguments: object) -> float:
+            taken = [device_stopwatch(call, *arguments)[0] for _ in range(20)]
+            return 1e3 * statistics.median(taken)
+
+        results[str(num_grids)] = {
+            "with gradient, ms": milliseconds(lmkan_cupy.hessian_penalty_and_grad, tables),
+            "alone, ms": milliseconds(lmkan_cupy.hessian_penalty, tables),
+            "copy of the tables, ms": milliseconds(cupy.copyto, other, tables),
+        }
+        free_memory()
+    return results
+
+
 # --- The command ----------------------------------------------------------------------------------
 
 
@@ -276,6 +299,9 @@ def main() -> None:
     results["host"] = measure_host()
     rows = [(name, f"{value:.1f}") for name, value in results["host"].items()]
     show(console, f"{SMALL}, B = {SMALL_BATCH}", ["", ""], rows)
+    results["penalty"] = measure_penalty()
+    rows = [(g, *(f"{each:.3f}" for each in of.values())) for g, of in results["penalty"].items()]
+    show(console, "Penalty, 512 x 512", ["G", *results["penalty"]["8"]], rows)
     results["training"] = {}
     for features in (128, 512):
         steps = training_step.measure(features, MOST_SAMPLES_OF_TORCH, arguments.peer is not None)
@@ -284,6 +310,9 @@ def main() -> None:
         rows = [(name, *(f"{each:.2f}" for each in of.values())) for name, of in steps.items()]
         show(console, title, ["layer", "ms", "peak MB"], rows)
     circumstances["gpu after"] = record.gpu_circumstances()
+    judged = gpu_targets.verdicts(results)
+    show(console, "Targets", ("", "target", "measured", "met"), verdict_rows(judged))
+    results["targets"] = [asdict(verdict) for verdict in judged]
     record.write(path, results)
 
 

@@ -1,7 +1,8 @@
-"""``python -m bench.readme``: writes the README's tables anew from ``bench/results``.
+"""``python -m bench.readme``: writes tables of Markdown files anew from ``bench/results``.
 
-A table stands between two comments, of which the first names the file it comes from. Cells are the
-milliseconds of our forward / forward and backward, and how many times as long others take.
+A table stands between two comments, of which the first names the file it comes from: its targets,
+or layers beside each other. Cells of these are the milliseconds of our forward / forward and
+backward, and how many times as long others take.
 """
 
 import json
@@ -9,17 +10,23 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .cases import Verdict, verdict_rows
 from .record import OURS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 
-_TABLE = re.compile(r"(<!-- from (?P<file>\S+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+#: The files with tables.
+FILES = (ROOT / "README.md", RESULTS / "README.md")
+
+_TABLE = re.compile(
+    r"(<!-- (?P<what>targets )?from (?P<file>\S+\.json) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    readme.write_text(with_tables(readme.read_text()))
+    for file in FILES:
+        file.write_text(with_tables(file.read_text()))
 
 
 def with_tables(text: str) -> str:
@@ -27,31 +34,37 @@ def with_tables(text: str) -> str:
 
     def replace(match: re.Match[str]) -> str:
         results = json.loads((RESULTS / match["file"]).read_text())
-        return f"{match[1]}{table(results)}{match[3]}"
+        rows = targets(results) if match["what"] else layers(results)
+        return match[1] + "".join(f"| {' | '.join(row)} |\n" for row in rows) + match[4]
 
     return _TABLE.sub(replace, text)
 
 
-def table(results: dict[str, Any]) -> str:
+def targets(results: dict[str, Any]) -> list[list[str]]:
+    verdicts = [Verdict(**each) for each in results["targets"]]
+    return [["", "target", "measured", "met"], ["---"] * 4, *map(list, verdict_rows(verdicts))]
+
+
+def layers(results: dict[str, Any]) -> list[list[str]]:
     versions = results["circumstances"].get("kans", {})
-    layers = [layer for layer in _layers(results) if layer != OURS]
+    others = [layer for layer in _layers(results) if layer != OURS]
     titles = [
-        f"{layer} {versions[layer]}" if layer in versions else f"`{layer}`" for layer in layers
+        f"{layer} {versions[layer]}" if layer in versions else f"`{layer}`" for layer in others
     ]
     label = "{in_features} x {out_features}, G = {num_grids}"
     if len({case["batch"] for case in results["cases"]}) > 1:
         label += ", B = {batch}"
-    rows = [["layer", "ours, ms", *titles], ["---"] * (2 + len(layers))]
+    rows = [["layer", "ours, ms", *titles], ["---"] * (2 + len(others))]
     for case in results["cases"]:
         ours, by_layer = case["layers"][OURS], case["layers"]
         rows.append(
             [
                 label.format(**case),
                 f"{_rounded(ours['forward']['ms'])} / {_rounded(ours['both']['ms'])}",
-                *(_ratios(by_layer.get(layer)) for layer in layers),
+                *(_ratios(by_layer.get(layer)) for layer in others),
             ]
         )
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return rows
 
 
 def _layers(results: dict[str, Any]) -> list[str]:

@@ -11,16 +11,19 @@
 //
 // A warp walks a stretch of the samples of a chunk, sorted by cell, for a tile of outputs:
 // differences and sums of a cell stay in registers while its samples pass by, and when it goes from
-// (i, j) to (i, j+1), also what they share. No two warps of a launch add to the same table row:
-//   - A warp adds up all its cells but the last, whose four rows go into a slot. A cell before the
-//     last adds to node columns left of the last one's, as the column between two neighbours is
+// (i, j) to (i, j+1), also what they share. Neighbouring stretches are walked by the warps of a
+// block. No two blocks of a launch add to the same table row:
+//   - A warp adds up all its cells but the last, whose sums it leaves in shared memory. A cell before
+//     the last adds to node columns left of the last one's, as the column between two neighbours is
 //     carried over; and the stretches that follow begin with the last one's cell or to its right.
+//   - In the same way the block goes through what its warps have left, cell by cell, and leaves the
+//     sums of the last cell in a slot; backward_slots, a launch of its own, goes through the slots.
 //   - Cells (i, j) and (i+1, j) share rows, too: a launch treats cells of even or of odd i only.
-//   - backward_slots, a launch of its own, adds the slots, those of a pair one after the other.
 // So a row is read, added to and written without atomics, and always in the same order.
 //
 //     half 0, 1, 2      the samples in cells of even i; of odd i; all (where dT is not needed)
-//     slots             [P, stretches, 4, O]: sums of a stretch's last cell
+//     parts             blocks of a half, a pair and a tile: each has WARPS stretches
+//     slots             [2, P, parts, 4, O]: sums of the last cell of a part
 //     slopes            [tiles, P, chunk, 2]: each tile's part of dx; with a single tile dx itself
 #include "position.cuh"
 #include "record.cuh"
@@ -32,16 +35,15 @@ using LAYER_TABLE = REAL;
 using LAYER_TABLE = TABLE;
 #endif
 
-// Places of the sorted samples of a pair: from begin to end, all of one half or none.
-struct Stretch {
-    int begin, end, half;
+// Places of the sorted samples of a pair, from begin to end: one of `number` equal parts of a half.
+struct Range {
+    int begin, end;
 
-    __device__ __forceinline__ Stretch(int index, int length, int evens, int count) {
-        const int even_stretches = (evens + length - 1) / length;
-        half = index >= even_stretches;
-        const int half_end = half ? count : evens;
-        begin = min(half ? evens + (index - even_stretches) * length : index * length, half_end);
-        end = min(begin + length, half_end);
+    __device__ __forceinline__ Range(int index, int number, int half, int evens, int count) {
+        const int first = half == 1 ? evens : 0;
+        const int size = (half == 0 ? evens : count) - first;
+        begin = first + index * size / number;
+        end = first + (index + 1) * size / number;
     }
 };
 
@@ -81,6 +83,33 @@ struct CellSums {
         }
         share.write(low, low_sum);
         share.write(high, high_sum);
+    }
+};
+
+// What stretches have left of one output, cell by cell, as a warp goes from cell to cell.
+struct Merger {
+    REAL* own_table;  // the output in the first row of the pair's gradient
+    int cell = -1;    // none
+    REAL row[CORNERS] = {};
+
+    // Goes to a cell, to whose sums the caller adds, or to none; adds what is left behind.
+    __device__ __forceinline__ void enter(int next_cell, long long out_features) {
+        if (next_cell == cell) return;
+        const bool neighbours = cell >= 0 && next_cell == cell + 1;
+        if (cell >= 0) {
+            REAL* rows = own_table + cell * out_features;
+#pragma unroll
+            for (int corner = 0; corner < CORNERS; ++corner) {
+                const bool shared = neighbours && corner % 2 == 1;
+                if (!shared) rows[corner_offset(corner, out_features)] += row[corner];
+            }
+        }
+#pragma unroll
+        for (int corner = 0; corner < CORNERS; corner += 2) {
+            row[corner] = neighbours ? row[corner + 1] : 0;
+            row[corner + 1] = 0;
+        }
+        cell = next_cell;
     }
 };
 
@@ -164,7 +193,8 @@ __device__ __forceinline__ void prepare(Prepared& prepared, Record record, bool 
 #endif
 }
 
-constexpr int IN_FLIGHT = 2;  // rows of grad_y on their way while one is worked on
+// Rows of grad_y on their way while one is worked on: about 64 bytes of a lane.
+constexpr int IN_FLIGHT = LANE_OUTPUTS * sizeof(REAL) >= 32 ? 2 : 4;
 constexpr int GROUP = LANES / 2;
 constexpr int PITCH = LANES + 16 / sizeof(Two);  // reads of neighbouring rows hit different banks
 
@@ -195,24 +225,29 @@ struct alignas(16) Parts {
     }
 };
 
-// A warp's stretch, and the samples that it works on. They lie in shared memory, because registers
-// are what limits the number of warps.
+// A warp's stretch, and the samples that it works on, in the end what it has left. They lie in shared
+// memory, because registers are what limits the number of warps.
 struct Work {
-    long long task;
-    int pair, tile, stretch, end;
+    int pair, tile, part, end;
+    int last_cell;  // -1 for a stretch without samples
     Record record[LANES];
     Prepared prepared[LANES];
-    Parts parts;
+    union {
+        Parts parts;
+        REAL last[CORNERS][TILE];
+    };
 };
 
-// Warp     one tile of outputs, one pair, one stretch.
+// Block    one tile of outputs, one pair, one part of a half.
+// Warp     one stretch.
 // Lane     prepares every 32nd sample for the whole warp and stores its slopes; owns LANE_OUTPUTS
 //          outputs.
 // Reads    places, fractions, X: once per tile. grad_y: once. tables: three or four rows per cell
-//          and stretch.
+//          and stretch. What comes from memory and not from L2 is announced 16 samples before it is
+//          needed, on average: records of the next 32 samples, rows of the cells among these 32.
 // Writes   slopes; grad_tables and slots as said above.
-// Order    the sums of a cell run over its samples ascending, after what its left neighbour left; a
-//          slope is summed within a lane, then over lanes of each half of the warp ascending, then
+// Order    the sums of a cell run over its samples ascending, after what its left neighbour left,
+//          then over stretches ascending; a slope is summed within a lane, then over lanes of each half of the warp ascending, then
 //          over halves, then over tiles ascending. So it does not depend on other samples.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
@@ -220,7 +255,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
          const int* __restrict__ places, const REAL* __restrict__ fractions,
          const int* __restrict__ evens, REAL* __restrict__ slopes, REAL* __restrict__ grad_tables,
          REAL* __restrict__ slots, long long first_sample, long long count, long long chunk,
-         long long stretches, long long stretch_length, long long half, long long in_features,
+         long long parts, long long half, long long in_features,
          long long out_features) {
     __shared__ Work work_of_warp[WARPS];
     Work& work = work_of_warp[threadIdx.x / LANES];
@@ -228,23 +263,20 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
     const long long pairs = (in_features + 1) / 2;
     const long long tiles = (out_features + TILE - 1) / TILE;
 
-    for (long long number = first_task(); number < tiles * pairs * stretches;
-         number = work.task + task_step()) {
-        const int index = static_cast<int>(number % stretches);
-        const int pair = static_cast<int>(number / stretches % pairs);
-        const int tile = static_cast<int>(number / stretches / pairs);
-        const Stretch stretch(index, static_cast<int>(stretch_length), evens[pair],
-                              static_cast<int>(count));
-        __syncwarp();
+    for (long long number = blockIdx.x; number < tiles * pairs * parts; number += gridDim.x) {
+        const int part = static_cast<int>(number % parts);
+        const int pair = static_cast<int>(number / parts % pairs);
+        const int tile = static_cast<int>(number / parts / pairs);
+        const Range stretch(part * WARPS + static_cast<int>(threadIdx.x) / LANES,
+                            static_cast<int>(parts) * WARPS, static_cast<int>(half), evens[pair],
+                            static_cast<int>(count));
         if (lane == 0) {
-            work.task = number;
             work.pair = pair;
             work.tile = tile;
-            work.stretch = index;
+            work.part = part;
             work.end = stretch.end;
         }
         __syncwarp();
-        if (stretch.begin >= stretch.end || (half != 2 && half != stretch.half)) continue;
 
         const Share share(static_cast<long long>(tile) * TILE, out_features);
         const char* own_grad_y =
@@ -253,7 +285,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
         const long long own_table = pair * (NUM_KNOTS * NUM_KNOTS * out_features) + share.begin;
         const Records records = {places, fractions};
         const auto record_index = [&](int place) {
-            return work.pair * chunk + min(place, work.end - 1);
+            return work.pair * chunk + max(min(place, work.end - 1), 0);
         };
 
         REAL g[IN_FLIGHT][LANE_OUTPUTS] = {};
@@ -286,6 +318,17 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             }
             if (X_GRADIENT && DIRECTION) {
                 mixed_difference.load(direction_tables + rows, share, out_features);
+            }
+        };
+
+        const auto announce_right_column = [&](int next_cell) {
+#pragma unroll
+            for (int corner = 1; corner < CORNERS; corner += 2) {
+                const long long row =
+                    own_table + next_cell * out_features + corner_offset(corner, out_features);
+                if (X_GRADIENT && LAYER) share.announce(layer_tables + row);
+                if (X_GRADIENT && DIRECTION) share.announce(direction_tables + row);
+                if (TABLES_GRADIENT) share.announce(grad_tables + row);
             }
         };
 
@@ -329,6 +372,10 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             const int cell_before = __shfl_up_sync(ALL_LANES, own.cell, 1);
             unsigned entered =
                 __ballot_sync(ALL_LANES, own.cell != (lane > 0 ? cell_before : cell));
+            records.announce(record_index(begin + LANES + lane));
+            for (unsigned left = entered; left != 0; left &= left - 1) {
+                announce_right_column(__shfl_sync(ALL_LANES, own.cell, __ffs(left) - 1));
+            }
             prepare(work.prepared[lane], own, lane < batch,
                     DIRECTION ? direction + (first_sample + own.sample) * in_features : nullptr,
                     work.pair, in_features);
@@ -372,50 +419,78 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             }
             __syncwarp();  // the next batch comes to the same place
         }
+
         if (TABLES_GRADIENT) {
+            if (lane == 0) work.last_cell = cell;
 #pragma unroll
             for (int corner = 0; corner < CORNERS; ++corner) {
-                const long long row =
-                    (work.pair * stretches + work.stretch) * CORNERS + corner;
-                share.write(slots + row * out_features + share.begin, sums.row[corner]);
+                share.write(work.last[corner] + lane * VECTOR, sums.row[corner]);
             }
+            __syncthreads();
+            const long long first = static_cast<long long>(work.tile) * TILE;
+            const int outputs = static_cast<int>(min(out_features - first, 0LL + TILE));
+            const long long slot = (half * pairs + work.pair) * parts + work.part;
+            for (int o = threadIdx.x; o < outputs; o += WARPS * LANES) {
+                Merger merger = {grad_tables + first + o +
+                                 work.pair * (NUM_KNOTS * NUM_KNOTS * out_features)};
+#pragma unroll 1  // else the walk has too few registers
+                for (const Work& left : work_of_warp) {
+                    if (left.last_cell < 0) continue;
+                    merger.enter(left.last_cell, out_features);
+                    for (int n = 0; n < CORNERS; ++n) merger.row[n] += left.last[n][o];
+                }
+                for (int n = 0; n < CORNERS; ++n) {
+                    slots[(slot * CORNERS + n) * out_features + first + o] = merger.row[n];
+                }
+            }
+            __syncthreads();
         }
     }
 }
 
 // Adds the slots to the tables' gradient.
 //
-// Warp     one pair and one tile of outputs.
-// Order    stretches ascending.
+// Thread   one pair and one output.
+// Order    even rows of cells before odd ones, in each half parts ascending.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 backward_slots(const int* __restrict__ places, const int* __restrict__ evens, REAL* grad_tables,
-               const REAL* __restrict__ slots, long long count, long long chunk,
-               long long stretches, long long stretch_length, long long in_features,
-               long long out_features) {
+               const REAL* __restrict__ slots, long long count, long long chunk, long long parts,
+               long long in_features, long long out_features) {
+    constexpr int THREADS = WARPS * LANES;
     const long long pairs = (in_features + 1) / 2;
-    const long long table_size = NUM_KNOTS * NUM_KNOTS * out_features;
-    const long long tiles = (out_features + TILE - 1) / TILE;
+    const long long groups = (out_features + THREADS - 1) / THREADS;
 
-    for (long long task = first_task(); task < pairs * tiles; task += task_step()) {
-        const long long pair = task / tiles;
-        const Share share(task % tiles * TILE, out_features);
+    for (long long task = blockIdx.x; task < pairs * groups; task += gridDim.x) {
+        const long long pair = task / groups;
+        const long long o = task % groups * THREADS + threadIdx.x;
+        if (o >= out_features) continue;
         const Records records = {places + 2 * pair * chunk, nullptr};
-        for (int index = 0; index < stretches; ++index) {
-            const Stretch stretch(index, static_cast<int>(stretch_length), evens[pair],
+        Merger merger = {grad_tables + pair * (NUM_KNOTS * NUM_KNOTS * out_features) + o};
+        int arriving_cell = -1;
+        REAL arriving[CORNERS] = {};
+        for (int n = -1; n < 2 * parts; ++n) {  // slot n, while the next is on its way
+            const int cell = arriving_cell;
+            REAL row[CORNERS];
+            for (int k = 0; k < CORNERS; ++k) row[k] = arriving[k];
+            arriving_cell = -1;
+            if (n + 1 < 2 * parts) {
+                const int half = n + 1 >= parts;
+                const int part = n + 1 - half * static_cast<int>(parts);
+                const Range range(part, static_cast<int>(parts), half, evens[pair],
                                   static_cast<int>(count));
-            if (stretch.begin >= stretch.end) break;
-            const REAL* slot =
-                slots + (pair * stretches + index) * CORNERS * out_features + share.begin;
-            CellSums sums = {};
-#pragma unroll
-            for (int corner = 0; corner < CORNERS; ++corner) {
-                share.read(slot + corner * out_features, sums.row[corner]);
+                if (range.begin < range.end) {
+                    arriving_cell = records.cell(range.end - 1);
+                    const long long slot = (half * pairs + pair) * parts + part;
+                    for (int k = 0; k < CORNERS; ++k) {
+                        arriving[k] = slots[(slot * CORNERS + k) * out_features + o];
+                    }
+                }
             }
-            REAL* rows = grad_tables + pair * table_size +
-                         records.cell(stretch.end - 1) * out_features + share.begin;
-            sums.add_column_to(rows, 0, share, out_features);
-            sums.add_column_to(rows, 1, share, out_features);
+            if (cell < 0) continue;
+            merger.enter(cell, out_features);
+            for (int k = 0; k < CORNERS; ++k) merger.row[k] += row[k];
         }
+        merger.enter(-1, out_features);
     }
 }
 

@@ -25,6 +25,7 @@
 constexpr int THREADS = WARPS * LANES;
 constexpr int WORDS = (DIGITS + 1) / 2;
 constexpr int DIGITS_OF_THREAD = (DIGITS + THREADS - 1) / THREADS;
+constexpr int AT_ONCE = 4;  // samples of a thread whose x is on its way
 constexpr int EVEN_ROWS = (NUM_GRIDS + 1) / 2;
 
 template <bool WIDE>
@@ -96,7 +97,7 @@ __device__ __forceinline__ void counts_to_places(Counts* counts, int* first, int
     __syncthreads();
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
+extern "C" __global__ void __launch_bounds__(WARPS * 32, sizeof(REAL) == 4 ? 2 : 1)
 sort_by_cell(const REAL* __restrict__ x, int* __restrict__ places, REAL* __restrict__ fractions,
              int* __restrict__ evens, long long first_sample, long long count, long long chunk,
              long long in_features) {
@@ -115,8 +116,15 @@ sort_by_cell(const REAL* __restrict__ x, int* __restrict__ places, REAL* __restr
 
     for (long long pair = blockIdx.x; pair < (in_features + 1) / 2; pair += gridDim.x) {
         const auto point_at = [&](int sample) {
-            return point_of(chunk_x + sample * in_features, pair, in_features);
+            const REAL* row = chunk_x + sample * in_features;
+#if IN_TWOS
+            const Two two = reinterpret_cast<const Two*>(row)[pair];
+            return Point{two.first, two.second};
+#else
+            return point_of(row, pair, in_features);
+#endif
         };
+#pragma unroll AT_ONCE
         for (int sample = threadIdx.x; sample < size; sample += THREADS) {
             keys[sample] = key_of(point_at(sample));
         }
@@ -156,17 +164,18 @@ sort_by_cell(const REAL* __restrict__ x, int* __restrict__ places, REAL* __restr
 
         int2* own_places = reinterpret_cast<int2*>(places) + pair * chunk;
         Two* own_fractions = reinterpret_cast<Two*>(fractions) + pair * chunk;
+#pragma unroll AT_ONCE
         for (int place = threadIdx.x; place < size; place += THREADS) {
             const int sample = sample_at[place];
-            const int rank = keys[sample] / NUM_GRIDS, j = keys[sample] % NUM_GRIDS;
-            const int i = rank < EVEN_ROWS ? 2 * rank : 2 * (rank - EVEN_ROWS) + 1;
             const Point point = point_at(sample);
+            const Key key = keys[sample];
+            const int rank = key / NUM_GRIDS, j = key % NUM_GRIDS;
+            const int i = rank < EVEN_ROWS ? 2 * rank : 2 * (rank - EVEN_ROWS) + 1;
             own_places[place] = make_int2(sample, i * NUM_KNOTS + j);
             own_fractions[place] = {fraction_of(point.x1, i), fraction_of(point.x2, j)};
-            const bool even = is_even(keys[sample]);
             const bool last = place + 1 == size || !is_even(keys[sample_at[place + 1]]);
-            if (even && last) evens[pair] = place + 1;
-            if (!even && place == 0) evens[pair] = 0;
+            if (is_even(key) && last) evens[pair] = place + 1;
+            if (!is_even(key) && place == 0) evens[pair] = 0;
         }
         __syncthreads();
     }

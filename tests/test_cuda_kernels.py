@@ -81,7 +81,8 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks and stretches short enough for several of each in a small batch."""
     monkeypatch.setattr(launch_plan, "CHUNKS", {})
     monkeypatch.setattr(launch_plan, "MOST_CHUNK", 32)
-    monkeypatch.setattr(launch_plan, "STRETCHES", (8, 5))
+    monkeypatch.setattr(launch_plan, "STRETCH", 3)
+    monkeypatch.setattr(launch_plan, "SHORTEST_STRETCH", 2)
     emulated.forget_plans()
 
 
@@ -183,7 +184,7 @@ def test_many_cells_per_stretch(
 ) -> None:
     """A warp adds rows of neighbouring cells itself, and only its last goes through a slot."""
     monkeypatch.setattr(launch_plan, "MOST_CHUNK", 600)
-    monkeypatch.setattr(launch_plan, "STRETCHES", (100,))
+    monkeypatch.setattr(launch_plan, "STRETCH", 40)
     check_layer(run, make_problem(rng, Sizes(600, 3, 5, 8)))
 
 

@@ -358,7 +358,7 @@ def survivors(mutants: list[Mutant], monkeypatch: pytest.MonkeyPatch) -> list[st
     monkeypatch.setattr(launch_plan, "CHUNKS", {})
     monkeypatch.setattr(launch_plan, "MOST_CHUNK", 80)
     monkeypatch.setattr(launch_plan, "MOST_DIGITS", 1000)
-    monkeypatch.setattr(launch_plan, "STRETCHES", (36,))
+    monkeypatch.setattr(launch_plan, "STRETCH", 36)
     monkeypatch.setitem(launch_plan.WARPS, "sort.cu", 2)
     monkeypatch.setattr(launch_plan, "MOST_BLOCKS", 1)
     outcomes = run_mutants(mutants, {file: kernel_source.read(file) for file in FILES}, trial)

@@ -218,28 +218,43 @@ def test_prediction_names_its_bound() -> None:
 
 
 def test_every_sample_is_in_one_stretch(device: Device) -> None:
-    """In both halves, wherever one ends and the other begins: `Stretch` of backward.cu."""
+    """In both halves, wherever one ends and the other begins; those of a block make up its part:
+    `Range` of backward.cu."""
     plans = [plan_backward(layer, batch, device) for layer in LAYERS for batch in BATCHES[1:]]
-    for chunk, stretch, stretches in {(each.chunk, each.stretch, each.stretches) for each in plans}:
+    warps = launch_plan.WARPS["backward.cu"]
+    for chunk, parts in {(each.chunk, each.parts) for each in plans}:
+        assert chunk * warps * parts < 2**31  # its products are of 32 bits
         for evens in {0, 1, chunk // 2, chunk - 1, chunk}:
-            covered = np.zeros(chunk, int)
-            of_evens = -(-evens // stretch)
-            for index in range(stretches):
-                half_end = evens if index < of_evens else chunk
-                begin = index * stretch
-                if index >= of_evens:
-                    begin = evens + (index - of_evens) * stretch
-                covered[min(begin, half_end) : min(begin + stretch, half_end)] += 1
-            assert (covered == 1).all()
+            for size in (evens, chunk - evens):
+                ends = np.arange(warps * parts + 1) * size // (warps * parts)
+                assert (ends[0], ends[-1]) == (0, size)
+                assert (np.diff(ends) >= 0).all()
+                np.testing.assert_array_equal(ends[::warps], np.arange(parts + 1) * size // parts)
 
 
 def test_stretches_are_as_long_as_the_device_stays_busy(device: Device) -> None:
-    enough = launch_plan.WARPS_PER_MULTIPROCESSOR * device.multiprocessors
+    warps = launch_plan.WARPS["backward.cu"]
     for layer in LAYERS:
-        for need_tables, halves in ((True, 2), (False, 1)):
-            plan = plan_backward(layer, 2**20, device, need_tables=need_tables)
-            shortest = plan.stretch == min(launch_plan.STRETCHES)
-            assert shortest or layer.pairs * plan.tiles * plan.stretches / halves >= enough
+        for batch in BATCHES[1:]:
+            plan = plan_backward(layer, batch, device)
+            stretch = plan.chunk / 2 / (warps * plan.parts)  # with half of the samples
+            assert plan.parts == 1 or stretch >= launch_plan.SHORTEST_STRETCH / 2
+            busy = plan.walk.blocks >= device.multiprocessors
+            assert busy or stretch <= launch_plan.SHORTEST_STRETCH
+
+
+@pytest.mark.parametrize(
+    ("in_features", "out_features", "batch", "parts"),
+    [(512, 512, 2**20, 8), (128, 128, 2**14, 8), (128, 128, 2**10, 4), (600, 256, 2**20, 14)],
+)
+def test_blocks_of_the_walk_fill_whole_waves_of_an_h100(
+    in_features: int, out_features: int, batch: int, parts: int
+) -> None:
+    """4 x 132 blocks at a time; the last: 300 pairs, of 8 to 16 parts 14 make up 7.95 waves."""
+    layer = Layer(in_features, out_features, 16, "float32", "float32")
+    plan = plan_backward(layer, batch, DEVICES["sm_90"])
+    assert plan.parts == parts
+    assert plan.walk.blocks == layer.pairs * plan.tiles * parts
 
 
 @pytest.mark.parametrize(

@@ -360,6 +360,9 @@ class TestLMKANLinear:
 
         assert any(each is layer.tables for each in optimizer.param_groups[0]["params"])
         assert set(moments) <= set(optimizer.state[layer.tables])
+        # Fused optimisers go through memory: a parameter, its gradient and its moments alike.
+        for each in (layer.tables, *(optimizer.state[layer.tables][name] for name in moments)):
+            assert each.is_contiguous()
         inside = slice(1, -1)  # of the old grid too: there nothing is extrapolated
         for name, moment in moments.items():
             refined = torch.from_numpy(lmkan_cupy.refine(moment.numpy(), num_grids))

@@ -142,6 +142,43 @@ def test_capture_of_a_training_step() -> None:
     assert_same(list(captured[0].parameters()), list(eager[0].parameters()))
 
 
+def test_training_in_graphs_is_eager_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both parts, on a refined grid in the second, with bursts that are cut short."""
+    training = import_module("lmkan_cupy.adapters.training")
+    features, target = torch.randn(4096, 5, device="cuda"), torch.randn(4096, 1, device="cuda")
+    trainer = training.Trainer(
+        batches=training.Rows(features, target, seed=1, batch=128),
+        steps=111,
+        validation=(features[:500], target[:500]),
+        loss=torch.nn.functional.mse_loss,
+        penalty=1e-3,
+        refined_num_grids=16,
+    )
+    replays = []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(training, "_VALIDATIONS", 4)
+    monkeypatch.setattr(
+        torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(graph), replay(graph))
+    )
+
+    def trained() -> tuple[float, list[Any]]:
+        torch.manual_seed(0)
+        network = training.block_chain((5, 16, 1), 8, training.BOUND, residual="linear").cuda()
+        result = trainer.train("", network, training.parameter_groups(network))
+        assert result.steps == 111
+        return result.validation_loss, [*network.state_dict().values()]
+
+    loss, state = trained()
+    assert len(set(replays)) == 2  # a graph for each part
+    assert len(replays) > 6
+    replays.clear()
+    monkeypatch.setattr(training, "Replayed", lambda function: function)
+    eager_loss, eager_state = trained()
+    assert not replays
+    assert loss == eager_loss
+    assert_same(state, eager_state)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiled_is_eager_to_the_bit(mode: str) -> None:

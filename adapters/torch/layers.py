@@ -270,7 +270,7 @@ def _refined(tables: Tensor, num_grids: int) -> Tensor:
     flat = _widened(tables).reshape(-1, num_knots, num_knots, out_features)
     refined: Tensor = exchange.run(lmkan_cupy.refine, flat, num_grids)
     shape = (*groups, pairs, *refined.shape[1:])
-    return refined.to(tables.dtype).reshape(shape)
+    return refined.to(tables.dtype).reshape(shape).contiguous()
 
 
 def _resampled(moments: Tensor, num_grids: int) -> Tensor:
@@ -284,7 +284,8 @@ def _resampled(moments: Tensor, num_grids: int) -> Tensor:
     weights = torch.from_numpy(np.stack([np.interp(new, old, each) for each in np.eye(len(old))]))
     wide = _widened(moments)
     weights = weights.to(wide)  # [S, new S]
-    return torch.einsum("...ijo,ik,jl->...klo", wide, weights, weights).to(moments.dtype)
+    resampled = torch.einsum("...ijo,ik,jl->...klo", wide, weights, weights).to(moments.dtype)
+    return resampled.contiguous()  # as the tables: fused optimisers want that
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -1,29 +1,47 @@
 """What all experiments share: runs that can be interrupted and resumed, kept in one JSON file.
 
-First every model is trained with every learning rate, seed 0; the rate with the lowest validation
-loss is kept for the model's other seeds. All runs are in the file, so it shows what was tried.
+Every model is trained with every learning rate, seed 0; the rate with the lowest validation loss is
+kept for its other seeds. All runs are in the file, so it shows what was tried.
+
+A small network leaves most of a GPU idle: there several are trained at once, each on a stream of
+its own. Their ``seconds`` are those they took side by side; ``rows_per_second`` is measured alone.
 """
 
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numba
 import numpy as np
 import torch
-from lmkan_cupy.adapters.training import ROWS_AT_ONCE, Trainer, evaluate
+from lmkan_cupy.adapters.replay import Replayed
+from lmkan_cupy.adapters.training import (
+    ROWS_AT_ONCE,
+    Trainer,
+    evaluate,
+    one_thread,
+    own_stream,
+)
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..record import circumstances, gpu_circumstances, read, write
-from ..timing import interleave
+from ..timing import interleave, stopwatch
 from .models import Model
 
 RESULTS = Path(__file__).parents[1] / "results"
+
+#: Runs that share a device.
+TOGETHER = {"cpu": 1, "cuda": 16}
+
+#: What a run is told by: model, learning rate and seed.
+Key: TypeAlias = tuple[Model, float, int]
+
+_Run: TypeAlias = Generator[dict[str, Any] | None, None, None]
 
 
 @dataclass(frozen=True)
@@ -88,30 +106,57 @@ class Experiment:
                 "move the file away"
             )
         torch.set_num_threads(numba.get_num_threads())  # the same for everybody
+        results["circumstances"] = _circumstances(device)
         runs = results["runs"]
         total = sum(len(model.rates) + self.seeds - 1 for model in self.models)
-        with tqdm(total=total, unit="run", desc=path.stem) as bar:
-            for model, rate, seed in self._planned(runs):
-                if _find(runs, model, rate, seed) is None:
-                    bar.set_postfix_str(f"{model.label}, rate {rate:g}, seed {seed}")
-                    runs.append(self._train(model, rate, seed, device))
-                    results["circumstances"] = _circumstances(device)
-                    write(path, results)
+        with tqdm(total=total, initial=len(runs), unit="run", desc=path.stem) as bar:
+            for run in self._trained(runs, device):
+                bar.set_postfix_str(f"{run['model']}, rate {run['rate']:g}, seed {run['seed']}")
                 bar.update()
+                write(path, results)
         if "rows_per_second" not in results:
             results["rows_per_second"] = self._rows_per_second(device)
             write(path, results)
 
-    def _planned(self, runs: list[dict[str, Any]]) -> Iterator[tuple[Model, float, int]]:
-        """Yield all runs in turn; ``runs`` has grown by those before."""
-        for model in self.models:
-            for rate in model.rates:
-                yield model, rate, 0
-        for seed in range(1, self.seeds):
-            for model in self.models:
-                yield model, chosen_rate(runs, model.label), seed
+    def _trained(
+        self, runs: list[dict[str, Any]], device: torch.device
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the runs that are missing as they end, each appended to ``runs``."""
+        under_way: dict[Key, tuple[torch.cuda.Stream | None, _Run]] = {}
 
-    def _train(self, model: Model, rate: float, seed: int, device: torch.device) -> dict[str, Any]:
+        def begin() -> None:
+            for key in self._missing(runs):
+                if len(under_way) < TOGETHER[device.type] and key not in under_way:
+                    under_way[key] = own_stream(device), self._train(*key, device)
+
+        begin()
+        with one_thread():
+            while under_way:
+                for key, (stream, run) in [*under_way.items()]:
+                    # Who is still busy waits, so that no queue is so full that all wait for it.
+                    if stream is not None and not stream.query():
+                        continue
+                    with torch.cuda.stream(stream):
+                        if (result := next(run)) is None:
+                            continue
+                    del under_way[key]
+                    runs.append(result)
+                    begin()
+                    yield result
+
+    def _missing(self, runs: Sequence[Mapping[str, Any]]) -> list[Key]:
+        """Return the runs that can be begun, other seeds of a model once its rates are tried."""
+        done = {(run["model"], run["rate"], run["seed"]) for run in runs}
+        planned: list[Key] = []
+        for model in self.models:
+            planned += [(model, rate, 0) for rate in model.rates]
+            if all((model.label, rate, 0) in done for rate in model.rates):
+                rate = chosen_rate(runs, model.label)
+                planned += [(model, rate, seed) for seed in range(1, self.seeds)]
+        return [key for key in planned if (key[0].label, *key[1:]) not in done]
+
+    def _train(self, model: Model, rate: float, seed: int, device: torch.device) -> _Run:
+        """Train a network; yield None after every few steps, and what is to be kept at the end."""
         task = self.task
         torch.manual_seed(seed)
         network = model.build().to(device)
@@ -122,17 +167,19 @@ class Experiment:
             loss=task.loss,
             penalty=task.penalty,
             penalty_start=model.penalty_start,
+            refined_num_grids=model.refined_num_grids,
             keeps_statistics=task.keeps_statistics,
             rows_at_once=task.rows_at_once,
         )
         started = time.perf_counter()
-        training = trainer.train(model.label, network, model.parameter_groups(network, rate))
+        bursts = trainer.bursts(model.label, network, model.parameter_groups(network, rate))
+        training = yield from bursts
         if not training.completed:
             raise KeyboardInterrupt
         seconds = time.perf_counter() - started
         deployed = model.deployed(network)
         inputs, targets = task.test
-        return {
+        yield {
             "model": model.label,
             "kind": model.kind,
             "flops": model.flops(),
@@ -145,25 +192,29 @@ class Experiment:
         }
 
     def _rows_per_second(self, device: torch.device) -> dict[str, float]:
-        """Measure inference of all models, in turn, on the rows of the test.
+        """Measure inference of all models, in turn: on a GPU of as many rows as fill it.
 
         The time depends on sizes alone, so the networks are new ones.
         """
         inputs, _ = self.task.test
-
-        def measure(network: nn.Module) -> Callable[[], tuple[float]]:
-            def seconds() -> tuple[float]:
-                start = time.perf_counter()
-                evaluate(network, inputs, self.task.rows_at_once)  # ends with a copy of the answers
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                return (time.perf_counter() - start,)
-
-            return seconds
-
         networks = {each.label: each.deployed(each.build().to(device)) for each in self.models}
+        if device.type == "cuda":
+            from ..device import device_stopwatch  # needs CuPy
+
+            inputs = inputs[torch.arange(self.task.rows_at_once, device=device) % len(inputs)]
+
+            def measure(network: nn.Module) -> Callable[[], tuple[float]]:
+                forward = Replayed(network.eval())
+                return lambda: device_stopwatch(forward, inputs)[:1]
+
+        else:
+
+            def measure(network: nn.Module) -> Callable[[], tuple[float]]:
+                return lambda: stopwatch(evaluate, network, inputs, self.task.rows_at_once)[:1]
+
         measurements = {label: measure(each) for label, each in networks.items()}
-        taken = interleave(measurements, seconds=self.timing_seconds)
+        with torch.no_grad(), torch.cuda.stream(own_stream(device)):
+            taken = interleave(measurements, seconds=self.timing_seconds)
         return {label: len(inputs) / float(np.median(each)) for label, each in taken.items()}
 
 
@@ -191,17 +242,18 @@ def command_line(name: str, description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def with_pykan(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Let the rivals be complete where their package is installed."""
+    parser.add_argument(
+        "--pykan", action="store_true", help="networks of the package too: bench/requirements.txt"
+    )
+    return parser
+
+
 def results_path(name: str, arguments: argparse.Namespace) -> Path:
     """Return where the results go: ``--out``, or a file named after the experiment."""
     file = f"{name}-{arguments.scale}-{arguments.device.type}.json"
     return arguments.out or RESULTS / file
-
-
-def _find(
-    runs: Iterable[Mapping[str, Any]], model: Model, rate: float, seed: int
-) -> Mapping[str, Any] | None:
-    key = (model.label, rate, seed)
-    return next((run for run in runs if (run["model"], run["rate"], run["seed"]) == key), None)
 
 
 def _circumstances(device: torch.device) -> dict[str, Any]:

@@ -19,19 +19,20 @@ import lmkan_cupy
 
 from .experiment import Experiment, Task
 from .image_data import Images
-from .models import LMKAN_RATES, Model
+from .models import FEW_RATES, RATES, Model
 
-STEPS = {"smoke": 4, "cpu": 3000, "gpu": 100_000}
+STEPS = {"smoke": 4, "cpu": 3000, "gpu": 3000}
 ROWS = {"smoke": 120, "cpu": 60_000, "gpu": 2_000_000}  # at most
+BATCH = {"smoke": None, "cpu": None, "gpu": 128}  # None: as fit chooses it
+ROWS_AT_ONCE = {"smoke": 512, "cpu": 512, "gpu": 2000}
 WIDTHS = {
     "smoke": ([2], [2]),
     "cpu": ([4, 8, 16], [4, 8, 16, 32]),
-    "gpu": ([8, 16, 32, 64], [8, 16, 32, 64, 128, 256]),
+    "gpu": ([4, 8], [4, 8, 16, 32]),
 }
-TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 60.0}
+TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 5.0}
 VALIDATION_SEED = 2**20
 SHIFT = 0.125  # of an image's size, at most, in augmentation
-CNN_RATES = (1e-3, 3e-3, 1e-2)
 
 
 class Block(nn.Module):
@@ -64,7 +65,7 @@ class CNN(Model):
     image: tuple[int, int, int]
     classes: int
     width: int
-    rates: tuple[float, ...] = CNN_RATES
+    rates: tuple[float, ...] = RATES
 
     @property
     def kind(self) -> str:
@@ -112,7 +113,7 @@ class CNN(Model):
                 features = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
                 total += lmkan_cupy.flops(features, module.out_channels) * output[0, 0].numel()
 
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.device("meta"), torch.no_grad():  # shapes alone
             network = self.build().eval()
             for module in network.modules():
                 module.register_forward_hook(count)
@@ -125,7 +126,7 @@ class LMKANCNN(CNN):
     """lmKAN convolutions of normalised and bounded inputs, each with a linear branch at first."""
 
     num_grids: int = 8
-    rates: tuple[float, ...] = LMKAN_RATES
+    rates: tuple[float, ...] = FEW_RATES
 
     @property
     def kind(self) -> str:
@@ -164,9 +165,9 @@ class LMKANCNN(CNN):
 class AugmentedImages(Rows):
     """Standardised images, shifted by some pixels and mirrored at random."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator(self.features.device).manual_seed(self.seed)
-        for images, labels in super().__iter__():
+        for images, labels in super()._blocks():
             yield augmented(images, generator), labels
 
 
@@ -210,15 +211,20 @@ def make_experiment(title: str, data: Images, arguments: argparse.Namespace) -> 
     x, y = inputs(data.images[training]), data.labels[training].to(device)
     test_images, test_labels = data.test_images[: ROWS[scale]], data.test_labels[: ROWS[scale]]
     task = Task(
-        batches=lambda seed: AugmentedImages(x, y, seed),
+        batches=lambda seed: AugmentedImages(x, y, seed, BATCH[scale]),
         steps=STEPS[scale],
         validation=(inputs(data.images[validation]), data.labels[validation].to(device)),
         test=(inputs(test_images), test_labels.to(device)),
         loss=cross_entropy,
         errors=error_rate,
         penalty=penalty_for(len(y)),
-        setting={"rows": len(y), "image": list(x.shape[1:])},
-        rows_at_once=512,
+        setting={
+            "rows": len(y),
+            "image": list(x.shape[1:]),
+            "batch": BATCH[scale],
+            "rows_at_once": ROWS_AT_ONCE[scale],
+        },
+        rows_at_once=ROWS_AT_ONCE[scale],
         keeps_statistics=False,
     )
     channels, height, width = x.shape[1:]

@@ -12,7 +12,7 @@ Errors are in eV, of forces in eV / Angstrom; about one configuration in a hundr
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -22,15 +22,21 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
 from ..make_methane import BUNDLED, FIRST, SECOND, sample
-from .experiment import Experiment, Task, command_line, results_path
-from .models import LMKAN, MLP, FastKAN, Model
+from .experiment import Experiment, Task, command_line, results_path, with_pykan
+from .models import LMKAN, MLP, PYKAN_HIDDEN, FastKAN, Model, PyKAN, variants
 
 #: Files in the order in which they are taken, where they have what is needed.
 FILES = ("methane_xtb_600k_noforces.npz", "methane_xtb_100k.npz", "methane_xtb.npz")
 
-STEPS = {"smoke": 20, "cpu": 10_000, "gpu": 300_000}
+STEPS = {
+    "distances": {"smoke": 20, "cpu": 10_000, "gpu": 12_000},
+    "cartesian": {"smoke": 20, "cpu": 10_000, "gpu": 10_000},
+    "forces": {"smoke": 20, "cpu": 10_000, "gpu": 5_000},
+}
 ROWS = {"smoke": 1000, "cpu": 100_000, "gpu": 600_000}  # at most
-TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 60.0}
+BATCH = {"smoke": None, "cpu": None, "gpu": 1024}  # None: as fit chooses it
+ROWS_AT_ONCE = {"smoke": 8192, "cpu": 8192, "gpu": 2**17}
+TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 5.0}
 SPLIT_SEED = 2**20
 
 LOW = 4.0  # eV
@@ -41,19 +47,44 @@ TITLES = {
     "forces": "energies and forces",
 }
 
-HIDDEN: dict[str, dict[Callable[[tuple[int, ...]], Model], list[tuple[int, ...]]]] = {
-    "smoke": {LMKAN: [(4,)], MLP: [(6,)], FastKAN: [(2,)]},
-    "cpu": {
-        LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
-        MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256)],
-        FastKAN: [(8, 8), (16, 16), (32, 32)],
+Networks: TypeAlias = dict[Callable[[tuple[int, ...]], Model], list[tuple[int, ...]]]
+
+SMOKE: Networks = {LMKAN: [(4,)], MLP: [(6,)], FastKAN: [(2,)]}
+CPU: Networks = {
+    LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
+    MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256)],
+    FastKAN: [(8, 8), (16, 16), (32, 32)],
+}
+
+#: Features of the hidden layers of every kind's networks.
+HIDDEN: dict[str, dict[str, Networks]] = {
+    "distances": {
+        "smoke": SMOKE,
+        "cpu": CPU,
+        "gpu": {
+            LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
+            MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512)],
+            FastKAN: [(8, 8), (16, 16), (32, 32)],
+        },
     },
-    "gpu": {
-        LMKAN: [(width,) * depth for depth in (2, 3) for width in (16, 32, 64, 128, 256)],
-        MLP: [(width,) * depth for depth in (2, 3) for width in (32, 64, 128, 256, 512, 1024)],
-        FastKAN: [(width,) * depth for depth in (2, 3) for width in (16, 32, 64, 128)],
+    "cartesian": {
+        "smoke": SMOKE,
+        "cpu": CPU,
+        "gpu": {
+            LMKAN: [(16, 16), (32, 32), (64, 64)],
+            MLP: [(32, 32), (64, 64), (128, 128), (256, 256)],
+            FastKAN: [(16, 16), (32, 32)],
+        },
+    },
+    "forces": {
+        "smoke": SMOKE,
+        "cpu": CPU,
+        "gpu": {LMKAN: [(16, 16), (32, 32)], MLP: [(32, 32), (64, 64), (128, 128)]},
     },
 }
+
+#: Of the lmKAN that is trained on distances with stages of its fitting changed.
+VARIED = {"smoke": (4,), "cpu": (16, 16), "gpu": (16, 16)}
 
 Floats = NDArray[np.floating[Any]]
 
@@ -124,23 +155,31 @@ def energy_errors(energy: Standardised) -> Callable[[Tensor, Tensor], dict[str, 
 def augmented(positions: Tensor, generator: torch.Generator) -> Tensor:
     """Turn, mirror and permute: the hydrogens [B, 4, 3] of every molecule in their own way."""
     device = positions.device
-    matrices = torch.randn(len(positions), 3, 3, generator=generator, device=device)
-    q, r = torch.linalg.qr(matrices)
-    # With the signs of r's diagonal taken out, q is uniform over rotations and reflections
-    # (Mezzadri, arXiv math-ph/0609050).
-    q = q * torch.diagonal(r, dim1=1, dim2=2).sign()[:, None]
+    # A normal vector's direction is uniform, and so is the rotation of that unit quaternion.
+    quaternions = torch.randn(len(positions), 4, generator=generator, device=device)
+    w, x, y, z = nn.functional.normalize(quaternions, dim=1).unbind(dim=1)
+    rotations = torch.stack(
+        [
+            *(1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
+            *(2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
+            *(2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
+        ],
+        dim=1,
+    ).reshape(-1, 3, 3)
+    mirrored = torch.rand(len(positions), 1, 1, generator=generator, device=device) < 0.5
+    rotations = torch.where(mirrored, -rotations, rotations)
     keys = torch.rand(positions.shape[:2], generator=generator, device=device)
     order = keys.argsort(dim=1)[..., None].expand_as(positions)
-    turned: Tensor = positions.gather(1, order) @ q
+    turned: Tensor = positions.gather(1, order) @ rotations
     return turned
 
 
 class AugmentedRows(Rows):
     """Rows of the hydrogens' coordinates [N, 12], augmented anew in every batch."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator(self.features.device).manual_seed(self.seed)
-        for positions, energy in super().__iter__():
+        for positions, energy in super()._blocks():
             yield augmented(positions.reshape(-1, 4, 3), generator).flatten(1), energy
 
 
@@ -159,12 +198,16 @@ class EnergyAndForces(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    first: Tensor  # the atoms of every distance
+    second: Tensor
 
     def __init__(self, network: nn.Module, mean: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.network = network
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
+        self.register_buffer("first", torch.from_numpy(FIRST))
+        self.register_buffer("second", torch.from_numpy(SECOND))
 
     def forward(self, positions: Tensor) -> Tensor:
         learns = torch.is_grad_enabled()
@@ -180,7 +223,8 @@ class EnergyAndForces(nn.Module):
         carbon, hydrogens = atoms[:, :1], atoms[:, 1:]
         order = (hydrogens - carbon).norm(dim=2).argsort(dim=1)[..., None].expand_as(hydrogens)
         atoms = torch.cat([carbon, hydrogens.gather(1, order)], dim=1)
-        distances: Tensor = (atoms[:, FIRST] - atoms[:, SECOND]).norm(dim=2)
+        between = atoms.index_select(1, self.first) - atoms.index_select(1, self.second)
+        distances: Tensor = between.norm(dim=2)
         return distances
 
 
@@ -214,7 +258,9 @@ class WithForces(Model):
         return EnergyAndForces(energy, self.mean, self.scale).to(self.mean.device)
 
 
-def make_experiment(inputs: str, scale: str, data: Path | None, device: torch.device) -> Experiment:
+def make_experiment(
+    inputs: str, scale: str, data: Path | None, device: torch.device, pykan: bool
+) -> Experiment:
     arrays, source = read(data, inputs, ROWS[scale])
     training, validation, test = split(len(arrays["energies"]))
     energy = standardised(arrays["energies"][:, None], training, device)
@@ -234,22 +280,31 @@ def make_experiment(inputs: str, scale: str, data: Path | None, device: torch.de
         y = torch.cat([energy.values, forces / energy.scale], dim=1)
         loss, errors = energy_and_forces_loss, energy_and_forces_errors(energy)
     features = 12 if inputs == "cartesian" else 10
+    kinds = HIDDEN[inputs][scale] | ({PyKAN: PYKAN_HIDDEN[scale]} if pykan else {})
     models = [
-        make((features, *hidden, 1))
-        for make, networks in HIDDEN[scale].items()
-        for hidden in networks
+        make((features, *hidden, 1)) for make, networks in kinds.items() for hidden in networks
     ]
+    if inputs == "distances":
+        models += variants((features, *VARIED[scale], 1))
     if inputs == "forces":
         models = [WithForces(each, distances.mean, distances.scale) for each in models]
+    x_training, y_training = x[training], y[training]
     task = Task(
-        batches=lambda seed: kind_of_rows(x[training], y[training], seed),
-        steps=STEPS[scale],
+        batches=lambda seed: kind_of_rows(x_training, y_training, seed, BATCH[scale]),
+        steps=STEPS[inputs][scale],
         validation=(x[validation], y[validation]),
         test=(x[test], y[test]),
         loss=loss,
         errors=errors,
         penalty=penalty_for(copies * len(training)),
-        setting={"inputs": inputs, "source": source, "rows": len(y)},
+        setting={
+            "inputs": inputs,
+            "source": source,
+            "rows": len(y),
+            "batch": BATCH[scale],
+            "rows_at_once": ROWS_AT_ONCE[scale],
+        },
+        rows_at_once=ROWS_AT_ONCE[scale],
     )
     return Experiment(
         f"Methane, {TITLES[inputs]}", task, models, timing_seconds=TIMING_SECONDS[scale]
@@ -272,12 +327,16 @@ def energy_and_forces_errors(
 
 
 def main() -> None:
-    parser = command_line("methane", __doc__)
+    parser = with_pykan(command_line("methane", __doc__))
     parser.add_argument("--inputs", choices=TITLES, default="distances")
     parser.add_argument("--data", type=Path, help="folder with files of bench.make_methane")
     arguments = parser.parse_args()
     experiment = make_experiment(
-        arguments.inputs, arguments.scale, arguments.data, arguments.device
+        arguments.inputs,
+        arguments.scale,
+        arguments.data,
+        arguments.device,
+        arguments.pykan,
     )
     name = "methane" if arguments.inputs == "distances" else f"methane_{arguments.inputs}"
     experiment.run(results_path(name, arguments), arguments.device)

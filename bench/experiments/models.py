@@ -10,16 +10,20 @@ from typing import Any, Literal
 
 from lmkan_cupy.adapters.mlp import fused, make_mlp, mlp_flops
 from lmkan_cupy.adapters.training import BOUND, block_chain, fold_, parameter_groups
-from torch import nn
+from torch import Tensor, nn
 
 import lmkan_cupy
 
 from ..fastkan import fastkan_flops, make_fastkan
 
-#: Learning rates that are tried for every model of a kind; of the tables, for an lmKAN.
-LMKAN_RATES = (1e-3, 3e-3, 1e-2)
-MLP_RATES = (3e-3, 1e-2, 3e-2)
-FASTKAN_RATES = (1e-3, 3e-3, 1e-2)
+#: Learning rates that are tried for every model; of the tables, for an lmKAN.
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+
+#: Fewer for what costs much to train, and for variants of a model that has been tuned.
+FEW_RATES = (3e-3, 1e-2)
+
+#: Features of the hidden layers of pykan's networks; a step takes them long.
+PYKAN_HIDDEN = {"smoke": [(2,)], "cpu": [(4, 4), (8, 8)], "gpu": [(4, 4), (8, 8), (16, 16)]}
 
 
 class Model(ABC):
@@ -33,10 +37,13 @@ class Model(ABC):
         The learning rates to choose from.
     penalty_start : float
         The weight of the Hessian penalty at the start, in a model that has one.
+    refined_num_grids : int or None
+        The grid of the second part of the training, None for the same one.
     """
 
     rates: tuple[float, ...]
     penalty_start: float = 1.0
+    refined_num_grids: int | None = None
 
     @property
     @abstractmethod
@@ -69,7 +76,7 @@ class MLP(Model):
     """Linear layers, with batch normalisation and ReLU between them."""
 
     sizes: tuple[int, ...]
-    rates: tuple[float, ...] = MLP_RATES
+    rates: tuple[float, ...] = RATES
 
     @property
     def kind(self) -> str:
@@ -96,7 +103,7 @@ class FastKAN(Model):
 
     sizes: tuple[int, ...]
     num_grids: int = 8
-    rates: tuple[float, ...] = FASTKAN_RATES
+    rates: tuple[float, ...] = RATES
 
     @property
     def kind(self) -> str:
@@ -114,6 +121,51 @@ class FastKAN(Model):
 
 
 @dataclass(frozen=True)
+class PyKAN(Model):
+    """Layers of the package pykan, cubic splines of one variable; trained as the others are.
+
+    Inputs are normalised over the batch, and the grid stays where it is.
+    """
+
+    sizes: tuple[int, ...]
+    num_grids: int = 8
+    rates: tuple[float, ...] = FEW_RATES
+
+    @property
+    def kind(self) -> str:
+        return "pykan"
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind} {'-'.join(map(str, self.sizes))} G={self.num_grids}"
+
+    def flops(self) -> int:
+        """Return the multiply-adds for one row; those that give the splines are not counted.
+
+        Four cubic splines and the branch are not zero: the package computes with all of them.
+        """
+        return sum(5 * i * o for i, o in pairwise(self.sizes))
+
+    def build(self) -> nn.Sequential:
+        return nn.Sequential(*(PyKANBlock(i, o, self.num_grids) for i, o in pairwise(self.sizes)))
+
+
+class PyKANBlock(nn.Module):
+    """Batch normalisation, bounds, and pykan's layer, ``[B, I] -> [B, O]``."""
+
+    def __init__(self, in_features: int, out_features: int, num_grids: int) -> None:
+        super().__init__()
+        from kan.KANLayer import KANLayer
+
+        self.norm = nn.BatchNorm1d(in_features, affine=False)
+        self.layer = KANLayer(in_features, out_features, num=num_grids, grid_range=(-BOUND, BOUND))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(self.norm(x).clamp(-BOUND, BOUND))[0]  # the rest is for plots
+        return y
+
+
+@dataclass(frozen=True)
 class LMKAN(Model):
     """lmKAN blocks, fitted as ``python -m lmkan_cupy fit`` does; a variant is a kind of its own."""
 
@@ -121,7 +173,8 @@ class LMKAN(Model):
     num_grids: int = 8
     residual: Literal["linear", "relu"] | None = "linear"
     penalty_start: float = 1.0
-    rates: tuple[float, ...] = LMKAN_RATES
+    refined_num_grids: int | None = None
+    rates: tuple[float, ...] = RATES
     variant: str = ""
 
     @property
@@ -130,7 +183,8 @@ class LMKAN(Model):
 
     @property
     def label(self) -> str:
-        return f"{self.kind} {'-'.join(map(str, self.sizes))} G={self.num_grids}"
+        num_grids = self.refined_num_grids or self.num_grids
+        return f"{self.kind} {'-'.join(map(str, self.sizes))} G={num_grids}"
 
     def flops(self) -> int:
         return sum(lmkan_cupy.flops(i, o) for i, o in pairwise(self.sizes))
@@ -144,3 +198,15 @@ class LMKAN(Model):
     def deployed(self, network: nn.Module) -> nn.Module:
         fold_(network)
         return network
+
+
+def variants(sizes: tuple[int, ...]) -> list[Model]:
+    """Return an lmKAN's variants, each with one thing in its fitting changed."""
+    return [
+        LMKAN(sizes, residual="relu", variant="ReLU branch", rates=FEW_RATES),
+        LMKAN(sizes, residual=None, variant="no branch", rates=FEW_RATES),
+        LMKAN(sizes, penalty_start=1e-12, variant="weak penalty from the start", rates=FEW_RATES),
+        LMKAN(sizes, num_grids=4, variant="coarse grid", rates=FEW_RATES),
+        LMKAN(sizes, num_grids=16, variant="fine grid", rates=FEW_RATES),
+        LMKAN(sizes, refined_num_grids=16, variant="refined grid", rates=FEW_RATES),
+    ]

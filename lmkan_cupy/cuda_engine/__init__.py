@@ -68,6 +68,19 @@ def _evaluation(
     out_aligned: bool,
 ) -> Callable[..., None]:
     plan = launch_plan.forward(layer, batch, device, direction=direction, aligned=tables_aligned)
+    return by_plan(plan, knots, layer, batch, direction, accumulate, out_aligned)
+
+
+def by_plan(
+    plan: launch_plan.Forward,
+    knots: Array,
+    layer: Layer,
+    batch: int,
+    direction: bool = False,
+    accumulate: bool = False,
+    out_aligned: bool = True,
+) -> Callable[..., None]:
+    """Return a function of ``x, ggx, tables, out`` that does what a plan says."""
     if plan.ring:
         return ByRing(knots, plan, layer, batch, direction, accumulate, out_aligned)
     return Kernel(plan.kernel, knots, batch, layer.in_features, layer.out_features, accumulate)
@@ -180,7 +193,7 @@ def _pull_back(
         layer_tables is not None,
         grad_x is not None,
         grad_tables is not None,
-        aligned(grad_y, direction_tables, layer_tables, grad_tables),
+        aligned(x, grad_y, direction_tables, layer_tables, grad_tables),
     )
     pull_back = _ready(_PullBack, knots, layer, len(x), *choices)
     if grad_tables is not None:
@@ -221,11 +234,10 @@ class _PullBack:
             of_records * number,  # fractions
             pairs * index,  # evens
             plan.tiles * of_records * number if plan.slopes else 0,
-            pairs * plan.stretches * 4 * outputs * number if plan.slots else 0,
+            2 * pairs * plan.parts * 4 * outputs * number if plan.slots else 0,
         )
         # Cells that share rows of the tables' gradient lie in different halves, see backward.cu.
         halves = (0, 1) if need_tables else (2,)
-        stretches = (plan.stretches, plan.stretch)
         sizes = (layer.in_features, outputs)
         self._chunks = []
         for first in range(0, batch, plan.chunk):
@@ -234,8 +246,8 @@ class _PullBack:
             self._chunks.append(
                 (
                     Kernel(plan.sort, knots, *span, layer.in_features),
-                    [Kernel(plan.walk, knots, *span, *stretches, half, *sizes) for half in halves],
-                    Kernel(plan.slots, knots, count, plan.chunk, *stretches, *sizes)
+                    [Kernel(plan.walk, knots, *span, plan.parts, half, *sizes) for half in halves],
+                    Kernel(plan.slots, knots, count, plan.chunk, plan.parts, *sizes)
                     if plan.slots
                     else None,
                     Kernel(plan.slopes, knots, *span, *sizes) if plan.slopes else None,

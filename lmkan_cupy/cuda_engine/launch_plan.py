@@ -107,9 +107,9 @@ MOST_CHUNK = 32768
 #: The sort counts so many digits at most, in at most half of its shared memory.
 MOST_DIGITS = 2048
 
-#: Samples of one warp in the backward, the most that still give every multiprocessor so many warps.
-STRETCHES = (1024, 512, 256, 128, 64, 32)
-WARPS_PER_MULTIPROCESSOR = 48
+#: Samples of one warp in the backward, at most, of a half with half of a chunk; the fewest, where
+#: there would be too few blocks.
+STRETCH, SHORTEST_STRETCH = 256, 32
 
 #: Threads of a block of the penalty at most; warps of it that a multiprocessor should hold, and so
 #: many less from sm_100 on; blocks of them at most.
@@ -271,10 +271,8 @@ class Backward:
     ----------
     chunk : int
         Samples of a chunk; the last may have fewer.
-    stretch : int
-        Samples of a stretch, what one warp walks.
-    stretches : int
-        Of a chunk at most: the last of each half may be shorter.
+    parts : int
+        Blocks of the walk for a pair and a tile of outputs, each for as many samples.
     tiles : int
         Of outputs.
     sort, walk : Launch
@@ -285,8 +283,7 @@ class Backward:
     """
 
     chunk: int
-    stretch: int
-    stretches: int
+    parts: int
     tiles: int
     sort: Launch
     walk: Launch
@@ -533,22 +530,18 @@ def backward(
         (size for limit, size in CHUNKS.items() if layer.num_grids <= limit), MOST_CHUNK
     )
     # Tables do not matter to the sort: one source serves all their dtypes.
-    sort, most_chunk = _sort(replace(layer, table=layer.real), most_chunk, device)
+    of_x = replace(layer, table=layer.real)
+    sort, most_chunk = _sort(of_x, most_chunk, device, aligned and layer.in_features % 2 == 0)
     chunk = min(max(batch, 1), most_chunk)
-
-    walks = layer.pairs * tiles / (2 if need_tables else 1)
-    enough = WARPS_PER_MULTIPROCESSOR * device.multiprocessors
-    stretch = next(
-        (each for each in STRETCHES if walks * _ceil(chunk, each) >= enough), STRETCHES[-1]
-    )
-    stretches = _ceil(chunk, stretch) + 1
 
     wide = layer.real == "float64" or direction
     paired = device.capability >= PAIRED_OPERATIONS
+    resident = WALK_BLOCKS - wide - paired
+    parts = _parts(chunk, layer.pairs * tiles, resident * device.multiprocessors, need_tables)
     walk = _source(
         "backward.cu",
         layer,
-        BLOCKS=WALK_BLOCKS - wide - paired,
+        BLOCKS=resident,
         LANE_OUTPUTS=outputs,
         VECTOR=_vector(layer, min(outputs, _most_vector(layer)), aligned),
         SEVERAL_TILES=tiles > 1,
@@ -558,11 +551,11 @@ def backward(
         TABLES_GRADIENT=need_tables,
     )
     blocks = layer.pairs if batch else 0
+    slot_tasks = layer.pairs * _ceil(layer.out_features, LANES * WARPS["backward.cu"])
     slope_tasks = _ceil(chunk, LANES) * _ceil(layer.pairs, LANES // 2)
     return Backward(
         chunk,
-        stretch,
-        stretches,
+        parts,
         tiles,
         Launch(
             sort,
@@ -571,23 +564,38 @@ def backward(
             LANES * WARPS["sort.cu"],
             _sort_bytes(sort, chunk),
         ),
-        _launch("backward", tiles * layer.pairs * stretches, walk),
-        _launch("backward_slots", layer.pairs * tiles, walk) if need_tables else None,
-        _launch("backward_slopes", WARPS["backward.cu"] * slope_tasks, walk)
-        if need_x and tiles > 1
-        else None,
+        _tasks("backward", tiles * layer.pairs * parts, walk),
+        _tasks("backward_slots", slot_tasks, walk) if need_tables else None,
+        _tasks("backward_slopes", slope_tasks, walk) if need_x and tiles > 1 else None,
     )
 
 
-def _sort(layer: Layer, chunk: int, device: Device) -> tuple[Source, int]:
-    """Return the source of the sort, and as much of ``chunk`` as it has shared memory for."""
+def _parts(chunk: int, walks: int, resident: int, need_tables: bool) -> int:
+    """Return how many blocks share the samples of one of ``walks`` pairs and tiles.
+
+    Of the numbers that leave a warp ``STRETCH`` samples to half of them, the one with which
+    ``resident`` blocks at a time are most nearly busy to the end.
+    """
+    samples = _ceil(chunk, 2 if need_tables else 1)  # half of them lie in cells of even rows
+    of_block = WARPS["backward.cu"]
+    most = _ceil(samples, of_block * SHORTEST_STRETCH)
+    fewest = min(max(_ceil(samples, of_block * STRETCH), resident // walks), most)
+    possible = range(fewest, min(2 * fewest, most) + 1)
+    return min(possible, key=lambda parts: _ceil(walks * parts, resident) / parts)
+
+
+def _sort(layer: Layer, chunk: int, device: Device, in_twos: bool) -> tuple[Source, int]:
+    """Return the source of the sort, and as much of ``chunk`` as it has shared memory for.
+
+    ``in_twos``: the coordinates of a sample and a pair are one vector.
+    """
     cells = layer.num_grids**2
     most_digits = min(MOST_DIGITS, device.shared_bytes // (2 * _bytes_per_digit()))
     passes = next(n for n in range(1, 32) if most_digits**n >= cells)
     digits = next(
         n for n in range(round(cells ** (1 / passes)) - 1, cells + 1) if n**passes >= cells
     )
-    source = _source("sort.cu", layer, DIRECTION=0, PASSES=passes, DIGITS=digits)
+    source = _source("sort.cu", layer, DIRECTION=0, IN_TWOS=in_twos, PASSES=passes, DIGITS=digits)
     while _sort_bytes(source, chunk) > device.shared_bytes:
         chunk //= 2
     return source, chunk

@@ -1,0 +1,105 @@
+"""``python -m bench.plans``: every way in which the CUDA engine could compute a forward, timed.
+
+The plan takes the fastest by a model, ``cuda_engine/forward_model.py``. This shows what each would
+have taken on the first GPU beside the model's prediction, and so whether the choice was right; the
+model's constants are fitted to these files. Device times by CUDA events, packing included; what a
+call reads may be in the L2 cache.
+"""
+
+import statistics
+import sys
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import cupy
+from rich.console import Console
+
+from lmkan_cupy import cuda_engine, sigma_grid
+from lmkan_cupy.configuration import cuda_obstacle
+from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
+from lmkan_cupy.cuda_engine.launch_plan import Forward, Layer
+
+from . import record
+from .device import device_stopwatch, free_memory
+from .workloads import make_workload
+
+REPEATS = 5
+
+NAMES = ("in_features", "out_features", "num_grids", "batch")
+POINTS = [
+    *((512, 512, *rest) for rest in product((8, 16, 26, 40), (2**10, 2**14, 2**17, 2**20))),
+    *((128, 128, *rest) for rest in product((8, 26), (2**10, 2**14, 2**17, 2**20))),
+    (32, 1024, 16, 2**17),
+    (129, 65, 16, 2**17),
+]
+
+
+def plans(layer: Layer, batch: int) -> Iterator[Forward]:
+    """All candidates of the plan, and the shapes of the ring that it has passed over."""
+    device = kernel_cache.device()
+    found = launch_plan.candidates(layer, batch, device, direction=False, aligned=True)
+    yield from found
+    rings = [each.ring for each in found if each.ring]
+    for shape in launch_plan.RINGS:
+        stages = launch_plan.most_stages(layer, shape, device)
+        if stages >= 2 and shape.chunks != rings[0].chunks:
+            for packed, run in {(ring.packed, ring.run) for ring in rings}:
+                if not packed and layer.out_features % (4 * shape.chunks):
+                    continue
+                yield launch_plan.through_ring(
+                    layer, batch, device, False, packed, shape, stages, run
+                )
+
+
+def measure(point: tuple[int, int, int, int]) -> list[dict[str, Any]]:
+    """Time each plan; all must give the same results to rounding."""
+    workload = make_workload(*point, cupy)
+    layer = launch_plan.layer(workload.x, workload.tables)
+    knots = sigma_grid(workload.num_grids)
+    expected = None
+    results = []
+    for plan in plans(layer, len(workload.x)):
+        y = cupy.full_like(workload.grad_y, cupy.nan)
+        call = cuda_engine.by_plan(plan, knots, layer, len(workload.x))
+        arrays = (workload.x, None, workload.tables, y)
+        call(*arrays)
+        expected = y if expected is None else expected
+        cupy.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 * float(abs(expected).max()))
+        seconds = [device_stopwatch(call, *arrays)[0] for _ in range(REPEATS)]
+        ring = plan.ring
+        results.append(
+            {
+                "ms": round(1e3 * statistics.median(seconds), 4),
+                "predicted ms": round(1e3 * plan.prediction.seconds, 4),
+                "held by": plan.prediction.bound,
+                "chunks": ring.chunks if ring else None,
+                "stages": ring.stages if ring else None,
+                "packed": ring.packed if ring else None,
+                "splits": ring.splits if ring else None,
+            }
+        )
+    return sorted(results, key=lambda each: each["predicted ms"])
+
+
+def main() -> None:
+    if obstacle := cuda_obstacle():
+        sys.exit(obstacle)
+    console = Console(highlight=False)
+    gpu = record.gpu_circumstances()
+    path = record.gpu_path("plans", gpu)
+    results = {"bench": "plans", "circumstances": record.circumstances() | {"gpu": gpu}}
+    results["cases"] = []
+    for point in POINTS:
+        measured = measure(point)
+        free_memory()
+        results["cases"].append(dict(zip(NAMES, point, strict=True)) | {"plans": measured})
+        record.write(path, results)
+        fastest = min(measured, key=lambda each: each["ms"])
+        for name, each in ("chosen", measured[0]), ("fastest", fastest):
+            console.print(*point, name, each)
+    console.print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The verdicts of `bench.gpu` on what it measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench import gpu_targets
+from bench.record import OURS
+
+
+def results_with(authors: float, backward_ms: float) -> dict[str, Any]:
+    """One large case: the authors' forward takes so many times ours of 10 ms."""
+    ours = {"forward": {"ms": 10.0}, "backward": {"ms": backward_ms}}
+    of_authors = {"forward": {"median": authors}, "backward": {"median": 3.0}}
+    case = {**gpu_targets.LARGE, "num_grids": 16, "layers": {OURS: ours, "authors": of_authors}}
+    return {"cases": [case | {"forward": {"share of the shared-memory limit": 0.81}}]}
+
+
+def met(results: dict[str, Any]) -> dict[str, bool | None]:
+    return {each.what: each.met for each in gpu_targets.verdicts(results)}
+
+
+def test_at_least_and_at_most() -> None:
+    good, bad = met(results_with(1.1, 18.0)), met(results_with(1.09, 18.1))
+    for what in "forward, G = 16: the authors' time", "backward, G = 16: our forward's time":
+        assert (good[what], bad[what]) == (True, False)
+    assert good["backward, G = 16: the authors' time"]
+    assert good["forward, G = 16: shared memory's limit"]
+
+
+def test_what_was_not_measured_is_not_judged() -> None:
+    verdicts = met({"cases": []})
+    assert len(verdicts) == 19
+    assert set(verdicts.values()) == {None}
