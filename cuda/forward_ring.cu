@@ -9,8 +9,8 @@
 //          of these tiles, then the next tiles; one run of pairs after the other.
 // Reads    x, X [P, stride, 2], packed: once per tile of outputs. tables: a tile once per block.
 // Writes   y [B, O], or with several runs of pairs parts [splits, B, O]: each element once.
-// Order    one sum per output, over the pairs of a run ascending and corners as in tile.cuh, float16
-//          first within a cell. Parts are added by forward_ring_sum, ascending.
+// Order    one sum per output, over the pairs of a run ascending and corners as in tile.cuh, those
+//          of float16 by themselves first. Parts are added by forward_ring_sum, ascending.
 // Bound    16 bytes of shared memory per evaluation, so 8 evaluations per clock and
 //          multiprocessor. A prototype of this design reached 5.6 to 7.0 on an H100
 //          (bench/results/ground.md). Half tables: 8 bytes, so 16, and issue comes near that.

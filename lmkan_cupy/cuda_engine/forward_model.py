@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 #: chunk (4 rows, 32 lanes, 128 bytes per clock) and 4 for the knots; fitted, what does not overlap.
 SHARED_CLOCKS = {8: 142, 4: 75, 2: 48}
 
-#: Warp instructions of the same, counted in machine code for sm_90, not measured; and of a copy of 16
-#: bytes by every thread. Four schedulers issue one per clock each.
+#: Warp instructions of the same, counted in machine code for sm_90, not measured; and of a copy of
+#: 16 bytes by every thread. Four schedulers issue one per clock each.
 INSTRUCTIONS = {
     "float32": {8: 250, 4: 190, 2: 158},
     "float16": {8: 419, 4: 255, 2: 217},
