@@ -1,4 +1,4 @@
-// The layer as in forward.cu, in float, the tables read from shared memory.
+// The layer as in forward.cu, for x in float, the tables read from shared memory.
 //
 // Block    32 WARPS SAMPLES samples, a tile of outputs and a run of the pairs: pair after pair, the
 //          tables of the next ones on their way (ring.cuh).
@@ -9,12 +9,12 @@
 //          of these tiles, then the next tiles; one run of pairs after the other.
 // Reads    x, X [P, stride, 2], packed: once per tile of outputs. tables: a tile once per block.
 // Writes   y [B, O], or with several runs of pairs parts [splits, B, O]: each element once.
-// Order    one sum per output, over the pairs of a run ascending and corners as in tile.cuh. Parts
-//          are added by forward_ring_sum, ascending.
+// Order    one sum per output, over the pairs of a run ascending and corners as in tile.cuh, those
+//          of float16 by themselves first. Parts are added by forward_ring_sum, ascending.
 // Bound    16 bytes of shared memory per evaluation, so 8 evaluations per clock and
 //          multiprocessor. A prototype of this design reached 5.6 to 7.0 on an H100
-//          (bench/results/ground.md).
-#include "position.cuh"
+//          (bench/results/ground.md). Half tables: 8 bytes, so 16, and issue comes near that.
+#include "cell.cuh"
 #include "ring.cuh"
 
 // Every lane looks up a knot of its own: 16 copies of (k, 1 / h) keep the banks apart.
@@ -34,27 +34,18 @@ __device__ __forceinline__ Place place_of(float2 point, float2 along, const floa
             along.x * knot_1.y, along.y * knot_2.y};
 }
 
-__device__ __forceinline__ void add_product(float4& sum, float weight, float4 value) {
-    sum.x += weight * value.x;
-    sum.y += weight * value.y;
-    sum.z += weight * value.z;
-    sum.w += weight * value.w;
-}
-
-// Adds what a pair gives to a sample: chunk t of the lane's order to sum[t].
+// Adds what a pair gives to a sample: chunk t of the lane's order to sum[t * QUADS] and onwards.
 __device__ __forceinline__ void add_pair(float4* sum, unsigned tile, Place at) {
     Hats hats_1 = hats_at(at.u, at.a), hats_2 = hats_at(at.v, at.b);
     const Rows rows = rows_of(at.cell, threadIdx.x % 32, hats_1, hats_2);
-    const Weights weights = weights_of(hats_1, hats_2);
+    const Factors factors = factors_of(weights_of(hats_1, hats_2));
     const unsigned first = tile + rows.first;
 #pragma unroll
     for (int t = 0; t < CHUNKS; ++t) {
         const unsigned chunk = first ^ t * 16;
-        add_product(sum[t], weights.corner[0], load_16_bytes(chunk));
-        add_product(sum[t], weights.corner[1], load_16_bytes(chunk + rows.step_2));
-        add_product(sum[t], weights.corner[2], load_16_bytes(chunk + rows.step_1));
-        add_product(sum[t], weights.corner[3],
-                    load_16_bytes(chunk + rows.step_1 + rows.step_2));
+        add_cell(sum + t * QUADS, factors, [&](int corner) {
+            return load_16_bytes(chunk + corner / 2 * rows.step_1 + corner % 2 * rows.step_2);
+        });
     }
 }
 
@@ -62,8 +53,8 @@ __device__ __forceinline__ void add_pair(float4* sum, unsigned tile, Place at) {
 __device__ __forceinline__ void store(float* row, const float4* sum, long long left, bool aligned,
                                       bool accumulate) {
 #pragma unroll
-    for (int t = 0; t < CHUNKS; ++t) {
-        const int o = (t ^ threadIdx.x % CHUNKS) * CHUNK_OUTPUTS;
+    for (int t = 0; t < CHUNKS * QUADS; ++t) {
+        const int o = (t / QUADS ^ threadIdx.x % CHUNKS) * CHUNK_OUTPUTS + t % QUADS * 4;
         float4 value = sum[t];
         if (aligned) {
             float4* target = reinterpret_cast<float4*>(row + o);
@@ -73,7 +64,7 @@ __device__ __forceinline__ void store(float* row, const float4* sum, long long l
         } else {
             const float single[] = {value.x, value.y, value.z, value.w};
 #pragma unroll
-            for (int k = 0; k < CHUNK_OUTPUTS; ++k) {
+            for (int k = 0; k < 4; ++k) {
                 if (o + k < left) row[o + k] = accumulate ? row[o + k] + single[k] : single[k];
             }
         }
@@ -104,7 +95,7 @@ struct Task {
     }
 
     // The first element of the tile of a pair of the run.
-    __device__ __forceinline__ const float* source(const float* tables, int n,
+    __device__ __forceinline__ const Value* source(const Value* tables, int n,
                                                    long long out_features) const {
         const long long pair = first_pair + n;
         return tables + (PACKED ? (pair * tiles + tile) * SLOTS * OUTPUTS
@@ -115,7 +106,7 @@ struct Task {
 // `run`: pairs of a block. `aligned`: rows of y begin at multiples of 16 bytes.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 forward_ring(const float* __restrict__ x, const float* __restrict__ direction,
-             const float* __restrict__ tables, float* __restrict__ y, long long batch,
+             const Value* __restrict__ tables, float* __restrict__ y, long long batch,
              long long stride, long long pairs, long long run, long long out_features,
              long long aligned, long long accumulate) {
     extern __shared__ __align__(128) unsigned char memory[];  // tiles, their barriers, knots
@@ -139,7 +130,7 @@ forward_ring(const float* __restrict__ x, const float* __restrict__ direction,
 #pragma unroll 1
     for (int n = 0; n < AHEAD; ++n) fill(n);
     Place at[SAMPLES];
-    float4 sum[SAMPLES][CHUNKS] = {};
+    float4 sum[SAMPLES][CHUNKS * QUADS] = {};
 #pragma unroll
     for (int s = 0; s < SAMPLES; ++s) {
         at[s] = place_of(point_at(s), along_at(s), knots);
@@ -158,6 +149,8 @@ forward_ring(const float* __restrict__ x, const float* __restrict__ direction,
             add_pair(sum[s], rows, at[s]);
             asm volatile("" ::: "memory");  // else locating moves up, among the additions
             at[s] = place_of(point, along, knots);
+            // Else interpolated halves wait in registers until other samples' rows are read.
+            if (TABLE_IS_FLOAT16) __syncwarp();
         }
         ring.leave(n);
     }

@@ -1,6 +1,7 @@
 // What forward_ring.cu reads, in the order in which it is read:
 //
-//     packed_tables [P, tiles, SLOTS, OUTPUTS]   from tables [P, S, S, O]: tiles as in tile.cuh
+//     packed_tables [P, tiles, SLOTS, OUTPUTS]   from tables [P, S, S, O]: tiles as in tile.cuh,
+//                                                in float if WIDENED
 //     packed_x      [P, stride, 2]               from x [B, I]
 //
 // What fills a last tile or an odd I, and rows without a node, is 0.
@@ -13,13 +14,13 @@ constexpr int THREADS = WARPS * LANES;
 // Block    the tile of one pair.
 // Reads    tables, once, in runs of OUTPUTS.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
-pack_tables(const TABLE* __restrict__ tables, float* __restrict__ packed, long long pairs,
+pack_tables(const TABLE* __restrict__ tables, Value* __restrict__ packed, long long pairs,
             long long out_features) {
     const long long tiles = (out_features + OUTPUTS - 1) / OUTPUTS;
     for (long long task = blockIdx.x; task < pairs * tiles; task += gridDim.x) {
         const long long first = task % tiles * OUTPUTS;
         const TABLE* source = tables + task / tiles * NUM_KNOTS * NUM_KNOTS * out_features + first;
-        float* target = packed + task * SLOTS * OUTPUTS;
+        Value* target = packed + task * SLOTS * OUTPUTS;
 #pragma unroll 4
         for (int k = threadIdx.x; k < SLOTS * OUTPUTS; k += THREADS) {
             const Node node = node_of(k / OUTPUTS);
@@ -27,7 +28,7 @@ pack_tables(const TABLE* __restrict__ tables, float* __restrict__ packed, long l
             const bool exists =
                 node.i < NUM_KNOTS && node.j < NUM_KNOTS && first + o < out_features;
             const long long row = (node.i * NUM_KNOTS + node.j) * out_features;
-            target[k] = exists ? to_real(source[row + o]) : 0;
+            target[k] = exists ? static_cast<Value>(source[row + o]) : Value{};
         }
     }
 }

@@ -41,14 +41,14 @@ __device__ __forceinline__ float4 load_16_bytes(unsigned shared) {
 }
 
 #if !HAS_BARRIERS
-__device__ __forceinline__ void copy_16_bytes(unsigned shared, const float* global) {
-    const float4 value = *reinterpret_cast<const float4*>(global);
+__device__ __forceinline__ void copy_16_bytes(unsigned shared, const void* global) {
+    const float4 value = *static_cast<const float4*>(global);
     asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "f"(value.x),
                  "f"(value.y), "f"(value.z), "f"(value.w)
                  : "memory");
 }
 #else
-__device__ __forceinline__ void copy_16_bytes(unsigned shared, const float* global) {
+__device__ __forceinline__ void copy_16_bytes(unsigned shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
 
@@ -137,7 +137,7 @@ struct Ring {
     }
 
     // Starts copying tile number n from `source`, its first element. Called by all threads.
-    __device__ __forceinline__ void fill(int n, const float* source, long long out_features) const {
+    __device__ __forceinline__ void fill(int n, const Value* source, long long out_features) const {
         look_new(n);
         const int stage = n % STAGES;
         const unsigned target = tiles + stage * TILE_BYTES;

@@ -22,8 +22,15 @@
 // With fewer chunks than 8 it depends on the lane which row of a cell is added first: the sums of a
 // sample depend on its number in the batch, to rounding.
 
+// What tiles hold: values of tables, or WIDENED by pack.cu.
+#if WIDENED
+using Value = float;
+#else
+using Value = TABLE;
+#endif
+
 constexpr int ROW_BYTES = 16 * CHUNKS;
-constexpr int OUTPUTS = ROW_BYTES / static_cast<int>(sizeof(float));
+constexpr int OUTPUTS = ROW_BYTES / static_cast<int>(sizeof(Value));
 constexpr int CHUNK_OUTPUTS = OUTPUTS / CHUNKS;
 
 constexpr bool BLOCKED = CHUNKS == 2;

@@ -64,7 +64,7 @@ def _plan(in_features: int, out_features: int, num_grids: int, batch: int) -> di
     }
     if ring := plan.ring:
         rows["tables"] = (
-            f"{'packed' if ring.packed else 'as they are'}, {4 * ring.chunks} outputs wide, "
+            f"{'packed' if ring.packed else 'as they are'}, {ring.outputs} outputs wide, "
             f"{ring.stages} in shared memory ({plan.kernel.shared_bytes // 1024} KB)"
         )
         rows["samples"] = f"{ring.samples} per block, at most {ring.slice_size} per launch"

@@ -27,7 +27,6 @@ from test_special_values import (  # noqa: F401
 import lmkan_cupy
 from lmkan_cupy import allocation, cuda_engine, functional, sigma_grid
 from lmkan_cupy.cuda_engine import forward_model, kernel_cache, launch, launch_plan
-from lmkan_cupy.cuda_engine.launch_plan import RINGS as THE_PLANS_RINGS
 from lmkan_cupy.cuda_engine.launch_plan import Launch, RingShape
 
 pytest_plugins = ["emulator.fixtures"]
@@ -53,9 +52,15 @@ RINGS = {
 }
 """Those of the plan with fewer warps: less to emulate, and the same text."""
 
+BFLOAT16_TABLES = Dtypes("float32", "bfloat16")
+RING_DTYPES = [FLOAT32, HALF_TABLES, BFLOAT16_TABLES]
+
 RING_SIZES = [Sizes(37, 5, 32, 8), Sizes(200, 24, 64, 9), Sizes(300, 2, 96, 4)]
 """For the tables in shared memory: odd pairs and half a block; several blocks by several tiles,
 more pairs than stages and warps; tiles in several bunches, the last of them incomplete."""
+
+HALF_RING_SIZES = Sizes(150, 9, 128, 6)
+"""The second for half tables, whose tiles have twice as many outputs."""
 
 
 @pytest.fixture(scope="session")
@@ -231,6 +236,32 @@ def test_missing_cotangent_is_zero(
     check(run(lmkan_cupy.backward_backward, *cotangents(given)), expected_twice(zeros))
 
 
+def use_ring(monkeypatch: pytest.MonkeyPatch, shape: RingShape) -> None:
+    monkeypatch.setattr(launch_plan, "ring_shapes", lambda *_: (shape,))
+    emulated.forget_plans()
+
+
+def problem_for_ring(rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes) -> Problem:
+    if dtypes is not BFLOAT16_TABLES:
+        return make_problem(rng, sizes, dtypes)
+    problem = make_problem(rng, sizes)
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    return problem._replace(tables=problem.tables.astype(bfloat16))
+
+
+def forward(problem: Problem) -> Any:
+    """Without the checks of the public function, which takes no bfloat16 from NumPy."""
+    y = np.full_like(problem.grad_y, np.nan)
+    knots = sigma_grid(problem.tables.shape[1] - 1)
+    cuda_engine.forward(problem.x, problem.tables, knots, y)
+    return y
+
+
+def expected_by_ring(problem: Problem) -> tolerances.Expected:
+    in_half = problem.tables.dtype == np.float16
+    return tolerances.forward(problem.x, problem.tables, in_half=in_half)
+
+
 class TestForwardRing:
     """Tables in shared memory: every shape, from packed tables and from those of the layer."""
 
@@ -238,11 +269,11 @@ class TestForwardRing:
     def always(self, monkeypatch: pytest.MonkeyPatch) -> None:
         slow = forward_model.Prediction({"L2": 1e9}, 0)
         monkeypatch.setattr(forward_model, "from_global", lambda *_: slow)
-        monkeypatch.setattr(launch_plan, "RINGS", (RINGS["128-byte rows"],))
+        use_ring(monkeypatch, RINGS["128-byte rows"])
 
     @pytest.fixture(params=RINGS)
     def shape(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(launch_plan, "RINGS", (RINGS[request.param],))
+        use_ring(monkeypatch, RINGS[request.param])
 
     @pytest.fixture(params=["packed", "direct"])
     def way(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -271,7 +302,7 @@ class TestForwardRing:
             [tolerances.forward(problem.x, problem.tables)],
         )
 
-    @pytest.mark.parametrize("splits", [1, 2])
+    @pytest.mark.parametrize(("splits", "dtypes"), [(1, HALF_TABLES), (2, FLOAT32)])
     def test_double_backward(
         self,
         run: Any,
@@ -279,10 +310,11 @@ class TestForwardRing:
         monkeypatch: pytest.MonkeyPatch,
         shape: None,
         splits: int,
+        dtypes: Dtypes,
     ) -> None:
-        """Along a direction, then added to it; the sums of parts as well."""
+        """Along a direction, then added to it; the sums of parts as well. In float throughout."""
         monkeypatch.setattr(launch_plan, "SPLITS", (splits,))
-        problem = make_problem(rng, RING_SIZES[0])
+        problem = make_problem(rng, RING_SIZES[0], dtypes)
         check(run(lmkan_cupy.backward_backward, *cotangents(problem)), expected_twice(problem))
 
     @pytest.mark.parametrize(
@@ -314,14 +346,63 @@ class TestForwardRing:
             y = lmkan_cupy.forward(problem.x, problem.tables)
             tolerances.forward(problem.x, problem.tables).check(y)
 
-    @pytest.mark.parametrize("outputs", [1, 31, 33, 36])
-    @pytest.mark.parametrize("dtypes", [FLOAT32, HALF_TABLES], ids=str)
+    @pytest.mark.parametrize("outputs", [1, 31, 33, 68])
+    @pytest.mark.parametrize("dtypes", RING_DTYPES, ids=str)
     def test_tiles_that_are_not_full(
         self, run: Any, rng: np.random.Generator, outputs: int, dtypes: Dtypes
     ) -> None:
-        x, tables, *_ = problem = make_problem(rng, Sizes(70, 5, outputs, 8), dtypes)
+        problem = problem_for_ring(rng, Sizes(70, 5, outputs, 8), dtypes)
         assert self.plan(problem).packed
-        check(run(lmkan_cupy.forward, x, tables), [tolerances.forward(x, tables)])
+        check(run(forward, problem), [expected_by_ring(problem)])
+
+    @pytest.mark.parametrize("dtypes", RING_DTYPES[1:], ids=str)
+    def test_half_tables(
+        self, run: Any, rng: np.random.Generator, shape: None, way: str, dtypes: Dtypes
+    ) -> None:
+        problem = problem_for_ring(rng, HALF_RING_SIZES, dtypes)
+        plan = self.plan(problem)
+        assert plan.packed == (way == "packed")
+        check(run(forward, problem), [expected_by_ring(problem)])
+
+    @pytest.mark.parametrize("dtypes", RING_DTYPES[1:], ids=str)
+    @pytest.mark.parametrize("arch", [800, 750])
+    def test_half_tables_without_bulk_copies(
+        self,
+        rng: np.random.Generator,
+        monkeypatch: pytest.MonkeyPatch,
+        way: str,
+        dtypes: Dtypes,
+        arch: int,
+    ) -> None:
+        problem = problem_for_ring(rng, HALF_RING_SIZES, dtypes)
+        y = forward(problem)
+        emulated.install(monkeypatch, "random", seed=7, arch=arch)
+        np.testing.assert_array_equal(forward(problem), y)
+
+    @pytest.mark.parametrize("dtypes", RING_DTYPES[1:], ids=str)
+    @pytest.mark.parametrize("size", [1, 1e3, 1e15])
+    @pytest.mark.parametrize("values", ["largest", "any", "subnormal"])
+    def test_range_of_half_tables(
+        self, rng: np.random.Generator, dtypes: Dtypes, size: float, values: str
+    ) -> None:
+        """Nothing overflows inside a cell, and what is rounded to steps keeps to its bound."""
+        problem = problem_for_ring(rng, Sizes(64, 5, 64, 8), dtypes)
+        shape = problem.tables.shape
+        factors = {
+            "largest": rng.choice([65504.0, -65504.0], shape),
+            "any": problem.tables.astype(float) * 10.0 ** rng.uniform(-9, 4.8, shape),
+            "subnormal": problem.tables.astype(float) * 2.0**-20,
+        }
+        problem = problem._replace(
+            x=problem.x * np.float32(size), tables=factors[values].astype(problem.tables.dtype)
+        )
+        expected_by_ring(problem).check(forward(problem))
+
+    def test_largest_tables_give_themselves(self) -> None:
+        """Rounded weights may add up to more than 1; sums of pairs leave the range of halves."""
+        x = np.linspace(-2, 2, 400, dtype=np.float32).reshape(100, 4)
+        y = lmkan_cupy.forward(x, np.full((2, 9, 9, 64), 65504, np.float16))
+        np.testing.assert_allclose(y, 2 * 65504, rtol=5 * 2.0**-11)
 
     def test_results_anywhere_in_memory(self, rng: np.random.Generator) -> None:
         x, tables, *_ = make_problem(rng, RING_SIZES[0])
@@ -369,25 +450,38 @@ class TestForwardRing:
         lmkan_cupy.forward(x, tables)
         assert [number for kernel, number in blocks if kernel == "forward_ring"] == [2, 1]
 
+    @pytest.mark.parametrize(
+        ("shapes", "dtypes"),
+        [(launch_plan.RINGS, FLOAT32), (launch_plan.HALF_RINGS["float16"], HALF_TABLES)],
+        ids=["float32", "half"],
+    )
     def test_shapes_of_the_plan(
-        self, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+        self,
+        rng: np.random.Generator,
+        monkeypatch: pytest.MonkeyPatch,
+        shapes: tuple[RingShape, ...],
+        dtypes: Dtypes,
     ) -> None:
         """With all their warps; 28 is the largest grid of the first in the memory of an H100."""
-        for shape, num_grids in zip(THE_PLANS_RINGS, (28, 40, 56), strict=True):
-            monkeypatch.setattr(launch_plan, "RINGS", (shape,))
+        for shape, num_grids in zip(shapes, (28, 40, 56), strict=True):
+            use_ring(monkeypatch, shape)
             samples = launch_plan.LANES * shape.samples * shape.warps
-            x, tables, *_ = problem = make_problem(rng, Sizes(samples + 1, 6, 3, num_grids))
+            problem = make_problem(rng, Sizes(samples + 1, 6, 3, num_grids), dtypes)
             assert self.plan(problem).samples == samples
-            tolerances.forward(x, tables).check(lmkan_cupy.forward(x, tables))
+            expected_by_ring(problem).check(lmkan_cupy.forward(problem.x, problem.tables))
 
+    @pytest.mark.parametrize("dtypes", RING_DTYPES, ids=str)
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e15])
-    def test_one_bad_sample(self, rng: np.random.Generator, shape: None, value: float) -> None:
-        x, tables, *_ = make_problem(rng, RING_SIZES[0])
-        expected = lmkan_cupy.forward(x, tables)
-        x[7, 2] = value
-        y = lmkan_cupy.forward(x, tables)
-        others = np.arange(len(x)) != 7
-        assert np.isfinite(y[7]).all() == np.isfinite(value)
+    def test_one_bad_sample(
+        self, rng: np.random.Generator, shape: None, value: float, dtypes: Dtypes
+    ) -> None:
+        problem = problem_for_ring(rng, RING_SIZES[0], dtypes)
+        problem.tables[::2] = 0
+        expected = forward(problem)
+        problem.x[7, 2] = value
+        y = forward(problem)
+        others = np.arange(len(y)) != 7
+        assert np.isfinite(y[7]).any() == np.isfinite(y[7]).all() == np.isfinite(value)
         np.testing.assert_array_equal(y[others], expected[others])
 
 

@@ -18,6 +18,7 @@ if __name__ == "__main__":  # as pytest's pythonpath does
 
 import emulated
 import emulator
+import ml_dtypes
 import numpy as np
 import pytest
 import tolerances
@@ -40,6 +41,7 @@ FILES = (
     RECORD := "record.cuh",
     FORWARD := "forward.cu",
     TILE := "tile.cuh",
+    CELL := "cell.cuh",
     RING := "ring.cuh",
     BY_RING := "forward_ring.cu",
     PACK := "pack.cu",
@@ -85,6 +87,23 @@ MUTANTS = [
     ),
     Mutant(TILE, "slot_of(i, j + 1) - slot_of(i, j)", "1", "tile: neighbour in another block"),
     Mutant(TILE, "block % BLOCKS * 2 + slot % 2", "block % BLOCKS * 2", "tile: node of a row"),
+    Mutant(
+        CELL, "size += fabsf(weights.corner[corner])", "size += weights.corner[corner]", "sizes"
+    ),
+    Mutant(CELL, "fminf(size, 0x1p125f)", "size", "cell: scale without an inverse"),
+    Mutant(CELL, "+ 0x01000000u", "+ 0x00000000u", "cell: scale too small"),
+    Mutant(CELL, "weight[3] * inverse", "weight[3]", "cell: weight not scaled"),
+    Mutant(CELL, "corner % 2 ? __high2half2", "corner % 2 == 0 ? __high2half2", "cell: weights"),
+    Mutant(CELL, "corner < 2 ? lower : upper", "lower", "cell: rows of the lower knot twice"),
+    Mutant(CELL, "add_product(sum[k], factors.scale", "add_product(sum[k], 2", "cell: scale of 2"),
+    Mutant(CELL, "value[2 * k + 1])", "value[2 * k])", "cell: pairs of outputs twice"),
+    Mutant(CELL, "& 0xffff0000u", "& 0xfffffff0u", "cell: a tail of the lower half"),
+    Mutant(
+        CELL,
+        "add_product(sum[1], weight, {lower(chunk.z)",
+        "add_product(sum[1], weight, {lower(chunk.x)",
+        "cell: first words twice",
+    ),
     Mutant(RING, "STAGES - 2 : 1;", "STAGES : 1;", "ring: fills what is still to be read"),
     Mutant(
         RING,
@@ -132,7 +151,12 @@ MUTANTS = [
     Mutant(BY_RING, "place / together", "place / BUNCH", "forward: samples of these"),
     Mutant(BY_RING, "blocks_of_tile) * BUNCH;", "blocks_of_tile);", "forward: bunches overlap"),
     Mutant(BY_RING, "blockIdx.x / blocks_of_split", "0", "forward: first run for all"),
-    Mutant(BY_RING, "(t ^ threadIdx.x % CHUNKS)", "t", "forward: chunks stored in another order"),
+    Mutant(
+        BY_RING,
+        "(t / QUADS ^ threadIdx.x % CHUNKS)",
+        "t / QUADS",
+        "forward: chunks stored in another order",
+    ),
     Mutant(BY_RING, "if (o >= left) continue;", "", "forward: tail not masked"),
     Mutant(BY_RING, "if (o + k < left) row", "row", "forward: tail not masked, single"),
     Mutant(
@@ -141,6 +165,9 @@ MUTANTS = [
     Mutant(BY_RING, "parts + split * batch * out", "parts + split * out", "forward: parts overlap"),
     Mutant(BY_RING, "split = 0; split < splits", "split = 1; split < splits", "sum: first part"),
     Mutant(BY_RING, "knots[k] = {GRID[k / COPIES][0]", "knots[k] = {GRID[k % COPIES][0]", "knots"),
+    Mutant(
+        PACK, "target = packed + task * SLOTS", "target = packed + task / 2 * SLOTS", "pack: tiles"
+    ),
     Mutant(PACK, "sample < batch", "sample <= batch", "pack: a sample too many"),
     Mutant(PACK, "&& first + o < out_features", "", "pack: outputs too many"),
     Mutant(PACK, "target[(first_pair + n) * stride", "target[n * stride", "pack: first pairs only"),
@@ -279,6 +306,29 @@ def check_rings() -> None:
     check_ring(Sizes(70, 67, 7, 4), RingShape(2, 2, 2), stages=3, packed=True, run=34)
     check_ring(Sizes(70, 19, 32, 4), RingShape(4, 2, 2), stages=3, packed=False, run=10)
     check_ring(Sizes(200, 4, 48, 4), RingShape(2, 2, 2), stages=2, packed=False, run=2)
+    check_half_ring(Sizes(70, 7, 36, 4), np.float16, packed=True)
+    check_half_ring(Sizes(70, 7, 32, 4), np.float16, packed=False)
+    check_half_ring(Sizes(70, 7, 36, 4), ml_dtypes.bfloat16, packed=True)
+
+
+def check_half_ring(sizes: Sizes, dtype: Any, packed: bool) -> None:
+    """Tables of every size; samples so far outside that weights leave the range of halves."""
+    rng = np.random.default_rng(0)
+    x, tables, grad_y, *_ = make_problem(rng, sizes)
+    x[::3] *= 1e6
+    x[0, :2] = 5e18
+    tables *= 10.0 ** rng.uniform(-2, 4, tables.shape)
+    tables[0] *= 1e-5  # the weights there nearly fill the range of float
+    tables[1] = 65504
+    tables = tables.astype(dtype)
+    layer, batch = launch_plan.layer(x, tables), len(x)
+    plan = launch_plan.through_ring(
+        layer, batch, emulated.DEVICE, False, packed, RingShape(4, 2, 2), stages=3, run=4
+    )
+    y = np.full_like(grad_y, np.nan)
+    knots = sigma_grid(sizes.num_grids)
+    cuda_engine.ByRing(knots, plan, layer, batch, False, False, True)(x, None, tables, y)
+    check([y], [tolerances.forward(x, tables, in_half=dtype is np.float16)])
 
 
 def check_ring(sizes: Sizes, shape: RingShape, **choices: Any) -> None:

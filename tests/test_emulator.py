@@ -197,7 +197,7 @@ def check_half_operations(run: Run) -> None:
         low, high = x.astype(np.float16), (2 * x).astype(np.float16)
         exact_low, exact_high = low.astype(np.float64), high.astype(np.float64)
         three = np.full_like(low, 3)
-        expected = [low, low, high, low, high, three, low, low, low]
+        expected = [low, low, high, low, high, three, low, low, low, low, high]
         expected += [high + high, low - high, low * low]
         expected += [(exact_low * exact_low + exact_high).astype(np.float16), low]
     results = np.zeros((len(expected), x.size), np.float32)

@@ -49,7 +49,7 @@ def expected_results(problem: Problem) -> list[Expected]:
     """What `all_results` should give."""
     x, tables, grad_y, ggx, ggt = problem
     return [
-        tolerances.forward(x, tables),
+        tolerances.forward(x, tables, in_half=tables.dtype == np.float16),
         *tolerances.backward(grad_y, x, tables),
         *tolerances.backward_backward(ggx, ggt, grad_y, x, tables),
         *tolerances.hessian_penalty(tables, x.dtype),
@@ -66,6 +66,10 @@ def forget_plans() -> Iterator[None]:
     emulated.forget_plans()
     yield
     emulated.forget_plans()
+
+
+def table_dtype(name: str) -> Any:
+    return import_module("ml_dtypes").bfloat16 if name == "bfloat16" else name
 
 
 @pytest.fixture
@@ -113,22 +117,30 @@ class TestEveryRowOfThePlan:
 
 @pytest.mark.usefixtures("small_device")
 @pytest.mark.parametrize("sizes", [Sizes(1100, 5, 33, 8), Sizes(3500, 24, 64, 9)], ids=str)
-@pytest.mark.parametrize("shape", launch_plan.RINGS, ids=lambda shape: f"{shape.chunks}-chunks")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("chunks", [shape.chunks for shape in launch_plan.RINGS])
 @pytest.mark.parametrize("slow", ["CHUNK_BYTES", "BULK_BYTES"], ids=["packed", "direct"])
 def test_every_ring(
     cupy: Any,
     rng: np.random.Generator,
     monkeypatch: pytest.MonkeyPatch,
     sizes: Sizes,
-    shape: launch_plan.RingShape,
+    dtype: str,
+    chunks: int,
     slow: str,
 ) -> None:
     """Tables by way of shared memory, in the shapes of the plan; all other ways are made slow."""
     never = forward_model.Prediction({"L2": 1e9}, 0)
     monkeypatch.setattr(forward_model, "from_global", lambda *_: never)
     monkeypatch.setattr(forward_model, slow, 1e-9)
-    monkeypatch.setattr(launch_plan, "RINGS", (shape,))
+    shapes = launch_plan.ring_shapes
+
+    def only(table: str, device: launch_plan.Device) -> tuple[launch_plan.RingShape, ...]:
+        return tuple(shape for shape in shapes(table, device) if shape.chunks == chunks)
+
+    monkeypatch.setattr(launch_plan, "ring_shapes", only)
     problem = make_problem(rng, sizes)
+    problem = problem._replace(tables=problem.tables.astype(table_dtype(dtype)))
     layer = launch_plan.layer(problem.x, problem.tables)
     plan = launch_plan.forward(
         layer, sizes.batch, kernel_cache.device(), direction=False, aligned=True

@@ -117,8 +117,9 @@ def test_every_sample_and_tile_is_taken(device: Device) -> None:
             plan = plan_forward(layer, batch, device)
             launch, ring = plan.kernel, plan.ring
             if ring:
-                outputs = 4 * ring.chunks
-                assert (ring.tiles - 1) * outputs < layer.out_features <= ring.tiles * outputs
+                assert ring.outputs * 2 * (1 + (layer.table == layer.real)) == 16 * ring.chunks
+                assert (ring.tiles - 1) * ring.outputs < layer.out_features
+                assert layer.out_features <= ring.tiles * ring.outputs
                 assert (ring.splits - 1) * ring.run < layer.pairs <= ring.splits * ring.run
                 assert ring.slice_size % ring.samples == 0
                 groups = ring.slice_size // ring.samples
@@ -132,10 +133,13 @@ def test_every_sample_and_tile_is_taken(device: Device) -> None:
 
 def test_shapes_fill_the_registers_and_no_more() -> None:
     """Sums take half of them."""
-    for shape in launch_plan.RINGS:
-        sums = 4 * shape.chunks * shape.samples * shape.warps * launch_plan.LANES
-        assert 3 / 8 * REGISTERS <= sums <= REGISTERS / 2
-        assert shape.warps * launch_plan.LANES <= MOST_THREADS
+    for table in ("float32", "float16", "bfloat16"):
+        for device in DEVICES.values():
+            for shape in launch_plan.ring_shapes(table, device):
+                threads = shape.warps * launch_plan.LANES
+                sums = shape.outputs(table) * shape.samples * threads
+                assert 3 / 8 * REGISTERS <= sums <= REGISTERS / 2
+                assert threads <= MOST_THREADS
 
 
 @pytest.mark.parametrize(
@@ -192,10 +196,16 @@ def test_tables_are_read_as_they_are_only_where_that_works() -> None:
     for layer, aligned in (
         (small, False),
         (Layer(512, 500, 16, "float32", "float32"), True),
-        (Layer(512, 512, 16, "float32", "bfloat16"), True),
+        (Layer(512, 520, 16, "float32", "bfloat16"), True),
     ):
         found = launch_plan.candidates(layer, 1024, DEVICES["sm_90"], False, aligned)
         assert all(each.ring.packed for each in found if each.ring)
+    half = Layer(512, 512, 16, "float32", "float16")
+    for direction in (False, True):  # along a direction, they are widened
+        found = launch_plan.candidates(half, 1024, DEVICES["sm_90"], direction, True)
+        assert direction == all(each.ring.packed for each in found if each.ring)
+        tables = {each.kernel.source.table for each in found if each.ring}
+        assert tables == {"float32" if direction else "float16"}
     plan = plan_forward(small, 1024, DEVICES["sm_90"])
     assert plan.ring
     assert not plan.ring.packed

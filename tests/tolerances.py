@@ -30,6 +30,8 @@ stencil of the penalty
     Two widths, their sum, two quotients and a product: six roundings.
 
 What is stored in a narrower dtype carries that rounding as well, see `Expected.stored`.
+
+On a GPU the forward may interpolate float16 tables in half precision, see `interpolation_in_half`.
 """
 
 from __future__ import annotations
@@ -158,13 +160,45 @@ def rounded_stencils(knots: Array) -> oracle.Stencils:
     return oracle.Stencils(value, relative * first, relative * second)
 
 
-def forward(x: Any, tables: Any, tables_error: Any = 0.0) -> Expected:
-    """y [B, O] for x [B, I] and tables [P, S, S, O], exact or known up to `tables_error`."""
+def forward(
+    x: Any, tables: Any, tables_error: Any = 0.0, *, in_half: bool | None = None
+) -> Expected:
+    """y [B, O] for x [B, I] and tables [P, S, S, O], exact or known up to `tables_error`.
+
+    With `in_half` interpolated in half precision; by default where a forward may do that.
+    """
+    if in_half is None:
+        in_half = is_cupy_array(tables) and tables.dtype == np.float16
     x, tables = host(x), to_float64(tables)
     knots = knots_of(tables, x.dtype)
     value = oracle.forward(oracle.basis(x, knots), tables)
-    magnitude = oracle.forward(rounded_basis(x, knots), np.abs(tables) + 1j * tables_error)
-    return expected(value, magnitude, 4 * len(tables), x.dtype)
+    rounded = rounded_basis(x, knots)
+    magnitude = oracle.forward(rounded, np.abs(tables) + 1j * tables_error)
+    in_float = expected(value, magnitude, 4 * len(tables), x.dtype)
+    if not in_half:
+        return in_float
+    more = interpolation_in_half(rounded, tables, np.abs(magnitude.real) + np.abs(magnitude.imag))
+    return Expected(value, in_float.bound + more)
+
+
+def interpolation_in_half(at: oracle.Basis, tables: Array, magnitude: Array) -> Array:
+    """What float16 arithmetic inside a cell adds to the bound of a forward; see cuda/cell.cuh.
+
+    With weights w_k of the corners, the sum n of their sizes and a scale s <= 4 n, a power of two,
+    every w_k / s is rounded to half, then four products are added, one rounding each. A rounding is
+    off by r = 2^-11 of its result or, below the smallest normal, by 2^-25. So per pair
+
+        ((1 + r)^5 - 1) sum |w_k T_k|  +  2^-25 s (sum |T_k| + 4).
+
+    A factor 1 + 2^-20 covers the rounding of n. `magnitude` is the sum of |w_k T_k| over the pairs,
+    errors of w_k included. A rounded sigma may pick the cell beside: corners are all knots whose
+    hats carry an error in `at`.
+    """
+    r, smallest = unit("float16"), float(np.finfo(np.float16).smallest_subnormal) / 2
+    size = np.sum(at.value.real, axis=-1, keepdims=True)
+    corners = at._replace(value=(at.value.imag > 0) * size)
+    scaled = 4 * (1 + 2.0**-20) * oracle.forward(corners, np.abs(tables) + 1)
+    return ((1 + r) ** 5 - 1) * magnitude + smallest * scaled
 
 
 def backward(grad_y: Any, x: Any, tables: Any) -> tuple[Expected, ...]:

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 #: chunk (4 rows, 32 lanes, 128 bytes per clock) and 4 for the knots; fitted, what does not overlap.
 SHARED_CLOCKS = {8: 142, 4: 75, 2: 48}
 
-#: Warp instructions of the same, counted in machine code for sm_90; four schedulers issue one per
-#: clock each.
-INSTRUCTIONS = {8: 250, 4: 190, 2: 158}
+#: Warp instructions of the same, counted in machine code for sm_90, not measured; and of a copy of
+#: 16 bytes by every thread. Four schedulers issue one per clock each.
+INSTRUCTIONS = {
+    "float32": {8: 250, 4: 190, 2: 158},
+    "float16": {8: 419, 4: 255, 2: 217},
+    "bfloat16": {8: 667, 4: 382, 2: 282},
+}
+COPY_INSTRUCTIONS = 36
 SCHEDULERS = 4
 
 #: Bytes per clock and multiprocessor that reach shared memory from the L2 cache: bulk copies, and
@@ -69,24 +74,24 @@ class Prediction:
         return max(self.bounds, key=self.bounds.__getitem__)
 
 
-def clocks_per_output(
-    chunks: int, samples: int, tile_bytes: int, packed: bool, device: Device
+def clocks_per_sample(
+    table: str, chunks: int, samples: int, tile_bytes: int, device: Device
 ) -> float:
-    """Return the clocks of a pair, a sample and an output in a block of ``samples``."""
-    clocks = max(_clocks_of_pair(chunks, samples, tile_bytes, packed, device).values())
-    return clocks / (samples * 4 * chunks)
+    """Return the clocks of a pair, a sample and a packed tile in a block of ``samples``."""
+    return max(_clocks_of_pair(table, chunks, samples, tile_bytes, True, device).values()) / samples
 
 
 def _clocks_of_pair(
-    chunks: int, samples: int, tile_bytes: int, packed: bool, device: Device
+    table: str, chunks: int, samples: int, tile_bytes: int, packed: bool, device: Device
 ) -> dict[str, float]:
     warps = samples // 32
     bulk = packed and device.capability >= 90
     written = 0 if bulk else tile_bytes / WRITTEN_BYTES
+    copying = 0 if bulk else tile_bytes / (32 * 16) * COPY_INSTRUCTIONS
     return {
         "shared memory": warps * SHARED_CLOCKS[chunks] + written,
         "L2": tile_bytes / (BULK_BYTES if bulk else CHUNK_BYTES),
-        "issue": warps * INSTRUCTIONS[chunks] / SCHEDULERS,
+        "issue": (warps * INSTRUCTIONS[table][chunks] + copying) / SCHEDULERS,
     }
 
 
@@ -94,7 +99,9 @@ def ring(layer: Layer, batch: int, device: Device, plan: Ring) -> Prediction:
     """Predict a forward from shared memory."""
     slices, rest = divmod(batch, plan.slice_size)
     waves = slices * _waves(plan.slice_size, plan, device) + _waves(rest, plan, device)
-    of_pair = _clocks_of_pair(plan.chunks, plan.samples, plan.tile_bytes, plan.packed, device)
+    of_pair = _clocks_of_pair(
+        layer.table, plan.chunks, plan.samples, plan.tile_bytes, plan.packed, device
+    )
     x_bytes = 8 * layer.pairs * batch
     y_bytes = 4 * layer.out_features * batch
     table_bytes = plan.tile_bytes * plan.tiles * layer.pairs

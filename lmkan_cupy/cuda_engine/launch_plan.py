@@ -23,6 +23,9 @@ LANE_OUTPUTS = {32: 1, 64: 2, 128: 4}
 #: Warps that share the pairs of a sample in forward.cu, where it has so many pairs.
 PAIR_SPLIT, SPLIT_PAIRS = 4, 8
 
+#: dtype of tables -> bytes of a value.
+TABLE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
 #: File of a kernel -> warps of a block, where it is always the same.
 WARPS = {
     "forward.cu": 4,
@@ -39,7 +42,7 @@ class RingShape:
     Parameters
     ----------
     chunks : int
-        16-byte chunks of a row of a table: 4 outputs each.
+        16-byte chunks of a row of a table: 4 outputs each, or 8 of half tables.
     samples : int
         Of a thread; half of them along a direction.
     warps : int
@@ -50,11 +53,23 @@ class RingShape:
     samples: int
     warps: int
 
+    def outputs(self, table: str) -> int:
+        """Return the outputs of a row, for tables of a dtype."""
+        return 16 * self.chunks // TABLE_BYTES[table]
+
 
 #: The wider the rows, the less there is to do besides reading them; the narrower, the larger the
 #: grids that fit and the more samples share a tile. Each fills the registers of a multiprocessor.
 RINGS = (RingShape(8, 2, 16), RingShape(4, 4, 16), RingShape(2, 6, 16))
 MOST_STAGES = 3
+
+#: The same for tiles of half tables, and for both from PAIRED_OPERATIONS on: conversions take more
+#: registers.
+HALF_RINGS = {
+    "float16": (RingShape(8, 1, 16), RingShape(4, 2, 16), RingShape(2, 4, 16)),
+    "bfloat16": (RingShape(8, 1, 16), RingShape(4, 2, 16), RingShape(2, 3, 16)),
+}
+PAIRED_HALF_RINGS = (RingShape(8, 1, 12), RingShape(4, 2, 12), RingShape(2, 4, 12))
 
 #: Bytes of shared memory beside the stages: 16 copies of two numbers per interval; the task.
 KNOT_BYTES = 128
@@ -201,8 +216,8 @@ class Ring:
     ----------
     chunks, stages : int
         16-byte chunks of a row, tiles in shared memory.
-    samples, tiles, bunches : int
-        Samples of a block, tiles of outputs, bunches of these that are treated together.
+    samples, outputs, tiles, bunches : int
+        Samples of a block, outputs of a tile, tiles, bunches of these that are treated together.
     tile_bytes : int
         Of a tile in shared memory, and in packed tables.
     slice_size : int
@@ -218,6 +233,7 @@ class Ring:
     chunks: int
     stages: int
     samples: int
+    outputs: int
     tiles: int
     bunches: int
     tile_bytes: int
@@ -318,7 +334,6 @@ def candidates(
     layer: Layer, batch: int, device: Device, direction: bool, aligned: bool
 ) -> list[Forward]:
     """Return every way to compute a forward: see :func:`forward`."""
-    item = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}[layer.table]
     split = PAIR_SPLIT if layer.pairs >= SPLIT_PAIRS else 1
     source = _source(
         "forward.cu",
@@ -329,13 +344,15 @@ def candidates(
         SPLIT=split,
     )
     blocks = _ceil(batch, WARPS["forward.cu"] // split) * layer.tiles
+    item = TABLE_BYTES[layer.table]
     prediction = forward_model.from_global(layer, batch, device, item, split)
     found = [Forward(_tasks("forward", blocks, source), None, prediction)]
-    found_shape = _fastest_shape(layer, device) if layer.real == "float32" and batch else None
+    in_tiles = _in_tiles(layer, direction)
+    found_shape = _fastest_shape(in_tiles, device) if layer.real == "float32" and batch else None
     if found_shape:
         shape, stages = found_shape
-        exact = layer.out_features % (4 * shape.chunks) == 0
-        direct = aligned and exact and layer.table == layer.real
+        exact = layer.out_features % shape.outputs(in_tiles.table) == 0
+        direct = aligned and exact and layer == in_tiles
         for packed in (True, False) if direct else (True,):
             for run in dict.fromkeys(_ceil(layer.pairs, each) for each in SPLITS):
                 plan = through_ring(layer, batch, device, direction, packed, shape, stages, run)
@@ -351,25 +368,40 @@ def _is_possible(plan: Forward, batch: int) -> bool:
     return whole and plan.kernel.blocks <= MOST_BLOCKS
 
 
+def _in_tiles(layer: Layer, direction: bool) -> Layer:
+    """Return the layer whose tables are what tiles hold.
+
+    Along a direction, differences of neighbours matter: half tables are widened for it.
+    """
+    return replace(layer, table=layer.real) if direction else layer
+
+
 def _fastest_shape(layer: Layer, device: Device) -> tuple[RingShape, int] | None:
     """Return the shape for many samples and its number of stages, or None where nothing fits."""
-    found: list[Launch] = []
-    for shape in RINGS:
+    found = []
+    for shape in ring_shapes(layer.table, device):
         stages = most_stages(layer, shape, device)
-        tiles = _ceil(layer.out_features, 4 * shape.chunks)
+        tiles = _ceil(layer.out_features, shape.outputs(layer.table))
         if stages >= 2 and tiles <= MOST_BLOCKS:
-            clocks = forward_model.clocks_per_output(
+            clocks = forward_model.clocks_per_sample(
+                layer.table,
                 shape.chunks,
                 LANES * shape.warps * shape.samples,
                 _tile_bytes(layer, shape),
-                True,
                 device,
             )
-            found.append((clocks * tiles * shape.chunks, shape, stages))
+            found.append((clocks * tiles, shape, stages))
     if not found:
         return None
     _, shape, stages = min(found, key=lambda each: each[0])
     return shape, stages
+
+
+def ring_shapes(table: str, device: Device) -> tuple[RingShape, ...]:
+    """Return the rows of the table of forward_ring.cu for tiles of a dtype."""
+    if table == "float32":
+        return RINGS
+    return PAIRED_HALF_RINGS if device.capability >= PAIRED_OPERATIONS else HALF_RINGS[table]
 
 
 def most_stages(layer: Layer, shape: RingShape, device: Device) -> int:
@@ -412,7 +444,9 @@ def through_ring(
     # A direction takes registers, too.
     of_thread = shape.samples // 2 if direction else shape.samples
     samples = LANES * shape.warps * of_thread
-    tiles = _ceil(layer.out_features, 4 * shape.chunks)
+    in_tiles = _in_tiles(layer, direction)
+    outputs = shape.outputs(in_tiles.table)
+    tiles = _ceil(layer.out_features, outputs)
     # Whole waves of blocks, as near as can be to SLICE_BYTES; a little more goes at once, too.
     blocks = SLICE_BYTES / (8 * layer.pairs) * tiles / samples
     waves = max(1, round(blocks / device.multiprocessors))
@@ -420,19 +454,25 @@ def through_ring(
     all_groups = _ceil(batch, samples)
     if 4 * all_groups <= 5 * groups:
         groups = all_groups
-    # Arithmetic and tiles are in float32 whatever the tables are.
-    in_float = replace(layer, table=layer.real)
     numbers = {"CHUNKS": shape.chunks, "SAMPLES": of_thread, "STAGES": stages}
     main = _source(
         "forward_ring.cu",
-        in_float,
+        in_tiles,
         WARPS=shape.warps,
         DIRECTION=direction,
         PACKED=packed,
+        WIDENED=False,
         BUNCH=BUNCH,
         **numbers,
     )
-    pack = _source("pack.cu", layer, DIRECTION=0, LANE_OUTPUTS=1, CHUNKS=shape.chunks)
+    pack = _source(
+        "pack.cu",
+        layer,
+        DIRECTION=0,
+        LANE_OUTPUTS=1,
+        CHUNKS=shape.chunks,
+        WIDENED=in_tiles != layer,
+    )
     tile_bytes = _tile_bytes(layer, shape)
     shared_bytes = stages * (tile_bytes + 16) + KNOT_BYTES * layer.num_grids
     slice_size = groups * samples
@@ -440,6 +480,7 @@ def through_ring(
         chunks=shape.chunks,
         stages=stages,
         samples=samples,
+        outputs=outputs,
         tiles=tiles,
         bunches=_ceil(tiles, BUNCH),
         tile_bytes=tile_bytes,
@@ -454,7 +495,7 @@ def through_ring(
     kernel = Launch(
         main, "forward_ring", ring.blocks(slice_size), LANES * shape.warps, shared_bytes
     )
-    return Forward(kernel, ring, forward_model.ring(layer, batch, device, ring))
+    return Forward(kernel, ring, forward_model.ring(in_tiles, batch, device, ring))
 
 
 def backward(

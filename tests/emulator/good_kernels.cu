@@ -241,6 +241,8 @@ extern "C" __global__ void half_operations(const float* __restrict__ x,
     put(__half22float2(__float22half2_rn(make_float2(x[i], 3.0f))).x);
     put(__high2float(__float2half2_rn(x[i])));
     put(__high2float(__half2half2(low)));
+    put(__high2float(__low2half2(pair)));
+    put(__low2float(__high2half2(pair)));
     put(__high2float(__hadd2(pair, pair)));
     put(__low2float(__hsub2(pair, __half2half2(high))));
     put(__low2float(__hmul2(pair, pair)));

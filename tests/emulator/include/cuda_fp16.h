@@ -30,6 +30,8 @@ static inline __half __ushort_as_half(unsigned short a) { return emulator::bit_c
 
 static inline __half2 __halves2half2(__half low, __half high) { return {low, high}; }
 static inline __half2 __half2half2(__half a) { return {a, a}; }
+static inline __half2 __low2half2(__half2 a) { return {a.x, a.x}; }
+static inline __half2 __high2half2(__half2 a) { return {a.y, a.y}; }
 static inline __half2 __float2half2_rn(float a) { return __half2half2(__float2half(a)); }
 static inline __half2 __floats2half2_rn(float low, float high) {
     return {__float2half(low), __float2half(high)};
