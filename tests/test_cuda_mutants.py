@@ -327,7 +327,7 @@ def check_half_ring(sizes: Sizes, dtype: Any, packed: bool) -> None:
     )
     y = np.full_like(grad_y, np.nan)
     knots = sigma_grid(sizes.num_grids)
-    cuda_engine.ByRing(knots, plan, layer, batch, False, False, True)(x, None, tables, y)
+    cuda_engine.by_plan(plan, knots, layer, batch)(x, None, tables, y)
     check([y], [tolerances.forward(x, tables, in_half=dtype is np.float16)])
 
 
