@@ -194,8 +194,7 @@ __device__ __forceinline__ void prepare(Prepared& prepared, Record record, bool 
 #endif
 }
 
-// Rows of grad_y on their way while one is worked on: about 64 bytes of a lane.
-constexpr int IN_FLIGHT = LANE_OUTPUTS * sizeof(REAL) >= 32 ? 2 : 4;
+constexpr int IN_FLIGHT = 4;  // rows of grad_y on their way while one is worked on
 constexpr int GROUP = LANES / 2;
 constexpr int PITCH = LANES + 16 / sizeof(Two);  // reads of neighbouring rows hit different banks
 
@@ -244,8 +243,7 @@ struct Work {
 // Lane     prepares every 32nd sample for the whole warp and stores its slopes; owns LANE_OUTPUTS
 //          outputs.
 // Reads    places, fractions, X: once per tile. grad_y: once. tables: three or four rows per cell
-//          and stretch. What comes from memory and not from L2 is announced 16 samples before it is
-//          needed, on average: records of the next 32 samples, rows of the cells among these 32.
+//          and stretch.
 // Writes   slopes; grad_tables and slots as said above.
 // Order    the sums of a cell run over its samples ascending, after what its left neighbour left,
 //          then over stretches ascending; a slope is summed within a lane, then over lanes of each
@@ -323,17 +321,6 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             }
         };
 
-        const auto announce_right_column = [&](int next_cell) {
-#pragma unroll
-            for (int corner = 1; corner < CORNERS; corner += 2) {
-                const long long row =
-                    own_table + next_cell * out_features + corner_offset(corner, out_features);
-                if (X_GRADIENT && LAYER) share.announce(layer_tables + row);
-                if (X_GRADIENT && DIRECTION) share.announce(direction_tables + row);
-                if (TABLES_GRADIENT) share.announce(grad_tables + row);
-            }
-        };
-
         // One sample: `value` is its row of grad_y and becomes that of the sample IN_FLIGHT later.
         const auto pass = [&](const Prepared& at, REAL(&value)[LANE_OUTPUTS], Two& part) {
             if (TABLES_GRADIENT) {
@@ -374,16 +361,12 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             const int cell_before = __shfl_up_sync(ALL_LANES, own.cell, 1);
             unsigned entered =
                 __ballot_sync(ALL_LANES, own.cell != (lane > 0 ? cell_before : cell));
-            records.announce(record_index(begin + LANES + lane));
             prepare(work.prepared[lane], own, lane < batch,
                     DIRECTION ? direction + (first_sample + own.sample) * in_features : nullptr,
                     work.pair, in_features);
             work.prepared[lane].bytes_to_fetch = to_fetch * row_bytes;
             work.record[lane] = own;
             __syncwarp();
-            for (unsigned left = entered; left != 0; left &= left - 1) {
-                announce_right_column(work.prepared[__ffs(left) - 1].cell);
-            }
 
             for (int group = 0; group < batch; group += GROUP) {
                 const int samples = min(batch - group, GROUP);

@@ -12,8 +12,3 @@ template <class Element, int COUNT>
 struct alignas(COUNT * sizeof(Element)) Vector {
     Element at[COUNT];
 };
-
-// Says that an element will be read: memory brings it to the L2 cache.
-__device__ __forceinline__ void announce(const void* element) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(element));
-}

@@ -3,7 +3,6 @@
 //     places      int[2]    the sample's number within the chunk; its cell, i S + j
 //     fractions   REAL[2]   u, v
 //     evens [P]             how many samples have an even i: they come first
-#include "element.cuh"
 
 struct alignas(2 * sizeof(REAL)) Two {
     REAL first, second;
@@ -21,10 +20,6 @@ struct Records {
     __device__ __forceinline__ Record read(long long at) const {
         const int2 place = reinterpret_cast<const int2*>(places)[at];
         return {place.x, place.y, reinterpret_cast<const Two*>(fractions)[at]};
-    }
-    __device__ __forceinline__ void announce(long long at) const {
-        ::announce(places + 2 * at);
-        ::announce(fractions + 2 * at);
     }
     __device__ __forceinline__ int sample(long long at) const { return places[2 * at]; }
     __device__ __forceinline__ int cell(long long at) const { return places[2 * at + 1]; }

@@ -32,15 +32,6 @@ struct Share {
         }
     }
 
-    // Says that `row` will be read.
-    template <class Element>
-    __device__ __forceinline__ void announce(const Element* row) const {
-#pragma unroll
-        for (int k = 0; k < VECTORS; ++k) {
-            if (inside[k]) ::announce(row + k * LANES * VECTOR);
-        }
-    }
-
     __device__ __forceinline__ void write(REAL* row, const REAL (&value)[LANE_OUTPUTS]) const {
 #pragma unroll
         for (int k = 0; k < VECTORS; ++k) {

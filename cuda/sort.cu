@@ -97,7 +97,7 @@ __device__ __forceinline__ void counts_to_places(Counts* counts, int* first, int
     __syncthreads();
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, sizeof(REAL) == 4 ? 2 : 1)
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 sort_by_cell(const REAL* __restrict__ x, int* __restrict__ places, REAL* __restrict__ fractions,
              int* __restrict__ evens, long long first_sample, long long count, long long chunk,
              long long in_features) {

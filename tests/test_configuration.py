@@ -105,7 +105,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def test_plan_of_a_large_batch(plan: Any) -> None:
     rows = plan(512, 512, 40, 2**20)
     assert rows["device"] == "sm_90, 132 multiprocessors (an H100, for want of a device here)"
-    assert rows["kernel"] == "forward_ring, 2112 blocks of 1024"
+    assert rows["kernel"] == "forward_ring, 2112 blocks of 512"
     assert rows["tables"] == "packed, 16 outputs wide, 2 in shared memory (215 KB)"
     assert rows["samples"] == "2048 per block, at most 135168 per launch"
     assert rows["pairs"] == "256 per block"

@@ -22,8 +22,8 @@ LMKANBlock, LMKANLinear, lmkan = adapter.LMKANBlock, adapter.LMKANLinear, adapte
 pytestmark = pytest.mark.gpu
 
 LAYER = Sizes(batch=3000, in_features=33, out_features=64, num_grids=8)
-DELAY_CYCLES = 3 * 10**8
-"""Some tenths of a second."""
+DELAY_CYCLES = 10**9
+"""Half a second."""
 
 
 @pytest.fixture(autouse=True)

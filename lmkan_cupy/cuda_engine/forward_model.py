@@ -13,19 +13,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .launch_plan import Device, Layer, Ring
 
-#: Clocks of 32 samples and a pair, by chunks of 16 bytes in a row. Shared memory needs 16 for each
-#: chunk (4 rows, 32 lanes, 128 bytes per clock) and 4 for the knots; fitted, what does not overlap.
-SHARED_CLOCKS = {8: 142, 4: 75, 2: 48}
-
-#: Warp instructions of the same, counted in machine code for sm_90, not measured; and of a copy of
-#: 16 bytes by every thread. Four schedulers issue one per clock each.
-INSTRUCTIONS = {
-    "float32": {8: 250, 4: 190, 2: 158},
-    "float16": {8: 419, 4: 255, 2: 217},
-    "bfloat16": {8: 667, 4: 382, 2: 282},
+#: What holds the main kernel once tiles are there, by dtype of the tiles, and its clocks of 32
+#: samples and a pair, by chunks of 16 bytes in a row. Shared memory needs 16 for each chunk (4
+#: rows, 32 lanes, 128 bytes per clock) and 4 for the knots; arithmetic of half tables takes longer.
+HELD_BY = {"float32": "shared memory", "float16": "issue", "bfloat16": "issue"}
+CLOCKS = {
+    "float32": {8: 142, 4: 75, 2: 48},
+    "float16": {8: 166, 4: 102, 2: 76},
+    "bfloat16": {8: 215, 4: 121, 2: 82},
 }
-COPY_INSTRUCTIONS = 36
-SCHEDULERS = 4
 
 #: Bytes per clock and multiprocessor that reach shared memory from the L2 cache: bulk copies, and
 #: cp.async by every thread, whose writes also take shared memory's time.
@@ -87,11 +83,9 @@ def _clocks_of_pair(
     warps = samples // 32
     bulk = packed and device.capability >= 90
     written = 0 if bulk else tile_bytes / WRITTEN_BYTES
-    copying = 0 if bulk else tile_bytes / (32 * 16) * COPY_INSTRUCTIONS
     return {
-        "shared memory": warps * SHARED_CLOCKS[chunks] + written,
+        HELD_BY[table]: warps * CLOCKS[table][chunks] + written,
         "L2": tile_bytes / (BULK_BYTES if bulk else CHUNK_BYTES),
-        "issue": (warps * INSTRUCTIONS[table][chunks] + copying) / SCHEDULERS,
     }
 
 

@@ -92,9 +92,10 @@ MOST_WALK_OUTPUTS = {"float32": 8, "float64": 4}
 #: Bytes of the widest access of a lane.
 VECTOR_BYTES = 16
 
-#: Blocks of the backward that a multiprocessor should hold, which limits the registers of a thread:
-#: one less for float64 or along a direction, and one less from sm_100 on, see below.
-WALK_BLOCKS = 4
+#: Blocks of the backward that a multiprocessor should hold, which limits the registers of a thread,
+#: where a lane has as many outputs as it can and where it has fewer: one less for float64 or along
+#: a direction, and one less from sm_100 on, see below, but always two.
+WALK_BLOCKS, NARROW_WALK_BLOCKS, FEWEST_WALK_BLOCKS = 3, 4, 2
 
 #: From this architecture on, operations on pairs of numbers need neighbouring registers, so more.
 PAIRED_OPERATIONS = 100
@@ -109,7 +110,7 @@ MOST_DIGITS = 2048
 
 #: Samples of one warp in the backward, at most, of a half with half of a chunk; the fewest, where
 #: there would be too few blocks.
-STRETCH, SHORTEST_STRETCH = 256, 32
+STRETCH, SHORTEST_STRETCH = 512, 32
 
 #: Threads of a block of the penalty at most; warps of it that a multiprocessor should hold, and so
 #: many less from sm_100 on; blocks of them at most.
@@ -536,7 +537,8 @@ def backward(
 
     wide = layer.real == "float64" or direction
     paired = device.capability >= PAIRED_OPERATIONS
-    resident = WALK_BLOCKS - wide - paired
+    usual = WALK_BLOCKS if outputs == MOST_WALK_OUTPUTS[layer.real] else NARROW_WALK_BLOCKS
+    resident = max(usual - wide - paired, FEWEST_WALK_BLOCKS)
     parts = _parts(chunk, layer.pairs * tiles, resident * device.multiprocessors, need_tables)
     walk = _source(
         "backward.cu",

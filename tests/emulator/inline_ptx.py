@@ -3,9 +3,8 @@
 A host assembler knows no PTX, so each `asm` statement of a kernel becomes a call of the function
 in `cuda_language.h` that does the same. Known are asynchronous copies (`cp.async`, also in bulk),
 barriers in shared memory (`mbarrier`), whose model includes what goes wrong when a wait is missing,
-vectors in shared memory by its own addresses, and prefetches, which do nothing. Any other
-instruction is an error, but only where the preprocessor keeps it: the branch for another
-`__CUDA_ARCH__` may hold any.
+and vectors in shared memory by its own addresses. Any other instruction is an error, but
+only where the preprocessor keeps it: the branch for another `__CUDA_ARCH__` may hold any.
 """
 
 from __future__ import annotations
@@ -57,7 +56,6 @@ INSTRUCTIONS = {
     rf"st\.shared\.v4\.f32\s*\[(?P<target>[^\]]+)\]\s*,\s*{VECTOR}": (
         "emulator::ptx_st_shared_v4_f32({target}, make_float4({a}, {b}, {c}, {d}));"
     ),
-    r"prefetch\.global\.L2\s*\[(?P<place>[^\]]+)\]": "(void)({place});",  # may be anywhere
     r"\.reg\s*\.b64\s+(?P<name>\w+)": "",  # of a result that nobody uses
     r"\.reg\s*\.pred\s+(?P<name>\w+)": "bool ptx_{name};",
     r"selp\.u32\s+(?P<target>[^,]+),\s*(?P<yes>[^,]+),\s*(?P<no>[^,]+),\s*(?P<predicate>\w+)": (
