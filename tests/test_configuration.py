@@ -111,7 +111,7 @@ def test_plan_of_a_large_batch(plan: Any) -> None:
     assert rows["pairs"] == "256 per block"
     assert rows["predicted"].endswith(" ms, held by L2")
     limits = dict(each.rsplit(" ", 1) for each in rows["limits, ms"].split(", "))
-    assert set(limits) == {"shared memory", "L2", "issue", "memory"}
+    assert set(limits) == {"shared memory", "L2", "memory"}
     seconds = float(limits["L2"]) + float(rows["besides, ms"].split()[0])
     assert float(rows["predicted"].split()[0]) == pytest.approx(seconds, rel=1e-3)
     assert "not a measurement" in rows["note"]
