@@ -41,11 +41,11 @@ def plans(layer: Layer, batch: int) -> Iterator[Forward]:
     found = launch_plan.candidates(layer, batch, device, direction=False, aligned=True)
     yield from found
     rings = [each.ring for each in found if each.ring]
-    for shape in launch_plan.RINGS:
+    for shape in launch_plan.ring_shapes(layer.table, device):
         stages = launch_plan.most_stages(layer, shape, device)
         if stages >= 2 and shape.chunks != rings[0].chunks:
             for packed, run in {(ring.packed, ring.run) for ring in rings}:
-                if not packed and layer.out_features % (4 * shape.chunks):
+                if not packed and layer.out_features % shape.outputs(layer.table):
                     continue
                 yield launch_plan.through_ring(
                     layer, batch, device, False, packed, shape, stages, run
