@@ -80,16 +80,16 @@ def run_pytest(options: list[str], under: list[str]) -> dict[str, Any]:
 
     Warnings of libraries in other versions than those tested are no errors here.
 
-    Returns how they ended and after how many seconds.
+    Returns how they ended, after how many seconds, and what they wrote if they failed.
     """
     start = time.perf_counter()
     command = [*under, sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-W", "default", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed\n{done.stdout}\n{done.stderr}")
+    written = done.stdout.strip().splitlines() or [f"exit status {done.returncode}"]
     return {
-        "result": done.stdout.strip().splitlines()[-1],
+        "result": next((line for line in reversed(written) if " in " in line), written[-1]),
         "seconds": round(time.perf_counter() - start, 1),
+        "failed": "\n".join([*written, done.stderr]) if done.returncode else None,
     }
 
 
@@ -103,13 +103,15 @@ def correctness(console: Console) -> dict[str, Any]:
     else:
         console.print("compute-sanitizer: not installed")
     with console.status("tests"), ThreadPoolExecutor() as pool:
-        running = {name: pool.submit(run_pytest, *run) for name, run in runs.items()}
-        try:
-            results = {name: run.result() for name, run in running.items()}
-        except RuntimeError as error:
-            sys.exit(f"nothing was timed: {error}")
+        results = dict(
+            zip(runs, pool.map(lambda run: run_pytest(*run), runs.values()), strict=True)
+        )
     for name, result in results.items():
-        console.print(f"{name}: {result['result']}")
+        console.print(f"{name}: {result['result']}, {result['seconds']} s")
+    if failed := [name for name, result in results.items() if result["failed"]]:
+        for name in failed:
+            print(name, results[name]["failed"], sep="\n")
+        sys.exit(f"nothing was timed: {', '.join(failed)} failed")
     return results
 
 

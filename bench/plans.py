@@ -25,6 +25,7 @@ from .device import device_stopwatch, free_memory
 from .workloads import make_workload
 
 REPEATS = 5
+MOST_SAMPLES_WITHOUT = 2**14
 
 NAMES = ("in_features", "out_features", "num_grids", "batch")
 POINTS = [
@@ -39,8 +40,9 @@ def plans(layer: Layer, batch: int) -> Iterator[Forward]:
     """All candidates of the plan, and the shapes of the ring that it has passed over."""
     device = kernel_cache.device()
     found = launch_plan.candidates(layer, batch, device, direction=False, aligned=True)
-    yield from found
     rings = [each.ring for each in found if each.ring]
+    # Without a ring, large batches take up to ten times as long.
+    yield from (each for each in found if each.ring or batch <= MOST_SAMPLES_WITHOUT)
     for shape in launch_plan.ring_shapes(layer.table, device):
         stages = launch_plan.most_stages(layer, shape, device)
         if stages >= 2 and shape.chunks != rings[0].chunks:
@@ -65,7 +67,9 @@ def measure(point: tuple[int, int, int, int]) -> list[dict[str, Any]]:
         arrays = (workload.x, None, workload.tables, y)
         call(*arrays)
         expected = y if expected is None else expected
-        cupy.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 * float(abs(expected).max()))
+        error, size = abs(y - expected).max(), abs(expected).max()  # on the device: gigabytes
+        if not error <= 1e-5 * size:
+            raise AssertionError(f"{plan} is off by {error}, of {size}")
         seconds = [device_stopwatch(call, *arrays)[0] for _ in range(REPEATS)]
         ring = plan.ring
         results.append(

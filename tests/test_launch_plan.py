@@ -132,13 +132,13 @@ def test_every_sample_and_tile_is_taken(device: Device) -> None:
 
 
 def test_shapes_fill_the_registers_and_no_more() -> None:
-    """Sums take half of them."""
+    """Sums take a quarter to half of them."""
     for table in ("float32", "float16", "bfloat16"):
         for device in DEVICES.values():
             for shape in launch_plan.ring_shapes(table, device):
                 threads = shape.warps * launch_plan.LANES
                 sums = shape.outputs(table) * shape.samples * threads
-                assert 3 / 8 * REGISTERS <= sums <= REGISTERS / 2
+                assert REGISTERS / 4 <= sums <= REGISTERS / 2
                 assert threads <= MOST_THREADS
 
 

@@ -23,10 +23,6 @@ STATIC_SHARED_BYTES = 48 * 1024
 REGISTERS = 65536
 """Of a block at most, on every architecture."""
 
-ALLOWED_SPILLS = {(100, "bfloat16"): (8, 28), (120, "bfloat16"): (16, 92)}
-"""Bytes of the stack, stored and loaded: one ring of each, though a thread has 168 registers. That
-takes pairs of neighbours, and tries to widen a row of bfloat16 at once."""
-
 DTYPES = [
     ("float32", "float32"),
     ("float64", "float64"),
@@ -154,10 +150,7 @@ def check_source(core: Any, table: list[str], launch: Launch, device: Device) ->
         table.append(
             f"sm_{device.capability} {source.table} G={source.num_grids} {constants}: {kernel}"
         )
-        allowed_stack, allowed_spills = ALLOWED_SPILLS.get(
-            (device.capability, source.table), (0, 0)
-        )
-        assert kernel.spills <= allowed_spills, kernel
-        assert kernel.stack <= allowed_stack, kernel
+        assert kernel.spills == 0, kernel
+        assert kernel.stack == 0, kernel
         assert kernel.registers * launch.threads <= REGISTERS, kernel
         assert kernel.shared_bytes <= STATIC_SHARED_BYTES, kernel

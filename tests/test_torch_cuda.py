@@ -169,7 +169,7 @@ def test_training_in_graphs_is_eager_to_the_bit(monkeypatch: pytest.MonkeyPatch)
         return result.validation_loss, [*network.state_dict().values()]
 
     loss, state = trained()
-    assert len(set(replays)) == 2  # a graph for each part
+    assert len(set(replays)) >= 2  # of the steps in each part; those of the answers besides
     assert len(replays) > 6
     replays.clear()
     monkeypatch.setattr(training, "Replayed", lambda function: function)

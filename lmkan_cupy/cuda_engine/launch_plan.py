@@ -69,7 +69,7 @@ HALF_RINGS = {
     "float16": (RingShape(8, 1, 16), RingShape(4, 2, 16), RingShape(2, 4, 16)),
     "bfloat16": (RingShape(8, 1, 16), RingShape(4, 2, 16), RingShape(2, 3, 16)),
 }
-PAIRED_HALF_RINGS = (RingShape(8, 1, 12), RingShape(4, 2, 12), RingShape(2, 4, 12))
+PAIRED_HALF_RINGS = (RingShape(8, 1, 8), RingShape(4, 2, 12), RingShape(2, 3, 12))
 
 #: Bytes of shared memory beside the stages: 16 copies of two numbers per interval; the task.
 KNOT_BYTES = 128
