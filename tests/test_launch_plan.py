@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,6 +212,58 @@ def test_tables_are_read_as_they_are_only_where_that_works() -> None:
     assert plan.ring
     assert not plan.ring.packed
     assert plan.ring.splits == 8  # 16 tiles, 132 multiprocessors
+
+
+MEASURED = json.loads(
+    (
+        Path(__file__).parent.parent / "bench" / "results" / "kernels-h100-2026-11-22.json"
+    ).read_text()
+)["entries"]
+BY_RING = [
+    entry
+    for entry in MEASURED
+    if entry["item"] == "forward" and entry["run"] == 6 and "text" not in entry
+]
+"""Forwards through the ring as it is; earlier runs had other orders of blocks."""
+
+
+@pytest.mark.parametrize(("table", "within"), [("float32", 0.11), ("float16", 0.35)])
+def test_model_agrees_with_what_was_measured(table: str, within: float) -> None:
+    """Two stages of half tables overlap better than the model has it."""
+    device, ratios = DEVICES["sm_90"], []
+    for entry in BY_RING:
+        way, num_grids = entry["way"], entry["num_grids"]
+        if entry["table"] != table:
+            continue
+        layer = Layer(entry["in_features"], entry["out_features"], num_grids, "float32", table)
+        shape = launch_plan.RingShape(way["chunks"], way["samples"], way["warps"])
+        assert shape in launch_plan.ring_shapes(table, device)
+        plan = launch_plan.through_ring(
+            layer, entry["batch"], device, False, way["packed"], shape, way["stages"], layer.pairs
+        )
+        ratios.append(1e3 * plan.prediction.seconds / entry["ms"])
+    assert len(ratios) > 10
+    assert np.allclose(ratios, 1, atol=within), ratios
+    assert np.median(ratios) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("table", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("num_grids", [8, 16, 26, 40])
+def test_the_plan_is_among_the_fastest_that_were_measured(table: str, num_grids: int) -> None:
+    """At B = 2^17 and 2^20, of all shapes, stages, packed or not: within 10 %."""
+    for batch in (2**17, 2**20):
+        chosen = plan_forward(
+            Layer(512, 512, num_grids, "float32", table), batch, DEVICES["sm_90"]
+        ).ring
+        assert chosen
+        point = {"table": table, "num_grids": num_grids, "batch": batch, "in_features": 512}
+        times = {
+            (way["chunks"], way["stages"], way["packed"]): entry["ms"]
+            for entry in BY_RING
+            if entry.items() >= point.items()
+            for way in [entry["way"]]
+        }
+        assert times[chosen.chunks, chosen.stages, chosen.packed] <= 1.1 * min(times.values())
 
 
 def test_prediction_names_its_bound() -> None:

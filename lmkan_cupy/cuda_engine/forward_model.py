@@ -25,7 +25,7 @@ CLOCKS = {
 
 #: Bytes per clock and multiprocessor that reach shared memory from the L2 cache: bulk copies, and
 #: cp.async by every thread, whose writes also take shared memory's time.
-BULK_BYTES = 20.0
+BULK_BYTES = 24.0
 CHUNK_BYTES = 13.7
 WRITTEN_BYTES = 128
 
