@@ -1,4 +1,4 @@
-"""What the benches measure and show: layers of one shape side by side, targets, tables."""
+"""What the benches measure and show: layers of one shape side by side, tables."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -49,21 +49,6 @@ class Case:
         sizes = {name: value for name, value in vars(self).items() if name != "seconds"}
         layers = {layer: {each: measured(layer, each) for each in PASSES} for layer in self.seconds}
         return {**sizes, "layers": layers}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A target and what was measured; ``met`` is None where nothing could be."""
-
-    what: str
-    target: str
-    measured: str
-    met: bool | None
-
-
-def verdict_rows(verdicts: Iterable[Verdict]) -> list[tuple[str, str, str, str]]:
-    met = {True: "yes", False: "NO", None: "?"}
-    return [(each.what, each.target, each.measured, met[each.met]) for each in verdicts]
 
 
 def time_layers(

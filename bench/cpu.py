@@ -20,9 +20,10 @@ from rich.console import Console
 import lmkan_cupy
 
 from . import peers, record
-from .cases import LEGEND, Case, Verdict, show, show_case, time_layers, verdict_rows
+from .cases import LEGEND, Case, show, show_case, time_layers
 from .record import OURS
 from .timing import interleave, stopwatch
+from .verdicts import Verdict, verdict_rows
 from .workloads import Workload, check, make_workload
 
 BATCH = 8192

@@ -33,9 +33,10 @@ from lmkan_cupy.configuration import cuda_obstacle
 from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
 
 from . import gpu_targets, peers, record, training_step
-from .cases import LEGEND, Case, show, show_case, time_layers, verdict_rows
+from .cases import LEGEND, Case, show, show_case, time_layers
 from .device import device_stopwatch, free_memory
 from .record import OURS
+from .verdicts import verdict_rows
 from .workloads import check, make_workload
 
 ROOT = Path(__file__).parent.parent

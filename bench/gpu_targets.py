@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from .cases import Verdict
 from .record import OURS
+from .verdicts import Verdict
 
 LARGE = {"in_features": 512, "out_features": 512, "batch": 2**20}
 SMALL = {"in_features": 128, "out_features": 128, "batch": 2**10}

@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .cases import Verdict, verdict_rows
 from .record import OURS
+from .verdicts import Verdict, verdict_rows
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
