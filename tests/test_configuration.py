@@ -109,10 +109,10 @@ def test_plan_of_a_large_batch(plan: Any) -> None:
     assert rows["tables"] == "packed, 16 outputs wide, 2 in shared memory (215 KB)"
     assert rows["samples"] == "2048 per block, at most 135168 per launch"
     assert rows["pairs"] == "256 per block"
-    assert rows["predicted"].endswith(" ms, held by L2")
+    assert rows["predicted"].endswith(" ms, held by shared memory")
     limits = dict(each.rsplit(" ", 1) for each in rows["limits, ms"].split(", "))
     assert set(limits) == {"shared memory", "L2", "memory"}
-    seconds = float(limits["L2"]) + float(rows["besides, ms"].split()[0])
+    seconds = float(limits["shared memory"]) + float(rows["besides, ms"].split()[0])
     assert float(rows["predicted"].split()[0]) == pytest.approx(seconds, rel=1e-3)
     assert "not a measurement" in rows["note"]
 
