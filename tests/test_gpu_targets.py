@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from bench import gpu_targets
+from bench import gpu_targets, readme
 from bench.record import OURS
 
 
@@ -32,3 +33,11 @@ def test_what_was_not_measured_is_not_judged() -> None:
     verdicts = met({"cases": []})
     assert len(verdicts) == 19
     assert set(verdicts.values()) == {None}
+
+
+def test_the_table_of_targets() -> None:
+    verdicts = gpu_targets.verdicts(results_with(1.1, 18.1))
+    table = readme.targets({"targets": [asdict(each) for each in verdicts]})
+    assert ["forward, G = 16: the authors' time", ">= 1.1", "1.10", "yes"] in table
+    assert ["backward, G = 16: our forward's time", "<= 1.8", "1.81", "NO"] in table
+    assert ["forward, G = 8: the authors' time", ">= 1.5", "not measured", "?"] in table
