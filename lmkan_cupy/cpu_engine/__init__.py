@@ -190,10 +190,10 @@ def _gathers(x: Array, tables: Array) -> bool:
     """Whether the forward goes from sample to sample or groups them, which is a matter of time.
 
     Measured in float32 on one core of an AMD EPYC (Zen 5), 1 MiB L2 per core, for 1 to 256 outputs,
-    4 to 40 intervals, 10 to 512 inputs, 16 to 8192 samples. Up to 32 outputs grouping takes longer:
-    2 times up to 16 outputs, 1.2 times at 32, all at 8192 samples. There it wins where tables of
-    more than some MiB, read in any order, come from afar. With few samples, which rarely share a
-    cell, it takes 1 to 1.5 times as long even for 64 samples of 128 outputs.
+    4 to 40 intervals, 10 to 512 inputs, 16 to 8192 samples. For 8192 samples grouping takes about 2
+    times as long up to 16 outputs and 1.2 times at 32, but less where tables of more than some MiB
+    come from afar, for it reads them in order. Few samples rarely share a cell: grouping 64 takes
+    3 times as long for 16 outputs and still 1 to 1.5 times as long for 128.
     """
     out_features: int = tables.shape[3]
     is_narrow = out_features <= 32 and tables.nbytes <= 2**22
@@ -201,7 +201,10 @@ def _gathers(x: Array, tables: Array) -> bool:
 
 
 def _work(x: Array, tables: Array, *, locating: int = 32) -> int:
-    """Return about how many table elements all touch; locating and grouping take as long as 32."""
+    """Return about how many table elements one evaluation touches.
+
+    ``locating`` is what finding the cell of a sample counts as, by default with grouping.
+    """
     out_features: int = tables.shape[3]
     return len(x) * len(tables) * (out_features + locating)
 
