@@ -112,14 +112,15 @@ def test_capture_of_a_training_step() -> None:
     def model_and_optimizer() -> tuple[Any, Any]:
         torch.manual_seed(0)
         model = torch.nn.Sequential(LMKANBlock(33, 64, 8), LMKANLinear(64, 3, 8)).cuda()
-        return model, torch.optim.Adam(model.parameters(), lr=1e-2, capturable=True)
+        parameters = model.parameters()
+        return model, torch.optim.Adam(parameters, lr=1e-2, fused=True, capturable=True)
 
     def step(model: Any, optimizer: Any, x: Any) -> Any:
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad()
         loss = model(x).square().mean() + 1e-3 * adapter.hessian_penalty(model)
         loss.backward()
         optimizer.step()
-        return loss
+        return loss.detach()
 
     data = [torch.randn(500, 33, device="cuda") for _ in range(6)]
     eager, captured = model_and_optimizer(), model_and_optimizer()

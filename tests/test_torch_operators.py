@@ -14,6 +14,8 @@ import tolerances
 from problems import DTYPES, FLOAT32, FLOAT64, HALF_TABLES, SMALL, Dtypes, Sizes, make_problem
 from tolerances import check_each
 
+import lmkan_cupy
+
 torch = pytest.importorskip("torch")
 adapter = pytest.importorskip("lmkan_cupy.adapters.torch")
 functional = pytest.importorskip("lmkan_cupy.adapters.torch.functional")
@@ -147,8 +149,7 @@ def arguments_of(rng: np.random.Generator, dtypes: Dtypes, batch: int) -> dict[s
         "forward": (x, tables),
         "backward": (grad_y, x, tables, True, True),
         "backward_backward": (ggx, ggt, grad_y, x, tables),
-        "hessian_penalty": (tables,),
-        "hessian_penalty_and_grad": (tables, 0.5),
+        "hessian_penalty": (tables, True),
     }
 
 
@@ -196,14 +197,24 @@ class TestRegistration:
         arguments[missing] = None
         torch.library.opcheck(torch.ops.lmkan_cupy.backward_backward.default, arguments)
 
+    def test_opcheck_of_a_penalty_alone(self, rng: np.random.Generator) -> None:
+        """It has a derivative all the same: under vmap a tensor hides that it requires one."""
+        _, tables, *_ = tensors_of(rng, SMALL, FLOAT32)
+        arguments = tables.requires_grad_(), False
+        torch.library.opcheck(torch.ops.lmkan_cupy.hessian_penalty.default, arguments)
+        penalty, nothing = operators.hessian_penalty(*arguments)
+        assert nothing.numel() == 0
+        (grad,) = torch.autograd.grad(penalty, tables)
+        assert torch.equal(grad, operators.hessian_penalty(tables.detach(), True)[1])
+
     @pytest.mark.parametrize("check", ["gradcheck", "gradgradcheck"])
     def test_derivatives_of_the_penalty_with_its_gradient(
         self, rng: np.random.Generator, check: str
     ) -> None:
-        tables, _ = arguments_of(rng, FLOAT64, 0)["hessian_penalty_and_grad"]
+        tables, _ = arguments_of(rng, FLOAT64, 0)["hessian_penalty"]
 
         def function(tables: Any) -> Any:
-            return operators.hessian_penalty_and_grad(tables, 0.5)
+            return operators.hessian_penalty(tables, True)
 
         assert getattr(torch.autograd, check)(function, tables.requires_grad_())
 
@@ -256,6 +267,56 @@ class TestRegistration:
                 lmkan(x, tables)
             with pytest.raises(TypeError, match=f"tables {text}"):
                 functional.hessian_penalty_of(tables)
+
+
+class TestPassesOfThePenalty:
+    """What is read of the tables is what a step on a GPU pays for."""
+
+    @pytest.fixture
+    def layers(self) -> Any:
+        return torch.nn.Sequential(LMKANLinear(5, 7, 4), LMKANLinear(7, 3, 4))
+
+    @pytest.fixture
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Functions of the core that were called."""
+        names: list[str] = []
+
+        def counted(name: str) -> Any:
+            function = getattr(lmkan_cupy, name)
+            return lambda *arguments: (names.append(name), function(*arguments))[1]
+
+        for name in ("hessian_penalty", "hessian_penalty_and_grad"):
+            monkeypatch.setattr(lmkan_cupy, name, counted(name))
+        return names
+
+    def test_one_per_layer_in_a_training_step(self, layers: Any, calls: list[str]) -> None:
+        (0.1 * adapter.hessian_penalty(layers)).backward()
+        assert calls == ["hessian_penalty_and_grad"] * 2
+
+    def test_no_gradient_where_none_is_needed(self, layers: Any, calls: list[str]) -> None:
+        with torch.no_grad():
+            adapter.hessian_penalty(layers)
+        with torch.inference_mode():
+            adapter.hessian_penalty(layers)
+        layers.requires_grad_(False)
+        assert not adapter.hessian_penalty(layers).requires_grad
+        assert calls == ["hessian_penalty"] * 6
+
+    def test_of_a_layer_that_is_frozen(self, layers: Any, calls: list[str]) -> None:
+        layers[0].requires_grad_(False)
+        adapter.hessian_penalty(layers).backward()
+        assert calls == ["hessian_penalty", "hessian_penalty_and_grad"]
+        assert layers[0].tables.grad is None
+
+    def test_none_in_a_second_backward(self, layers: Any, calls: list[str]) -> None:
+        """What was kept is as it was."""
+        penalty = 0.1 * adapter.hessian_penalty(layers)
+        first, second = (
+            torch.autograd.grad(penalty, list(layers.parameters()), retain_graph=True)
+            for _ in range(2)
+        )
+        assert all(map(torch.equal, first, second))
+        assert len(calls) == 2
 
 
 class TestDispatcher:
@@ -484,6 +545,8 @@ class TestVmap:
         torch.testing.assert_close(penalties[1], 4 * penalties[0])
         grads = torch.vmap(torch.func.grad(penalty))(ensemble)
         torch.testing.assert_close(grads[1], -2 * grads[0])
+        of_sum = torch.func.grad(lambda tables: torch.vmap(penalty)(tables).sum())(ensemble)
+        torch.testing.assert_close(of_sum, grads)
 
 
 class _Penalty(torch.nn.Module):  # type: ignore[misc]

@@ -54,11 +54,15 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
 
 
 def hessian_penalty_of(tables: Tensor, *, engine: Engine = None) -> Tensor:
-    """Return the roughness of tables, differentiable twice: :func:`lmkan_cupy.hessian_penalty`."""
+    """Return the roughness of tables, differentiable twice: :func:`lmkan_cupy.hessian_penalty`.
+
+    Its gradient comes from the same pass over the tables, where there will be one, and is kept.
+    """
     if engine == "torch":
         return plain_torch.hessian_penalty(tables)
     check_device("tables", tables)
-    penalty = operators.hessian_penalty(as_engine_takes(tables))
+    need_grad = torch.is_grad_enabled() and tables.requires_grad
+    penalty, _ = operators.hessian_penalty(as_engine_takes(tables), need_grad)
     # A loss is a plain tensor: of sharded tables, whose penalty is a DTensor, the sum of all parts.
     return penalty.full_tensor() if hasattr(penalty, "full_tensor") else penalty
 

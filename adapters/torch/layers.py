@@ -19,7 +19,11 @@ Residual: TypeAlias = Literal["linear", "relu"] | None
 
 
 def hessian_penalty(module: nn.Module) -> Tensor:
-    """Return the sum of the Hessian penalties of all lmKAN layers of a model, 0 for none."""
+    """Return the sum of the Hessian penalties of all lmKAN layers of a model, 0 for none.
+
+    Where tables require a gradient, it comes from the same pass over them as the value and is kept
+    until the backward: as many bytes as tables in float32, or in float64 if they are.
+    """
     layers = [each for each in module.modules() if isinstance(each, TablesModule)]
     penalties = [each.hessian_penalty() for each in layers]
     return sum(penalties[1:], penalties[0]) if penalties else torch.zeros(())

@@ -47,19 +47,14 @@ def _backward_backward(
     return exchange.run(lmkan_cupy.backward_backward, ggx, ggt, grad_y, x, tables)
 
 
-def _hessian_penalty(tables: Tensor) -> Any:
-    return exchange.run(lmkan_cupy.hessian_penalty, tables)
-
-
-def _hessian_penalty_and_grad(tables: Tensor, scale: float) -> Any:
-    return exchange.run(lmkan_cupy.hessian_penalty_and_grad, tables, scale)
+def _hessian_penalty(tables: Tensor, need_grad: bool) -> Any:
+    if need_grad:
+        return exchange.run(lmkan_cupy.hessian_penalty_and_grad, tables)
+    penalty = exchange.run(lmkan_cupy.hessian_penalty, tables)
+    return penalty, penalty.new_empty([0] * tables.ndim)
 
 
 # --- Shapes and dtypes alone, for compilers, fake and meta tensors --------------------------------
-
-
-def _compute_dtype(tables: Tensor) -> torch.dtype:
-    return torch.float64 if tables.dtype == torch.float64 else torch.float32
 
 
 def _forward_like(x: Tensor, tables: Tensor) -> Tensor:
@@ -84,14 +79,13 @@ def _backward_backward_like(
     return x.new_empty(grad_y.shape), x.new_empty(x.shape), x.new_empty(tables.shape)
 
 
-def _hessian_penalty_like(tables: Tensor) -> Tensor:
+def _hessian_penalty_like(tables: Tensor, need_grad: bool) -> tuple[Tensor, Tensor]:
     array_checks.check_tables_like("hessian_penalty", tables.shape, dtype_name(tables.dtype))
-    return tables.new_empty((), dtype=_compute_dtype(tables))
-
-
-def _hessian_penalty_and_grad_like(tables: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    dtype = _compute_dtype(tables)
-    return tables.new_empty((), dtype=dtype), tables.new_empty(tables.shape, dtype=dtype)
+    dtype = torch.float64 if tables.dtype == torch.float64 else torch.float32
+    return (
+        tables.new_empty((), dtype=dtype),
+        tables.new_empty(tables.shape if need_grad else [0] * tables.ndim, dtype=dtype),
+    )
 
 
 # --- Derivatives ----------------------------------------------------------------------------------
@@ -134,29 +128,25 @@ def _backward_backward_vjp(ctx: Any, *cotangents: Tensor | None) -> None:
     )
 
 
-def _hessian_penalty_vjp(ctx: Any, cotangent: Tensor) -> Tensor:
-    (tables,) = ctx.saved_tensors
-    _, grad = hessian_penalty_and_grad(tables, 1.0)
-    return (cotangent * grad).to(tables.dtype)
-
-
-def _save_for_penalty_and_grad_vjp(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _save_tensors(ctx, inputs, output)
+def _save_for_penalty_vjp(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
-    ctx.scale = inputs[1]
+    tables, ctx.need_grad = inputs
+    ctx.dtype = tables.dtype
+    ctx.save_for_backward(output[1] if ctx.need_grad else tables)
 
 
-def _hessian_penalty_and_grad_vjp(
+def _hessian_penalty_vjp(
     ctx: Any, of_penalty: Tensor | None, of_grad: Tensor | None
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor | None, None]:
     """The penalty is a quadratic form: its gradient is linear and symmetric in the tables."""
-    (tables,) = ctx.saved_tensors
-    grad = torch.zeros_like(tables, dtype=_compute_dtype(tables))
+    terms = []
     if of_penalty is not None:
-        grad = grad + of_penalty * hessian_penalty_and_grad(tables, 1.0)[1]
-    if of_grad is not None:
-        grad = grad + hessian_penalty_and_grad(of_grad, ctx.scale)[1]
-    return grad.to(tables.dtype), None
+        (kept,) = ctx.saved_tensors
+        grad = kept if ctx.need_grad else hessian_penalty(kept, True)[1]
+        terms.append(of_penalty * grad)  # not in place: there may be a second backward
+    if of_grad is not None and ctx.need_grad:
+        terms.append(hessian_penalty(of_grad, True)[1])
+    return sum(terms[1:], start=terms[0]).to(ctx.dtype) if terms else None, None
 
 
 # --- Autocast -------------------------------------------------------------------------------------
@@ -230,12 +220,8 @@ def _backward_backward_vmap(info: Any, axes: Any, *arguments: Any) -> Any:
     return _one_by_one(backward_backward, info, axes, arguments)
 
 
-def _hessian_penalty_vmap(info: Any, axes: Any, tables: Tensor) -> Any:
-    return _one_by_one(hessian_penalty, info, axes, (tables,))
-
-
-def _hessian_penalty_and_grad_vmap(info: Any, axes: Any, *arguments: Any) -> Any:
-    return _one_by_one(hessian_penalty_and_grad, info, axes, arguments)
+def _hessian_penalty_vmap(info: Any, axes: Any, *arguments: Any) -> Any:
+    return _one_by_one(hessian_penalty, info, axes, arguments)
 
 
 # --- Registration ---------------------------------------------------------------------------------
@@ -269,15 +255,9 @@ _OPERATORS = {
         _backward_backward_vmap,
     ),
     "hessian_penalty": _Operator(
-        "(Tensor tables) -> Tensor",
-        *(_hessian_penalty, _hessian_penalty_like, _hessian_penalty_vjp, _save_tensors),
+        "(Tensor tables, bool need_grad) -> (Tensor, Tensor)",
+        *(_hessian_penalty, _hessian_penalty_like, _hessian_penalty_vjp, _save_for_penalty_vjp),
         _hessian_penalty_vmap,
-    ),
-    "hessian_penalty_and_grad": _Operator(
-        "(Tensor tables, float scale) -> (Tensor, Tensor)",
-        *(_hessian_penalty_and_grad, _hessian_penalty_and_grad_like),
-        *(_hessian_penalty_and_grad_vjp, _save_for_penalty_and_grad_vjp),
-        _hessian_penalty_and_grad_vmap,
     ),
 }
 
@@ -398,5 +378,4 @@ _library = _register()
 forward: Callable[..., Tensor] = _call("forward")
 backward: Callable[..., tuple[Tensor, Tensor]] = _call("backward")
 backward_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = _call("backward_backward")
-hessian_penalty: Callable[..., Tensor] = _call("hessian_penalty")
-hessian_penalty_and_grad: Callable[..., tuple[Tensor, Tensor]] = _call("hessian_penalty_and_grad")
+hessian_penalty: Callable[..., tuple[Tensor, Tensor]] = _call("hessian_penalty")

@@ -123,11 +123,7 @@ def _backward_backward(ggx: Any, ggt: Any, grad_y: Any, x: Any, tables: Any) -> 
     return _of_layer(x, tables, ["y", "x", "tables"], [*given, "y", "x", "tables"])
 
 
-def _hessian_penalty(tables: Any) -> list[_Sharding]:
-    return [(of[:1], from_[:1]) for of, from_ in _hessian_penalty_and_grad(tables, 1.0)]
-
-
-def _hessian_penalty_and_grad(tables: Any, scale: float) -> list[_Sharding]:
+def _hessian_penalty(tables: Any, need_grad: bool) -> list[_Sharding]:
     shards = [each for each in (_PAIRS, _OUTPUTS) if _fills_all(tables, each)]
     return [
         ([_WHOLE, _WHOLE], [_WHOLE, None]),
@@ -140,7 +136,6 @@ _SHARDINGS = {
     "backward": _backward,
     "backward_backward": _backward_backward,
     "hessian_penalty": _hessian_penalty,
-    "hessian_penalty_and_grad": _hessian_penalty_and_grad,
 }
 
 for _name, _function in _SHARDINGS.items():
