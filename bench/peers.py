@@ -35,7 +35,7 @@ class Layer:
     """
 
     forward: Callable[[], Any]
-    backward: Callable[[Any], object]
+    backward: Callable[[Any], Any]
     share: float = 1.0
     stopwatch: Stopwatch = stopwatch
 

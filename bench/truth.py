@@ -43,7 +43,7 @@ class Bounded:
 
     def check(self, name: str, result: Any) -> None:
         """Raise an AssertionError, naming the worst element, where a result is out of bounds."""
-        result = torch.as_tensor(result).detach().double()
+        result = as_tensor(result).double()
         error = (result - self.value).abs()
         wrong = ~(error <= self.bound)  # so that a NaN is wrong
         if wrong.any():
@@ -89,14 +89,12 @@ class LayerTruth:
     def check(self, name: str, y: Any, grad_x: Any, grad_tables: Any) -> None:
         """Compare results; one that is None is left out."""
         if y is not None:
-            self.y.check(f"{name}, y", torch.as_tensor(y)[self.samples])
+            self.y.check(f"{name}, y", as_tensor(y)[self.samples])
         if grad_x is not None:
-            result = torch.where(
-                self.has_slope, torch.as_tensor(grad_x)[self.samples], self.grad_x.value
-            )
+            result = torch.where(self.has_slope, as_tensor(grad_x)[self.samples], self.grad_x.value)
             self.grad_x.check(f"{name}, grad_x", result)
         if grad_tables is not None:
-            self.grad_tables.check(f"{name}, grad_tables", torch.as_tensor(grad_tables)[ENDS])
+            self.grad_tables.check(f"{name}, grad_tables", as_tensor(grad_tables)[ENDS])
 
 
 def of_layer(workload: Workload) -> LayerTruth:
@@ -171,7 +169,7 @@ def check_penalty(tables: Any, penalty: Any, grad: Any) -> None:
     A coefficient of a stencil takes six roundings; a curvature has four of them at most, a table
     value ten curvatures; the roughness is summed in float64.
     """
-    given, grad = torch.from_dlpack(tables), torch.as_tensor(grad)
+    given, grad = torch.from_dlpack(tables), as_tensor(grad)
     knots = torch.from_numpy(lmkan_cupy.sigma_grid(given.shape[1] - 1)).to(given).double()
     width = knots.diff()
     span = (width[1:] + width[:-1])[:, None]
@@ -187,7 +185,9 @@ def check_penalty(tables: Any, penalty: Any, grad: Any) -> None:
         Bounded(slope, bound).check("gradient of the penalty", grad[pairs : pairs + 8])
         roughness += exact.item()
         allowed += UNIT * (2 * 4 + FACTORS + 2 * 6) * size.item()
-    Bounded(torch.tensor(roughness), torch.tensor(allowed)).check("penalty", float(penalty))
+    Bounded(torch.tensor(roughness), torch.tensor(allowed)).check(
+        "penalty", torch.tensor(float(penalty))
+    )
 
 
 def _roughness_and_grad(tables: Tensor, second: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,10 +200,15 @@ def _roughness_and_grad(tables: Tensor, second: Tensor, first: Tensor) -> tuple[
     return total.detach(), grad
 
 
+def as_tensor(result: Any) -> Tensor:
+    """Return a tensor over the memory of an array, or a tensor without its history."""
+    return result.detach() if isinstance(result, Tensor) else torch.from_dlpack(result)
+
+
 def _tensors(workload: Workload) -> tuple[Tensor, Tensor, Tensor]:
     """``x`` and ``grad_y`` as they are, and the tables in float64."""
-    tables = workload.tables.astype("float32", copy=False)
-    x, tables, grad_y = map(torch.from_dlpack, (workload.x, tables, workload.grad_y))
+    widened = workload.tables.astype("float32", copy=False)
+    x, tables, grad_y = map(torch.from_dlpack, (workload.x, widened, workload.grad_y))
     return x, tables.double(), grad_y
 
 

@@ -7,6 +7,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -47,6 +48,30 @@ class Theirs(LMKAN2DLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return type(self).fault(super().forward(x), **self.tiles)
+
+
+class Stream(nullcontext):  # type: ignore[type-arg]
+    def begin_capture(self) -> None:
+        pass
+
+    def end_capture(self) -> Any:
+        return SimpleNamespace(launch=lambda stream: None)
+
+
+class Graphs(ModuleType):
+    """NumPy with what CuPy has beside it; what is captured runs at once."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    cuda = SimpleNamespace(
+        Device=lambda: SimpleNamespace(synchronize=lambda: None),
+        MemoryPool=lambda: SimpleNamespace(malloc=None),
+        Event=lambda: SimpleNamespace(record=lambda stream: None, synchronize=lambda: None),
+        Stream=lambda **_: Stream(),
+        get_elapsed_time=lambda begin, end: 0.1,
+        using_allocator=lambda allocator: nullcontext(),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -164,6 +189,53 @@ def test_wrong_double_backwards_are_seen(
         passes.measure()
 
 
+@pytest.mark.parametrize(
+    ("factory", "name"),
+    [
+        ("lmkan", OURS),
+        ("embedding_bag", "embedding_bag"),
+        ("plain_torch", 'engine="torch"'),
+    ],
+)
+def test_no_layer_with_tables_is_timed_unchecked(
+    monkeypatch: pytest.MonkeyPatch, on_cpu: None, factory: str, name: str
+) -> None:
+    make = getattr(peers, factory)
+
+    def wrong(workload: Workload) -> peers.Layer:
+        layer = make(workload)
+        return replace(layer, forward=lambda: layer.forward() * 1.001)
+
+    monkeypatch.setattr(peers, factory, wrong)
+    monkeypatch.setattr(layers, "time_layers", lambda *_: pytest.fail("timed"))
+    with pytest.raises(AssertionError, match=f"{name}, y: "):
+        layers.measure(Point(9, 6, 8, 100), with_authors=False)
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "match"),
+    [
+        (penalty, "hessian_penalty_and_grad", "penalty"),
+        (passes, "backward", "backward, need_x alone, grad_x"),
+        (passes, "forward", "normal inputs, y"),
+    ],
+)
+def test_no_other_pass_is_timed_unchecked(
+    monkeypatch: pytest.MonkeyPatch, on_cpu: None, module: Any, function: str, match: str
+) -> None:
+    original = getattr(lmkan_cupy, function)
+
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        results = original(*arguments, **options)
+        if isinstance(results, tuple):
+            return tuple(None if each is None else each * np.float32(1.001) for each in results)
+        return results * np.float32(1.001)
+
+    monkeypatch.setattr(lmkan_cupy, function, wrong)
+    with pytest.raises(AssertionError, match=match):
+        module.measure()
+
+
 def test_a_step_that_learns_otherwise_is_seen(
     monkeypatch: pytest.MonkeyPatch, on_cpu: None
 ) -> None:
@@ -215,15 +287,20 @@ def refused(y: Any, **_: Any) -> Any:
 
 
 def test_what_gives_zeros_is_not_their_fastest(
-    monkeypatch: pytest.MonkeyPatch, on_cpu: None, workload: Workload
+    monkeypatch: pytest.MonkeyPatch, on_cpu: None
 ) -> None:
+    """All take a second, and of these the first would be chosen, a tile of 16."""
     even = make_workload(8, 6, 8, 100)
+
+    def clock(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+        return 1.0, call(*arguments)
+
+    sizes = authors.fastest_sizes(even, clock)
+    assert (sizes["tile_size_forward"], sizes["tile_size_backward"]) == (16, 16)
     monkeypatch.setattr(Theirs, "fault", zeros_of_large_tiles)
-    sizes = authors.fastest_sizes(even, timing.stopwatch)
-    assert sizes["tile_size_forward"] != 16
+    assert authors.fastest_sizes(even, clock)["tile_size_forward"] == 8
     monkeypatch.setattr(Theirs, "fault", no_gradients_of_large_tiles)
-    sizes = authors.fastest_sizes(even, timing.stopwatch)
-    assert sizes["tile_size_backward"] != 16
+    assert authors.fastest_sizes(even, clock)["tile_size_backward"] == 8
 
 
 @pytest.mark.parametrize(
@@ -264,7 +341,7 @@ def run(monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> Callable[..., dict[str
     """Run all of it but the tests, the host's part and the tables; return what it wrote."""
     show = ModuleType("bench.show")
     silent = SimpleNamespace(print=print, status=lambda text: nullcontext())
-    show.__dict__.update(LEGEND="", Console=Any, console=lambda: silent)
+    show.__dict__.update(LEGEND="", console=lambda: silent)
     for name in "show", "show_case", "show_numbers":
         setattr(show, name, lambda *_: None)
     monkeypatch.setitem(sys.modules, "bench.show", show)
@@ -272,7 +349,11 @@ def run(monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> Callable[..., dict[str
     command = import_module("bench.gpu.__main__")
     monkeypatch.setattr(command, "free_memory", lambda: None)
     monkeypatch.setattr(correctness, "measure", dict)
-    monkeypatch.setattr(host, "measure", lambda: {"forward of arrays, host us": 20.0})
+    monkeypatch.setattr(host, "cupy", Graphs("cupy"))
+    monkeypatch.setattr(host, "_seconds_of_start", lambda cache: 1.0)
+    measure = host_cost.measure
+    small = (2, 1, 4, 2)
+    monkeypatch.setattr(host_cost, "measure", lambda *_, seconds: measure("cpu", small, 0.0))
     monkeypatch.setattr(layers, "points", lambda full: [Point(8, 6, 8, 100), Point(9, 6, 8, 100)])
 
     def run(**circumstances: Any) -> dict[str, Any]:
@@ -294,6 +375,8 @@ def test_everything_is_written_and_not_repeated(
     assert even["limits"][OURS]["kernel"] == "forward"
     assert "share of the shared-memory limit" not in even["limits"][OURS]
     assert {*results["passes"]} >= {"double backward", "backward, need_x alone"}
+    assert results["host"]["forward in a graph, us"] == 5.0
+    assert results["host"]["forward of arrays, host us"] > 0
     assert {*results["penalty"]} == {"8", "16", "26", "40"}
     assert len(results["targets"]) == 23  # one of them of the training step
 
@@ -374,10 +457,37 @@ def test_clocks_are_read_from_whole_lines() -> None:
 @pytest.mark.parametrize("name", DEVICES)
 def test_the_plan_s_choice_is_always_timed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(kernel_cache, "device", lambda: DEVICES[name])
-    for *shape, batch in plans.POINTS:
-        layer = launch_plan.Layer(*shape, "float32", "float32")
+    for *(in_features, out_features, num_grids), batch in plans.POINTS:
+        layer = launch_plan.Layer(in_features, out_features, num_grids, "float32", "float32")
         chosen = launch_plan.forward(layer, batch, DEVICES[name], direction=False, aligned=True)
         assert chosen in plans.plans(layer, batch, chosen)
+
+
+def test_plans_go_on_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    timed: list[Any] = []
+
+    def measure(point: Any) -> list[dict[str, Any]]:
+        timed.append(point)
+        if len(timed) == 2:
+            raise torch.OutOfMemoryError("too little")
+        if len(timed) == 4:
+            raise KeyboardInterrupt
+        return [{"chosen": True, "ms": 1.0}]
+
+    monkeypatch.setattr(sys, "argv", ["plans"])
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(plans, "cuda_obstacle", lambda: None)
+    monkeypatch.setattr(plans, "describe", lambda: CIRCUMSTANCES["gpu"])
+    monkeypatch.setattr(plans, "free_memory", lambda: None)
+    monkeypatch.setattr(plans, "measure", measure)
+    monkeypatch.setattr(plans, "POINTS", plans.POINTS[:5])
+    with pytest.raises(KeyboardInterrupt):
+        plans.main()
+    plans.main()
+    assert timed == [*plans.POINTS[:4], *plans.POINTS[3:]]
+    results = record.read(*tmp_path.iterdir())
+    assert [len(results[name]) for name in ("cases", "not measured")] == [4, 1]
+    assert "cupy" in results["circumstances"]["versions"]
 
 
 def test_host_cost() -> None:

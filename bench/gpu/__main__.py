@@ -9,12 +9,14 @@ than the device. What a call reads may be in the L2 cache, as in networks.
 Everything is written as soon as it is measured, and a later run goes on from there.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cupy
 import torch
@@ -23,10 +25,13 @@ from lmkan_cupy.configuration import cuda_obstacle
 
 from .. import authors, record
 from ..device import OUT_OF_MEMORY, describe, free_memory
-from ..show import LEGEND, Console, console, show, show_case, show_numbers
+from ..show import LEGEND, console, show, show_case, show_numbers
 from ..verdicts import verdict_rows
 from . import correctness, host, layers, passes, penalty, targets, training_step
 from .layers import Measured, Point
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -53,7 +58,8 @@ def main() -> None:
     circumstances["versions"] |= {"cupy": cupy.__version__}
     if arguments.peer:
         sys.path.insert(0, str(arguments.peer))
-        circumstances["peer"] = record.commit_of(arguments.peer)
+        has_commit = (arguments.peer / ".git").exists()  # else it may lie in another repository
+        circumstances["peer"] = record.commit_of(arguments.peer) if has_commit else "unknown"
     try:
         if arguments.peer:
             authors.require_package()

@@ -80,7 +80,7 @@ def _double_backward(workload: Workload) -> dict[str, float]:
     some[chosen] = workload.grad_y[chosen]
     expected = truth.of_double_backward(replace(workload, grad_y=some), ggx, ggt, samples)
     grad_grad_y, grad_x, grad_tables = map(
-        torch.as_tensor, lmkan_cupy.backward_backward(ggx, ggt, some, x, tables)
+        truth.as_tensor, lmkan_cupy.backward_backward(ggx, ggt, some, x, tables)
     )
     results = (grad_grad_y[samples], grad_x[samples], grad_tables[truth.ENDS])
     for name, result, each in zip(("grad_y", "x", "tables"), results, expected, strict=True):
