@@ -176,18 +176,16 @@ def check_penalty(tables: Any, penalty: Any, grad: Any) -> None:
     unit = torch.eye(len(knots), dtype=torch.float64, device=given.device)
     second = 2 * (unit.diff(dim=0) / width[:, None]).diff(dim=0) / span
     first = (unit[2:] - unit[:-2]) / span
-    roughness = allowed = 0.0
+    roughness = allowed = torch.zeros((), dtype=torch.float64, device=given.device)
     for pairs in range(0, len(given), 8):
         values = given[pairs : pairs + 8].double()
         exact, slope = _roughness_and_grad(values, second, first)
         size, slope_size = _roughness_and_grad(values.abs(), second.abs(), first.abs())
         bound = UNIT * (10 + 4 + FACTORS + 2 * 6) * slope_size
         Bounded(slope, bound).check("gradient of the penalty", grad[pairs : pairs + 8])
-        roughness += exact.item()
-        allowed += UNIT * (2 * 4 + FACTORS + 2 * 6) * size.item()
-    Bounded(torch.tensor(roughness), torch.tensor(allowed)).check(
-        "penalty", torch.tensor(float(penalty))
-    )
+        roughness = roughness + exact
+        allowed = allowed + UNIT * (2 * 4 + FACTORS + 2 * 6) * size
+    Bounded(roughness, allowed).check("penalty", torch.full_like(roughness, float(penalty)))
 
 
 def _roughness_and_grad(tables: Tensor, second: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:

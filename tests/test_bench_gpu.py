@@ -136,8 +136,13 @@ def workload() -> Workload:
 @pytest.mark.parametrize("which", [0, 1, 2])
 @pytest.mark.parametrize(
     "wrong",
-    [np.zeros_like, lambda a: a * np.float32(1 + 1e-3), lambda a: np.full_like(a, np.nan)],
-    ids=["zeros", "off", "nan"],
+    [
+        np.zeros_like,
+        lambda a: a * np.float32(1 + 1e-3),
+        lambda a: np.full_like(a, np.nan),
+        lambda a: np.concatenate([a[:-1], 0 * a[-1:]]),
+    ],
+    ids=["zeros", "off", "nan", "the last is missing"],
 )
 def test_wrong_results_of_a_layer_are_seen(
     workload: Workload, dtype: str, which: int, wrong: Callable[[Any], Any]
