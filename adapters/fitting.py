@@ -31,9 +31,18 @@ from .datasets import Dataset, InputError, check_finite, read_dataset, read_feat
 from .fit_pictures import save_functions_picture, save_parity_picture
 from .mlp import fused, make_mlp, mlp_flops, mlp_sizes
 from .sklearn import LMKANRegressor
-from .training import BOUND, MOST_STEPS, Rows, TableNetwork, Trainer, epochs_for, evaluate
+from .training import (
+    BOUND,
+    MOST_STEPS,
+    Rows,
+    TableNetwork,
+    Trainer,
+    epochs_for,
+    evaluate,
+    fold_chain_,
+)
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 _TITLES = {"lmkan": "lmKAN", "mlp": "MLP"}
 
@@ -69,6 +78,7 @@ class FittedModel(TableNetwork):
 
     def __init__(self, description: ModelDescription) -> None:
         super().__init__(description.sizes, description.num_grids, description.bound)
+        fold_chain_(self.network)
         self.description = description
 
     def predict(self, features: NDArray[Any]) -> NDArray[np.float64]:

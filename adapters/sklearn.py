@@ -33,7 +33,7 @@ from .training import (
     TableNetwork,
     Trainer,
     epochs_for,
-    fold_,
+    fold_chain_,
     parameter_groups,
     penalty_for,
 )
@@ -118,7 +118,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             shown=shown if self.verbose else None,
         )
         training = trainer.train("lmKAN", model.network, parameter_groups(model.network))
-        fold_(model)
+        fold_chain_(model.network)
         self.model_ = model.eval()
         self.n_iter_ = math.ceil(training.steps / rows.steps_per_epoch)
         self.validation_loss_ = training.validation_loss

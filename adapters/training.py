@@ -42,7 +42,7 @@ from .torch import HessianSchedule, LMKANBlock, LMKANConv2d, LMKANLinear, hessia
 #   0.184   G = 8, refined to 16 after the first part, 0.199 with 4, 8, 16, penalties weak: no gain,
 #           so the grid stays as it is
 MOST_STEPS = 10_000  # unless the number of epochs is given
-FIRST_PART = 0.3  # of the steps
+FIRST_PART = 0.15  # of the steps
 BOUND = 4.0  # standard deviations
 _BATCH = 512
 TABLES_RATE = 3e-3
@@ -161,6 +161,22 @@ def fold_(network: nn.Module) -> None:
         layer.fold_()
 
 
+@torch.no_grad()
+def fold_chain_(chain: nn.Sequential) -> None:
+    """Absorb what a chain of :class:`~lmkan_cupy.adapters.torch.LMKANBlock` can, in place.
+
+    Tables take up their layer's branch and the batch normalisation of the next block, with the
+    statistics that it has. The first block keeps its own.
+    """
+    fold_(chain)
+    for block, following in pairwise(chain):
+        norm, tables = following.norm, block.layer.tables
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        # The weights of a function's knots sum to one, so a constant is shared out over the pairs.
+        tables.mul_(scale).sub_(norm.running_mean * scale / len(tables))
+        following.norm = nn.Identity()
+
+
 def refine_(network: nn.Module, num_grids: int, optimizer: torch.optim.Optimizer) -> None:
     """Go over to another grid in all lmKAN layers, in place, with the optimiser's moments."""
     for layer in lmkan_layers(network):
@@ -251,9 +267,9 @@ class Trainer:
     loss : callable
         ``loss(answers, target)`` gives the mean over rows.
     penalty : float
-        The weight that the Hessian penalty falls to, see :func:`penalty_for`.
+        The weight of the Hessian penalty, see :func:`penalty_for`.
     penalty_start : float
-        The weight that it starts with, where that is more.
+        The weight that it starts with, where that is more: it falls during the first part.
     keeps_statistics : bool
         Whether batch normalisation keeps the statistics of the first part in the second.
     refined_num_grids : int or None
@@ -272,7 +288,7 @@ class Trainer:
     validation: tuple[Tensor, Tensor] | None
     loss: Callable[[Tensor, Tensor], Tensor]
     penalty: float
-    penalty_start: float = 1.0
+    penalty_start: float = 0.0
     keeps_statistics: bool = True
     refined_num_grids: int | None = None
     rows_at_once: int = ROWS_AT_ONCE

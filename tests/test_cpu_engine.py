@@ -1,4 +1,6 @@
-"""What compiling costs and says: `warmup`, the disk cache, folders that cannot be written to."""
+"""Two ways to walk a layer, which give the same bits; what compiling costs and says: `warmup`, the
+disk cache, folders that cannot be written to.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,51 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fresh_process
+import numpy as np
 import pytest
+from problems import DTYPES, Dtypes, Sizes, make_problem
+from test_special_values import BAD_VALUES, around_knots
+
+import lmkan_cupy
+from lmkan_cupy import cpu_engine
+
+#: One pair and none to spare, odd last features, more than one tile of pairs; all widths of chunks.
+WALKED = [
+    Sizes(0, in_features=1, out_features=1, num_grids=3),
+    Sizes(0, in_features=2, out_features=2, num_grids=40),
+    Sizes(0, in_features=15, out_features=31, num_grids=8),
+    Sizes(0, in_features=16, out_features=4, num_grids=5),
+    Sizes(0, in_features=19, out_features=7, num_grids=26),
+    Sizes(0, in_features=34, out_features=16, num_grids=8),
+]
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", WALKED, ids=str)
+@pytest.mark.parametrize("batch", [0, 1, 3, 33, 1000])
+def test_both_walks_give_the_same_bits(
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+    sizes: Sizes,
+    dtypes: Dtypes,
+) -> None:
+    """The forward alone, and as part of the double backward: with a direction, and added."""
+    x, tables, grad_y, ggx, ggt = make_problem(rng, sizes._replace(batch=batch), dtypes)
+    special = [*BAD_VALUES.values(), 0.0, -0.0, *around_knots(sizes.num_grids, dtypes.x)]
+    chosen = rng.random(x.shape) < 0.1
+    x[chosen] = rng.choice(np.asarray(special, dtypes.x), chosen.sum())
+
+    def values(*, gathers: bool) -> list[bytes]:
+        monkeypatch.setattr(cpu_engine, "_gathers", lambda x, tables: gathers)
+        y = lmkan_cupy.forward(x, tables)
+        only_ggx = lmkan_cupy.backward_backward(ggx, None, grad_y, x, tables)[0]
+        both = lmkan_cupy.backward_backward(ggx, ggt, grad_y, x, tables)[0]
+        # Which of several NaN an operation hands on is nobody's promise.
+        return [np.where(np.isnan(each), np.nan, each).tobytes() for each in (y, only_ggx, both)]
+
+    assert values(gathers=True) == values(gathers=False)
+
 
 SCRIPT = """
     import logging, time

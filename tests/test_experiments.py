@@ -30,7 +30,7 @@ from bench.experiments import (
     images,
     methane,
 )
-from bench.experiments.models import LMKAN, MLP, FastKAN
+from bench.experiments.models import LMKAN, MLP, FastKAN, LinearFirst
 from bench.fastkan import FastKANLayer
 
 CPU = torch.device("cpu")
@@ -431,11 +431,14 @@ def test_the_teacher_is_standardised_and_always_the_same() -> None:
 def test_flops_are_the_papers() -> None:
     assert MLP((8, 16, 16, 1)).flops() == 8 * 16 + 16 * 16 + 16
     assert LMKAN((8, 16, 16, 1)).flops() == 2 * (8 * 16 + 16 * 16 + 16)
+    assert LinearFirst((8, 16, 16, 1)).flops() == 8 * 16 + 2 * (16 * 16 + 16)
     assert FastKAN((8, 16, 1), num_grids=5).flops() == 5 * (8 * 16 + 16) + (8 * 16 + 16)
 
 
 @pytest.mark.parametrize(
-    "model", [LMKAN((3, 4, 1)), MLP((3, 4, 1)), FastKAN((3, 4, 1))], ids=lambda m: m.kind
+    "model",
+    [LMKAN((3, 4, 5, 1)), LinearFirst((3, 4, 5, 1)), MLP((3, 4, 1)), FastKAN((3, 4, 1))],
+    ids=lambda m: m.label,
 )
 def test_what_is_deployed_is_what_was_trained(model: Any) -> None:
     network = model.build()

@@ -267,8 +267,8 @@ def test_load_says_what_is_wrong(tmp_path: Path, command: Any) -> None:
     description, weights = tmp_path / "model.json", tmp_path / "model.safetensors"
     text, data = description.read_text(), weights.read_bytes()
 
-    description.write_text(text.replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(InputError, match="format version 2, but this version of lmkan_cupy reads"):
+    description.write_text(text.replace('"format_version": 2', '"format_version": 3'))
+    with pytest.raises(InputError, match="format version 3, but this version of lmkan_cupy reads"):
         load(tmp_path)
     for damaged in ("{", "[]", text.replace('"width": 4', '"width": 5')):
         description.write_text(damaged)
@@ -451,8 +451,8 @@ def test_ctrl_c_during_the_baseline_leaves_it_out(monkeypatch: pytest.MonkeyPatc
 def test_the_second_part_keeps_the_statistics_of_the_first() -> None:
     steps = 2 * 20  # 40 rows in batches of 16
     result = fit(dataset(50), width=4, epochs=20)
-    seen = [int(block.norm.num_batches_tracked) for block in result.model.network]
-    assert seen == [training.FIRST_PART * steps] * 3
+    first, *_ = result.model.network  # the others' statistics are in the tables
+    assert first.norm.num_batches_tracked == training.FIRST_PART * steps
 
 
 def test_the_best_state_by_validation_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

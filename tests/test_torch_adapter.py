@@ -513,6 +513,11 @@ class TestHessianSchedule:
         assert list(weights) == sorted(weights, reverse=True)
         assert list(rates) == sorted(rates, reverse=True)
 
+    @pytest.mark.parametrize("weight", [0.0, 0.1])
+    def test_with_a_constant_weight(self, weight: float) -> None:
+        schedule = HessianSchedule(10, start=weight, floor=weight)
+        assert [schedule(step)[0] for step in range(10)] == pytest.approx([weight] * 10)
+
     @pytest.mark.parametrize("fraction", [0.0, 1.0])
     def test_with_one_part_only(self, fraction: float) -> None:
         schedule = HessianSchedule(10, floor=0.1, decay_fraction=fraction)
@@ -524,11 +529,11 @@ class TestHessianSchedule:
         ("arguments", "text"),
         [
             ({"total_steps": 0}, "total_steps must be at least 1, got 0"),
-            ({"total_steps": 9, "floor": 2.0}, r"0 <= floor <= start .* got floor=2.0, start=1.0"),
-            ({"total_steps": 9, "start": 0.0}, "start > 0, got floor=0.0, start=0.0"),
+            ({"total_steps": 9, "floor": 2.0}, "0 <= floor <= start, got floor=2.0, start=1.0"),
+            ({"total_steps": 9, "start": -1.0}, "0 <= floor <= start, got floor=0.0, start=-1.0"),
             ({"total_steps": 9, "decay_fraction": 1.5}, r"must be in \[0, 1\], got 1.5"),
         ],
-        ids=["no-steps", "floor-above-start", "start-zero", "fraction"],
+        ids=["no-steps", "floor-above-start", "start-negative", "fraction"],
     )
     def test_errors(self, arguments: dict[str, Any], text: str) -> None:
         with pytest.raises(ValueError, match=text):

@@ -20,7 +20,7 @@ class HessianSchedule:
     total_steps : int
         Steps of the whole fit.
     start, floor : float
-        Penalty weights, ``start > 0`` and ``0 <= floor <= start``.
+        Penalty weights, ``0 <= floor <= start``.
     decay_fraction : float
         Share of the steps in the first part, in [0, 1].
     """
@@ -35,9 +35,9 @@ class HessianSchedule:
     ) -> None:
         if total_steps < 1:
             raise ValueError(f"HessianSchedule: total_steps must be at least 1, got {total_steps}")
-        if not 0 <= floor <= start or start <= 0:
+        if not 0 <= floor <= start:
             raise ValueError(
-                "HessianSchedule: floor and start must be 0 <= floor <= start and start > 0, "
+                "HessianSchedule: floor and start must be 0 <= floor <= start, "
                 f"got floor={floor}, start={start}"
             )
         if not 0 <= decay_fraction <= 1:
@@ -53,7 +53,7 @@ class HessianSchedule:
         """Return ``(penalty_weight, learning_rate_factor)`` of a step counted from 0."""
         decay_steps = self.decay_fraction * self.total_steps
         if step < decay_steps:
-            end = self.floor or self.start * 10**-_DECADES_TO_ZERO
-            return self.start * (end / self.start) ** (step / decay_steps), 1.0
+            fall = self.floor / self.start if self.floor else 10**-_DECADES_TO_ZERO
+            return self.start * fall ** (step / decay_steps), 1.0
         progress = (step - decay_steps) / max(self.total_steps - decay_steps, 1)
         return self.floor, 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from .experiment import Experiment, Task, command_line, results_path, with_pykan
-from .models import LMKAN, MLP, PYKAN_HIDDEN, FastKAN, Model, PyKAN, variants
+from .models import LMKAN, MLP, PYKAN_HIDDEN, FastKAN, LinearFirst, Model, PyKAN, variants
 
 TEACHER_SEED, ROWS_SEED = 2**20, 2**20 + 1  # apart from those of the students
 
@@ -117,15 +117,17 @@ def make_task(setting: Setting, device: torch.device) -> Task:
 
 #: Features of the hidden layers of every kind's networks.
 HIDDEN: dict[str, dict[Callable[[tuple[int, ...]], Model], list[tuple[int, ...]]]] = {
-    "smoke": {LMKAN: [(4,)], MLP: [(6,)], FastKAN: [(2,)]},
+    "smoke": {LMKAN: [(4,)], LinearFirst: [(4,)], MLP: [(6,)], FastKAN: [(2,)]},
     "cpu": {
-        LMKAN: [(8, 8), (16, 16), (32, 32), (32,)],
-        MLP: [(8, 8), (16, 16), (32, 32), (64, 64), (128, 128), (64,), (256,)],
+        LMKAN: [(8, 8), (16, 16), (32, 32), (128,)],
+        LinearFirst: [(32,), (64,), (128,), (256,)],
+        MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (64,), (256,), (1024,)],
         FastKAN: [(8, 8), (16, 16)],
     },
     "gpu": {
         LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
-        MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512)],
+        LinearFirst: [(64,), (128,), (256,), (64, 64)],
+        MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512), (256,), (1024,)],
         FastKAN: [(8, 8), (16, 16), (32, 32)],
     },
 }

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from lmkan_cupy.adapters.replay import Replayed
 from lmkan_cupy.adapters.training import (
+    FIRST_PART,
     ROWS_AT_ONCE,
     Trainer,
     evaluate,
@@ -61,7 +62,7 @@ class Task:
     errors : callable
         ``errors(answers, targets)`` by name, the main one first; lower is better.
     penalty : float
-        What the Hessian penalty falls to.
+        The weight of the Hessian penalty.
     setting : dict
         What else the results depend on, for the record.
     rows_at_once, keeps_statistics
@@ -98,7 +99,12 @@ class Experiment:
         ValueError
             If the file holds results of another setting.
         """
-        setting = {**self.task.setting, "steps": self.task.steps, "penalty": self.task.penalty}
+        setting = {
+            **self.task.setting,
+            "steps": self.task.steps,
+            "first_part": FIRST_PART,
+            "penalty": self.task.penalty,
+        }
         results = read(path) or {"title": self.title, "setting": setting, "runs": []}
         if results["setting"] != setting:
             raise ValueError(

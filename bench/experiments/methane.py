@@ -23,7 +23,7 @@ from torch.nn.functional import l1_loss, mse_loss
 
 from ..make_methane import BUNDLED, FIRST, SECOND, sample
 from .experiment import Experiment, Task, command_line, results_path, with_pykan
-from .models import LMKAN, MLP, PYKAN_HIDDEN, FastKAN, Model, PyKAN, variants
+from .models import LMKAN, MLP, PYKAN_HIDDEN, FastKAN, LinearFirst, Model, PyKAN, variants
 
 #: Files in the order in which they are taken, where they have what is needed.
 FILES = ("methane_xtb_600k_noforces.npz", "methane_xtb_100k.npz", "methane_xtb.npz")
@@ -49,36 +49,43 @@ TITLES = {
 
 Networks: TypeAlias = dict[Callable[[tuple[int, ...]], Model], list[tuple[int, ...]]]
 
-SMOKE: Networks = {LMKAN: [(4,)], MLP: [(6,)], FastKAN: [(2,)]}
-CPU: Networks = {
-    LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
-    MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256)],
-    FastKAN: [(8, 8), (16, 16), (32, 32)],
-}
+SMOKE: Networks = {LMKAN: [(4,)], LinearFirst: [(4,)], MLP: [(6,)], FastKAN: [(2,)]}
 
 #: Features of the hidden layers of every kind's networks.
 HIDDEN: dict[str, dict[str, Networks]] = {
     "distances": {
         "smoke": SMOKE,
-        "cpu": CPU,
+        "cpu": {
+            LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
+            LinearFirst: [(64,), (32, 16), (64, 32)],
+            MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256)],
+            FastKAN: [(8, 8), (16, 16)],
+        },
         "gpu": {
             LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
+            LinearFirst: [(32, 16), (64, 32), (128, 64)],
             MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512)],
             FastKAN: [(8, 8), (16, 16), (32, 32)],
         },
     },
     "cartesian": {
         "smoke": SMOKE,
-        "cpu": CPU,
+        "cpu": {
+            LMKAN: [(16, 16), (32, 32), (64, 64)],
+            LinearFirst: [(64, 32)],
+            MLP: [(32, 32), (64, 64), (128, 128), (256, 256)],
+            FastKAN: [(16, 16)],
+        },
         "gpu": {
             LMKAN: [(16, 16), (32, 32), (64, 64)],
+            LinearFirst: [(64, 32), (128, 64)],
             MLP: [(32, 32), (64, 64), (128, 128), (256, 256)],
             FastKAN: [(16, 16), (32, 32)],
         },
     },
     "forces": {
         "smoke": SMOKE,
-        "cpu": CPU,
+        "cpu": {LMKAN: [(16, 16), (32, 32)], MLP: [(32, 32), (64, 64), (128, 128)]},
         "gpu": {LMKAN: [(16, 16), (32, 32)], MLP: [(32, 32), (64, 64), (128, 128)]},
     },
 }

@@ -3,11 +3,14 @@
 
 Symbols: B samples, I inputs, O outputs, P = ceil(I / 2) pairs, G grid intervals, S = G + 1 knots.
 
-Every kernel treats one pair at a time. The samples of a block are grouped by the cell that they
-fall into (:func:`_group`), and the groups are walked: the four table rows of a cell, or the
-gradients of these rows, stay in registers while all samples of the cell pass by. A row of O outputs
-is cut into chunks of a fixed number of outputs, each of which is one vector of the processor's
-instructions (:class:`_Vector`), so that nothing is left to an auto-vectoriser.
+A layer is walked in one of two ways. Most kernels treat one pair at a time: the samples of a block
+are grouped by the cell that they fall into (:func:`_group`), and the groups are walked; the four
+table rows of a cell, or the gradients of these rows, stay in registers while all samples of the
+cell pass by. Grouping does not pay where rows are short: there the forward
+(:func:`gather_kernel`) goes from sample to sample, whose sums stay in registers while a few pairs
+pass by. A row of O outputs is cut into chunks of a fixed number of outputs, each of which is one
+vector of the processor's instructions (:class:`_Vector`), so that nothing is left to an
+auto-vectoriser.
 
 What a sample gets depends on nothing but its own values, and what a table gets is added in the
 order of the samples: results do not depend on how the work is cut.
@@ -132,14 +135,14 @@ def _element(typing_context, array, index):
 
 
 @intrinsic(prefer_literal=True)
-def _zeros(typing_context, array, width):
-    """A vector of zeros in the dtype of an array."""
-    vector = _Vector(array.dtype, width.literal_value)
+def _spread(typing_context, value, width):
+    """A vector of ``width`` times the same number."""
+    vector = _Vector(value, width.literal_value)
 
     def generate(context, builder, signature, arguments):
-        return ir.Constant(context.get_value_type(vector), None)
+        return _as_vector(builder, arguments[0], context.get_value_type(vector))
 
-    return vector(array, width), generate
+    return vector(value, width), generate
 
 
 @intrinsic
@@ -173,7 +176,8 @@ def _elementwise(symbol: Callable[[Any, Any], Any], instruction: str) -> None:
         def generate(context, builder, signature, arguments):
             llvm_type = context.get_value_type(b)
             operands = [_as_vector(builder, value, llvm_type) for value in arguments]
-            return getattr(builder, instruction)(*operands)
+            is_float = isinstance(b.dtype, types.Float)
+            return getattr(builder, "f" * is_float + instruction)(*operands)
 
         return b(a if isinstance(a, _Vector) else b.dtype, b), generate
 
@@ -184,9 +188,9 @@ def _elementwise(symbol: Callable[[Any, Any], Any], instruction: str) -> None:
         return None
 
 
-_elementwise(operator.add, "fadd")
-_elementwise(operator.sub, "fsub")
-_elementwise(operator.mul, "fmul")
+_elementwise(operator.add, "add")
+_elementwise(operator.sub, "sub")
+_elementwise(operator.mul, "mul")
 
 
 @intrinsic
@@ -199,6 +203,39 @@ def _where_reached(typing_context, x, bound, value, otherwise):
         return builder.select(is_reached, _as_vector(builder, value, otherwise.type), otherwise)
 
     return otherwise(x, x.dtype, otherwise.dtype, otherwise), generate
+
+
+@intrinsic(prefer_literal=True)
+def _every_other(typing_context, vector, first):
+    """The lanes ``first, first + 2, ...`` of a vector."""
+    result = _Vector(vector.dtype, vector.width // 2)
+    lanes = list(range(first.literal_value, vector.width, 2))
+
+    def generate(context, builder, signature, arguments):
+        return _lanes(builder, arguments[0], lanes)
+
+    return result(vector, first), generate
+
+
+def _joined(builder, first, second):
+    """The lanes of a vector and then those of another."""
+    count = 2 * first.type.count
+    mask = ir.Constant(ir.VectorType(_INT32, count), list(range(count)))
+    return builder.shuffle_vector(first, second, mask)
+
+
+@intrinsic
+def _interleaved(typing_context, a, b, c, d):
+    """The vector ``a[0], b[0], c[0], d[0], a[1], ...``."""
+    result = _Vector(a.dtype, 4 * a.width)
+    lanes = [k * a.width + n for n in range(a.width) for k in range(4)]
+
+    def generate(context, builder, signature, arguments):
+        a, b, c, d = arguments
+        whole = _joined(builder, _joined(builder, a, b), _joined(builder, c, d))
+        return _lanes(builder, whole, lanes)
+
+    return result(a, b, c, d), generate
 
 
 def _fold(builder, vector, groups):
@@ -241,14 +278,10 @@ def _dot_products(typing_context, a, b, c, d):
                     total = _fused(builder, *factors, total)
             return total
 
-        def join(first, second):
-            count = 2 * first.type.count
-            mask = ir.Constant(ir.VectorType(_INT32, count), list(range(count)))
-            return builder.shuffle_vector(first, second, mask)
-
         sums = [dot_product(other) for other in arguments[1:]]
         sums.append(ir.Constant(sums[0].type, None))
-        return _fold(builder, join(join(*sums[:2]), join(*sums[2:])), 4)
+        halves = [_joined(builder, *sums[k : k + 2]) for k in (0, 2)]
+        return _fold(builder, _joined(builder, *halves), 4)
 
     return result(a, b, c, d), generate
 
@@ -306,20 +339,21 @@ def _chunked(*widths: int) -> Callable[[Callable[[int], Any]], Any]:
 
 #: Pairs whose coordinates are fetched together: in float32 one cache line of a row of ``x``.
 PAIR_TILE = 8
+_FEATURE_TILE = 2 * PAIR_TILE
 
 #: Coordinates located together.
 _LANES = 32
 
-#: Where the N samples of a block lie for one pair: ``row, column`` the two intervals of their cell
-#: as i S and j, ``u, v`` the position in it, ``scale_1, scale_2`` one over its widths; all [N].
-_Positions = namedtuple("_Positions", "row, column, u, v, scale_1, scale_2")
+#: Where the N samples of a block lie for one pair: ``cell``, i S + j for its intervals i and j,
+#: ``u, v`` the position in it, ``scale_1, scale_2`` one over its widths; all [N].
+_Positions = namedtuple("_Positions", "cell, u, v, scale_1, scale_2")
 
 #: The samples of a block in an order in which those of a cell stand together: ``sample [N]`` their
 #: numbers, ``weights [N, 4]`` those of the corners (i, j), (i, j+1), (i+1, j), (i+1, j+1). By group
 #: ``node``, i S + j of its cell, and ``start``, its first place, with one more for the end.
 _Groups = namedtuple("_Groups", "node, start, sample, weights")
 
-#: With workspace: ``coordinates [2 PAIR_TILE, N]``, ``count [S S]``, and ``scale [G]``, one over
+#: With workspace: ``coordinates [_FEATURE_TILE, N]``, ``count [S S]``, and ``scale [G]``, one over
 #: the widths of the intervals.
 _Block = namedtuple("_Block", "positions, groups, coordinates, count, scale")
 
@@ -341,7 +375,6 @@ def _new_block(size, knots):
     dtype = knots.dtype
     positions = _Positions(
         np.empty(room, np.uint32),
-        np.empty(room, np.uint32),
         np.empty(room, dtype),
         np.empty(room, dtype),
         np.empty(room, dtype),
@@ -353,7 +386,7 @@ def _new_block(size, knots):
         np.empty(room, np.uint32),
         np.empty((room, 4), dtype),
     )
-    coordinates = np.empty((2 * PAIR_TILE, room), dtype)
+    coordinates = np.empty((_FEATURE_TILE, room), dtype)
     count = np.empty(knots.size * knots.size, np.uint32)
     return _Block(positions, groups, coordinates, count, _reciprocals(knots, 1))
 
@@ -363,7 +396,7 @@ def _fetch(x, first_pair, coordinates):
     """Transpose the features of the pairs from ``first_pair`` on into ``coordinates``."""
     size, in_features = x.shape
     first = 2 * first_pair
-    available = min(2 * PAIR_TILE, in_features - first)
+    available = min(_FEATURE_TILE, in_features - first)
     for n in range(size):
         for k in range(available):
             coordinates[k, n] = x[n, first + k]
@@ -372,25 +405,38 @@ def _fetch(x, first_pair, coordinates):
 
 
 @_jit
-def _locate(coordinates, begin, size, knots, scale, stride, intervals, positions, scales):
-    """Find interval and position of ``size`` coordinates, from element ``begin`` on.
+def _locate(x, knots, scale):
+    """Find the interval of ``_LANES`` coordinates, the position in it, and one over its width.
 
-    The interval, here times ``stride``, is the number of inner knots that do not exceed the
-    coordinate. That is ``clamp(floor(G sigma(x)), 0, G - 1)`` with neither an exponential nor a
-    clamp, and a NaN, which exceeds nothing, falls into interval 0.
+    The interval is the number of inner knots that do not exceed the coordinate. That is
+    ``clamp(floor(G sigma(x)), 0, G - 1)`` with neither an exponential nor a clamp, and a NaN, which
+    exceeds nothing, falls into interval 0.
     """
-    for n in range(0, size, _LANES):
-        x = _load(coordinates, begin + n, _LANES)
-        interval = _zeros(intervals, _LANES)
-        left = knots[0] + _zeros(knots, _LANES)
-        factor = scale[0] + _zeros(knots, _LANES)
-        for k in range(1, scale.size):
-            interval = _where_reached(x, knots[k], np.uint32(k * stride), interval)
-            left = _where_reached(x, knots[k], knots[k], left)
-            factor = _where_reached(x, knots[k], scale[k], factor)
-        _store(intervals, n, interval)
-        _store(positions, n, (x - left) * factor)
-        _store(scales, n, factor)
+    interval = _spread(np.uint32(0), _LANES)
+    left = _spread(knots[0], _LANES)
+    factor = _spread(scale[0], _LANES)
+    for k in range(1, scale.size):
+        interval = _where_reached(x, knots[k], np.uint32(k), interval)
+        left = _where_reached(x, knots[k], knots[k], left)
+        factor = _where_reached(x, knots[k], scale[k], factor)
+    return interval, (x - left) * factor, factor
+
+
+@_jit
+def _weights(one, u, v):
+    """Weights of the corners (i, j), (i, j+1), (i+1, j), (i+1, j+1) at a position in a cell."""
+    return (one - u) * (one - v), (one - u) * v, u * (one - v), u * v
+
+
+@_jit
+def _weight_slopes(one, u, v, a, b):
+    """Derivative of these weights in the direction ``(a, b)``."""
+    return (
+        -one * a * (one - v) - b * (one - u),
+        b * (one - u) - a * v,
+        a * (one - v) - b * u,
+        a * v + b * u,
+    )
 
 
 @_jit
@@ -399,30 +445,29 @@ def _locate_pair(tile, size, knots, block):
     at, coordinates, scale = block.positions, block.coordinates, block.scale
     first = 2 * tile * coordinates.shape[1]
     second = first + coordinates.shape[1]
-    _locate(coordinates, first, size, knots, scale, knots.size, at.row, at.u, at.scale_1)
-    _locate(coordinates, second, size, knots, scale, 1, at.column, at.v, at.scale_2)
+    for n in range(0, size, _LANES):
+        row, u, scale_1 = _locate(_load(coordinates, first + n, _LANES), knots, scale)
+        column, v, scale_2 = _locate(_load(coordinates, second + n, _LANES), knots, scale)
+        _store(at.cell, n, np.uint32(knots.size) * row + column)
+        _store(at.u, n, u)
+        _store(at.v, n, v)
+        _store(at.scale_1, n, scale_1)
+        _store(at.scale_2, n, scale_2)
 
 
 @_jit
 def _put(n, place, pair, ggx, at, groups):
     """Put sample ``n`` of a block into a place of the grouped order, with its weights."""
-    u, v = at.u[n], at.v[n]
-    one = at.u.dtype.type(1)
+    u, v, one = at.u[n], at.v[n], at.u.dtype.type(1)
     if ggx.size:
         a = ggx[n, 2 * pair] * at.scale_1[n]
-        b = ggx[n, 2 * pair + 1] * at.scale_2[n] if 2 * pair + 1 < ggx.shape[1] else 0 * a
-        w_00 = -a * (one - v) - b * (one - u)
-        w_01 = b * (one - u) - a * v
-        w_10 = a * (one - v) - b * u
-        w_11 = a * v + b * u
+        b = ggx[n, 2 * pair + 1] * at.scale_2[n] if 2 * pair + 1 < ggx.shape[1] else one - one
+        new = _weight_slopes(one, u, v, a, b)
     else:
-        w_00 = (one - u) * (one - v)
-        w_01 = (one - u) * v
-        w_10 = u * (one - v)
-        w_11 = u * v
+        new = _weights(one, u, v)
     groups.sample[place] = n
     weights = groups.weights[place]
-    weights[0], weights[1], weights[2], weights[3] = w_00, w_01, w_10, w_11
+    weights[0], weights[1], weights[2], weights[3] = new
 
 
 @_jit
@@ -441,11 +486,11 @@ def _group(x, pair, first_pair, knots, ggx, block):
         _fetch(x, pair, block.coordinates)
     _locate_pair(tile, size, knots, block)
 
-    row, column = block.positions.row, block.positions.column
+    cells = block.positions.cell
     node, start, count = block.groups.node, block.groups.start, block.count
     if 4 * size < count.size:  # so few samples rarely share a cell: each is a group
         for n in range(size):
-            node[n] = row[n] + column[n]
+            node[n] = cells[n]
             start[n] = n
             _put(n, n, pair, ggx, block.positions, block.groups)
         start[size] = size
@@ -454,7 +499,7 @@ def _group(x, pair, first_pair, knots, ggx, block):
     # Count the samples of each cell, give each cell its places, then fill them: a stable sort.
     count[:] = 0
     for n in range(size):
-        count[row[n] + column[n]] += np.uint32(1)
+        count[cells[n]] += np.uint32(1)
     num_groups = place = 0
     for cell in range(count.size):
         members = count[cell]
@@ -465,16 +510,93 @@ def _group(x, pair, first_pair, knots, ggx, block):
         place += members
     start[num_groups] = size
     for n in range(size):
-        cell = row[n] + column[n]
+        cell = cells[n]
         place = count[cell]
         count[cell] = place + np.uint32(1)
         _put(n, place, pair, ggx, block.positions, block.groups)
     return num_groups
 
 
+# --- Locating the samples of a block for some pairs, as they stand --------------------------------
+
+#: Samples of a block: in float32 its cells of ``PAIR_TILE`` pairs take 112 KiB of a cache. Four
+#: times as many took the same time, within what the measurements scatter.
+_GATHERED = 512
+
+#: The cells of N samples and Q pairs: ``cell [N Q]``, i S + j for the intervals i and j, and
+#: ``weights [N Q, 4]``, those of the corners. With workspace: ``coordinates, direction [2 N Q]``,
+#: what is needed of ``x`` and of ``ggx``, and ``scale [G]``, one over the widths of the intervals.
+_Cells = namedtuple("_Cells", "cell, weights, coordinates, direction, scale")
+
+
+@_jit
+def _new_cells(size, num_pairs, knots, ggx):
+    """Room for N = ``size``, Q = ``num_pairs``, and for reading on to a multiple of ``_LANES``."""
+    room = (2 * size * num_pairs // _LANES + 1) * _LANES
+    return _Cells(
+        np.empty(room // 2, np.uint32),
+        np.empty((room // 2, 4), knots.dtype),
+        np.empty(room, knots.dtype),
+        np.empty(room if ggx.size else 0, knots.dtype),
+        _reciprocals(knots, 1),
+    )
+
+
+@_jit
+def _copy_pairs(begin, end, x, rows):
+    """Copy the pairs from ``begin`` to ``end``, where the partner of an odd last feature is 0."""
+    size, in_features = x.shape
+    width = 2 * (end - begin)
+    available = min(width, in_features - 2 * begin)
+    for n in range(size):
+        source = n * in_features + 2 * begin
+        if source + _FEATURE_TILE <= x.size:  # the next row overwrites what is too much of this one
+            _store(rows, n * width, _load(x, source, _FEATURE_TILE))
+        else:
+            for k in range(available):
+                rows[n * width + k] = x[n, 2 * begin + k]
+    if available < width:
+        for n in range(size):
+            rows[(n + 1) * width - 1] = 0
+
+
+@_jit
+def _find_cells(begin, end, x, ggx, knots, cells):
+    """Find the cells of all samples ``x`` [N, I] for the pairs from ``begin`` to ``end``.
+
+    Their coordinates alternate, so that nothing has to be transposed. Weights are those of
+    :func:`_put`.
+    """
+    one = knots.dtype.type(1)
+    _copy_pairs(begin, end, x, cells.coordinates)
+    if ggx.size:
+        _copy_pairs(begin, end, ggx, cells.direction)
+    for first in range(0, 2 * (end - begin) * x.shape[0], _LANES):
+        coordinates = _load(cells.coordinates, first, _LANES)
+        interval, position, scale = _locate(coordinates, knots, cells.scale)
+        row, column = _every_other(interval, 0), _every_other(interval, 1)
+        u, v = _every_other(position, 0), _every_other(position, 1)
+        if ggx.size:
+            slope = _load(cells.direction, first, _LANES) * scale
+            weights = _weight_slopes(one, u, v, _every_other(slope, 0), _every_other(slope, 1))
+        else:
+            weights = _weights(one, u, v)
+        _store(cells.cell, first // 2, np.uint32(knots.size) * row + column)
+        _store(cells.weights, 2 * first, _interleaved(*weights))
+
+
 # --- Kernels --------------------------------------------------------------------------------------
 # Entered from Python with a range of samples or pairs. An empty array stands for None, so that
 # each kernel is compiled once for a pair of dtypes.
+
+
+@_jit
+def _add_corners(y, weights, place, row_00, row_01, row_10, row_11):
+    """Add a pair's value to ``y``: one order for both forward kernels."""
+    y = _multiply_add(_element(weights, 4 * place), row_00, y)
+    y = _multiply_add(_element(weights, 4 * place + 1), row_01, y)
+    y = _multiply_add(_element(weights, 4 * place + 2), row_10, y)
+    return _multiply_add(_element(weights, 4 * place + 3), row_11, y)
 
 
 def forward_kernel(begin, end, x, tables, knots, ggx, accumulate, out):
@@ -507,11 +629,63 @@ def _add_rows(width):
             for place in range(_element(groups.start, group), _element(groups.start, group + 1)):
                 target = _element(groups.sample, place) * num_outputs + first
                 y = _load(out, target, width)
-                y = _multiply_add(_element(groups.weights, 4 * place), row_00, y)
-                y = _multiply_add(_element(groups.weights, 4 * place + 1), row_01, y)
-                y = _multiply_add(_element(groups.weights, 4 * place + 2), row_10, y)
-                y = _multiply_add(_element(groups.weights, 4 * place + 3), row_11, y)
+                y = _add_corners(y, groups.weights, place, row_00, row_01, row_10, row_11)
                 _store(out, target, y)
+
+    return walk
+
+
+def gather_kernel(begin, end, x, tables, knots, ggx, accumulate, out):
+    """Compute what :func:`forward_kernel` does, to the bit, for any number of samples."""
+    num_pairs, num_outputs = tables.shape[0], tables.shape[3]
+    cells = _new_cells(min(_GATHERED, end - begin), min(PAIR_TILE, num_pairs), knots, ggx)
+    if not accumulate:
+        out[begin:end] = 0
+    for first in range(begin, end, _GATHERED):
+        chosen = slice(first, min(first + _GATHERED, end))
+        for pair in range(0, num_pairs, PAIR_TILE):
+            end_pair = min(pair + PAIR_TILE, num_pairs)
+            _find_cells(pair, end_pair, x[chosen], ggx[chosen], knots, cells)
+            _gather_rows(
+                *(0, num_outputs),
+                *(pair, end_pair, cells.cell, cells.weights, tables, out[chosen]),
+            )
+
+
+@_chunked(16, 8, 4, 2, 1)
+def _gather_rows(width):
+    """``out[b] += sum of w_n T[p, n]`` over the corners n, for the pairs ``begin <= p < end``."""
+
+    @_jit
+    def add(y, pair, place, first, cells, weights, tables):
+        num_knots, num_outputs = tables.shape[2], tables.shape[3]
+        node = pair * num_knots * num_knots + _element(cells, place)
+        row = node * num_outputs + first
+        row_00 = _load(tables, row, width)
+        row_01 = _load(tables, row + num_outputs, width)
+        row_10 = _load(tables, row + num_knots * num_outputs, width)
+        row_11 = _load(tables, row + (num_knots + 1) * num_outputs, width)
+        return _add_corners(y, weights, place, row_00, row_01, row_10, row_11)
+
+    def walk(first, begin, end, cells, weights, tables, out):
+        size, num_outputs = out.shape
+        num_pairs = end - begin
+        # Four samples at a time, whose sums do not wait for each other; at the end some are one.
+        for n in range(0, size, 4):
+            n_1, n_2, n_3 = min(n + 1, size - 1), min(n + 2, size - 1), min(n + 3, size - 1)
+            y_0 = _load(out, n * num_outputs + first, width)
+            y_1 = _load(out, n_1 * num_outputs + first, width)
+            y_2 = _load(out, n_2 * num_outputs + first, width)
+            y_3 = _load(out, n_3 * num_outputs + first, width)
+            for k in range(num_pairs):
+                y_0 = add(y_0, begin + k, n * num_pairs + k, first, cells, weights, tables)
+                y_1 = add(y_1, begin + k, n_1 * num_pairs + k, first, cells, weights, tables)
+                y_2 = add(y_2, begin + k, n_2 * num_pairs + k, first, cells, weights, tables)
+                y_3 = add(y_3, begin + k, n_3 * num_pairs + k, first, cells, weights, tables)
+            _store(out, n * num_outputs + first, y_0)
+            _store(out, n_1 * num_outputs + first, y_1)
+            _store(out, n_2 * num_outputs + first, y_2)
+            _store(out, n_3 * num_outputs + first, y_3)
 
     return walk
 
@@ -664,7 +838,7 @@ def _add_penalty(width):
         num_inner = (num_knots - 2) ** 2
         # From the row of knot (i, j) to those of (i + 1, j) and (i, j + 1).
         down, right = num_knots * num_outputs, num_outputs
-        total = _to_float64(_zeros(step, width))
+        total = _spread(0.0, width)
         for i in range(1, num_knots - 1):
             for j in range(1, num_knots - 1):
                 row = ((pair * num_knots + i) * num_knots + j) * num_outputs + first
