@@ -64,8 +64,11 @@ def main() -> None:
         if arguments.peer:
             authors.require_package()
         path, results = record.resumed("gpu", circumstances, arguments.json)
+    except (ImportError, ValueError) as error:
+        sys.exit(str(error))
+    try:
         run(path, results, arguments.full, with_authors=arguments.peer is not None)
-    except (ImportError, ValueError, correctness.Failed) as error:
+    except correctness.Failed as error:
         sys.exit(str(error))
 
 

@@ -65,7 +65,8 @@ def _measure(features: int, with_authors: bool) -> dict[str, dict[str, Any]]:
         try:
             measured = _of_step(maker)
             if maker.same:
-                _check_loss(name, measured["loss"], results.get(OURS, measured)["loss"])
+                ours = results.get(OURS, {}).get("loss", measured["loss"])
+                _check_loss(name, measured["loss"], ours)
             results[name] = measured
         except maker.forgiven as error:
             results[name] = {"does not run": authors.reason(error)}
