@@ -1,25 +1,17 @@
-"""What the benches measure and show: layers of one shape side by side, tables."""
+"""What the benches measure: layers of one shape side by side."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from .peers import Layer
 from .record import OURS
 from .timing import Ratio, interleave, ratio
 
 PASSES = ("forward", "backward", "both")
-
-LEGEND = (
-    "both: forward and backward of a training step\n"
-    "/ ours: its time over that of ours, median (quartiles); below 1, ours is slower"
-)
 
 
 @dataclass(frozen=True)
@@ -52,29 +44,17 @@ class Case:
 
 
 def time_layers(
-    layers: Mapping[str, Layer], seconds: float
+    layers: Mapping[str, Layer], seconds: float, rounds: tuple[int, int] = (5, 30)
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Return the seconds [round] of each layer in each pass, all layers called in turn."""
-    forward = interleave({n: layer.time_forward for n, layer in layers.items()}, seconds=seconds)
-    step = interleave({n: layer.time_step for n, layer in layers.items()}, seconds=seconds)
+    """Return the seconds [round] of each layer in each pass, all layers called in turn.
+
+    ``seconds`` and ``rounds`` as of :func:`.timing.interleave`, for the forward and for the rest.
+    """
+    forward, step = (
+        interleave(measurements, seconds=seconds, rounds=rounds)
+        for measurements in (
+            {name: layer.time_forward for name, layer in layers.items()},
+            {name: layer.time_step for name, layer in layers.items()},
+        )
+    )
     return {n: dict(zip(PASSES, (*forward[n], *step[n]), strict=True)) for n in layers}
-
-
-def show(
-    console: Console, title: str, header: Iterable[str], rows: Iterable[Iterable[str]]
-) -> None:
-    table = Table(*header, box=box.MARKDOWN)
-    for row in rows:
-        table.add_row(*row)
-    console.print(f"\n{title}", table)
-
-
-def show_case(console: Console, case: Case) -> None:
-    def row(layer: str) -> Iterator[str]:
-        yield layer
-        for pass_ in PASSES:
-            yield f"{case.milliseconds(layer, pass_):.4g}"
-            yield "" if layer == OURS else str(case.ratio(layer, pass_))
-
-    header = ["layer", *(name for pass_ in PASSES for name in (f"{pass_}, ms", "/ ours"))]
-    show(console, f"{case}, B = {case.batch}, float32", header, map(row, case.seconds))

@@ -15,16 +15,16 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
-from rich.console import Console
 
 import lmkan_cupy
 
-from . import peers, record
-from .cases import LEGEND, Case, show, show_case, time_layers
+from . import peers, record, truth
+from .cases import Case, time_layers
 from .record import OURS
+from .show import LEGEND, console, show, show_case
 from .timing import interleave, stopwatch
 from .verdicts import Verdict, verdict_rows
-from .workloads import Workload, check, make_workload
+from .workloads import Workload, make_workload
 
 BATCH = 8192
 
@@ -37,10 +37,11 @@ def fastest_kan(case: Case, pass_: str) -> str | None:
 
 def run_case(features: int, num_grids: int, kans: Iterable[str], seconds: float) -> Case:
     workload = make_workload(features, features, num_grids, BATCH)
-    check(workload)
-    layers = {
-        OURS: peers.lmkan(workload),
-        "embedding_bag": peers.embedding_bag(workload),
+    layers = {OURS: peers.lmkan(workload), "embedding_bag": peers.embedding_bag(workload)}
+    expected = truth.of_layer(workload)
+    for name, layer in layers.items():
+        expected.check_layer(name, layer, has_grad_x=name == OURS)
+    layers |= {
         "nn.Linear": peers.linear(workload),
         **{package: peers.kan(package, workload) for package in kans},
     }
@@ -105,34 +106,33 @@ def main() -> None:
         widths, grids, seconds = [128], [8, 26], 2.0
 
     torch.set_num_threads(numba.get_num_threads())
-    console = Console(highlight=False)
-    console.width = max(console.width, 132)  # also where the output goes to a file
+    out = console()
     circumstances = record.circumstances()
     kans = peers.kan_versions()
     for name, value in (circumstances | kans).items():
         missing = "not installed: pip install -r bench/requirements.txt"
-        console.print(f"{name}: {value or missing}")
-    console.print(
+        out.print(f"{name}: {value or missing}")
+    out.print(
         f"{LEGEND}\npykan, 512 x 512: the time of 512 samples, scaled; more need too much memory"
     )
 
     cases: list[Case] = []
     flatness: dict[str, dict[int, float]] = {}
     for features, num_grids in product(widths, grids):
-        with console.status(f"{features} x {features}, G = {num_grids}"):
+        with out.status(f"{features} x {features}, G = {num_grids}"):
             case = run_case(features, num_grids, [kan for kan in kans if kans[kan]], seconds)
-        show_case(console, case)
+        show_case(out, case)
         cases.append(case)
     for features in widths:
-        with console.status(f"{features} x {features}, time per evaluation"):
+        with out.status(f"{features} x {features}, time per evaluation"):
             flatness |= run_flatness(features, seconds)
     for what, times in flatness.items():
         title = f"{what}: picoseconds per inner function and sample"
-        show(console, title, map(str, times), [(f"{time:.0f}" for time in times.values())])
+        show(out, title, map(str, times), [(f"{time:.0f}" for time in times.values())])
 
     verdicts = [verdict for case in cases for verdict in case_verdicts(case)]
     verdicts += [flatness_verdict(what, times) for what, times in flatness.items()]
-    show(console, "Targets", ("", "target", "measured", "met"), verdict_rows(verdicts))
+    show(out, "Targets", ("", "target", "measured", "met"), verdict_rows(verdicts))
     if arguments.json:
         results = {
             "bench": "cpu",

@@ -1,6 +1,10 @@
-"""The first CUDA device: its clock, and its memory."""
+"""The first CUDA device: its times, its memory and its clocks."""
 
-from collections.abc import Callable
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
 from typing import Any
 
 import cupy
@@ -8,6 +12,12 @@ import torch
 
 #: Cycles for which the device is kept busy while the host queues a call: about a millisecond.
 BUSY_CYCLES = 2_000_000
+
+#: What is raised where the device has too little memory.
+OUT_OF_MEMORY = (torch.OutOfMemoryError, cupy.cuda.memory.OutOfMemoryError)
+
+#: Milliseconds between two looks at the clocks.
+LOOK = 50
 
 
 def device_stopwatch(call: Callable[..., Any], *arguments: object) -> tuple[float, Any]:
@@ -25,3 +35,46 @@ def free_memory() -> None:
     """Give back what CuPy and torch keep for later."""
     cupy.get_default_memory_pool().free_all_blocks()
     torch.cuda.empty_cache()
+
+
+@contextmanager
+def watched_clocks() -> Iterator[dict[str, dict[str, int]]]:
+    """Fill, at the end, what it gives: median, least and greatest MHz of SM and memory clock."""
+    clocks: dict[str, dict[str, int]] = {}
+    with tempfile.TemporaryFile("w+") as file:
+        watch = subprocess.Popen(_nvidia_smi(["clocks.sm", "clocks.mem"], LOOK), stdout=file)
+        try:
+            yield clocks
+        finally:
+            watch.terminate()
+            watch.wait()
+        file.seek(0)
+        clocks.update(_clocks(file.read()))
+
+
+def _clocks(lines: str) -> dict[str, dict[str, int]]:
+    """Return what whole lines ``SM clock, memory clock`` say; the last may be broken off."""
+    whole = [line.split(", ") for line in lines.split("\n")[:-1] if line.count(", ") == 1]
+    pairs = [(int(sm), int(memory)) for sm, memory in whole if sm.isdigit() and memory.isdigit()]
+    return {
+        name: {"median": round(median(each)), "least": min(each), "most": max(each)}
+        for name, each in zip(("SM", "memory"), zip(*pairs, strict=True), strict=False)
+    }
+
+
+def describe() -> dict[str, str]:
+    """Return what ``nvidia-smi`` says of the device: name, driver, greatest clocks in MHz."""
+    fields = ["name", "driver_version", "clocks.max.sm", "clocks.max.mem"]
+    answer = subprocess.run(_nvidia_smi(fields), capture_output=True, text=True, check=True)
+    return dict(zip(fields, answer.stdout.strip().split(", "), strict=True))
+
+
+def _nvidia_smi(fields: Sequence[str], look: int | None = None) -> list[str]:
+    """Return the command that asks about CUDA's first device, which may be another's first."""
+    return [
+        "nvidia-smi",
+        f"--id=GPU-{torch.cuda.get_device_properties(0).uuid}",
+        f"--query-gpu={','.join(fields)}",
+        "--format=csv,noheader,nounits",
+        *([] if look is None else [f"--loop-ms={look}"]),
+    ]

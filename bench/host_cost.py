@@ -1,71 +1,103 @@
-"""``python -m bench.host_cost [cpu | cuda]``: host cost of a call, for a layer of one function.
+"""``python -m bench.host_cost``: what a call costs the host, beside ``nn.Linear``.
 
-Microseconds per call, least of the rounds: of the core on arrays, of the torch adapter, of autograd
-around it, and of ``nn.Linear``. On a GPU kernels are started and not waited for.
+Microseconds per call: of the core on arrays, of the torch adapter, of autograd around it, and of
+``nn.Linear``. On a GPU kernels are started and not waited for.
 """
 
-import sys
+import argparse
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import numpy as np
 import torch
-from lmkan_cupy.adapters.torch import lmkan
+from lmkan_cupy.adapters.torch import LMKANLinear
 from lmkan_cupy.adapters.torch.exchange import run
 from torch import Tensor
 
 import lmkan_cupy
-from bench.record import circumstances
-from bench.timing import interleave, stopwatch
 
-CALLS = 300
+from .record import circumstances
+from .timing import interleave, stopwatch
+
+#: Calls in a row: on a GPU so few that their kernels, ten at most each, fit into its queue.
+CALLS = 50
 
 
-def calls(device: str) -> dict[str, Callable[[], object]]:
+def calls(
+    device: str, in_features: int, out_features: int, num_grids: int, batch: int
+) -> dict[str, Callable[[], object]]:
     """Return what is timed, by name."""
-    x, tables = torch.randn(2, 2, device=device), torch.randn(1, 5, 5, 1, device=device)
-    linear = torch.nn.Linear(2, 1, device=device)
-    leaves = [each.clone().requires_grad_() for each in (x, tables)]
-    inputs = (leaves[0], *linear.parameters())
-    grad_y = torch.ones(2, 1, device=device)
+    layer = LMKANLinear(in_features, out_features, num_grids, device=device)
+    linear = torch.nn.Linear(in_features, out_features, device=device)
+    x = torch.randn(batch, in_features, device=device)
+    grad_y = torch.ones(batch, out_features, device=device)
+    leaf, tables = x.clone().requires_grad_(), layer.tables.detach()
 
-    def there_and_back(function: Callable[[], Tensor], wanted: Sequence[Tensor]) -> object:
-        return torch.autograd.grad(function(), wanted, grad_y)
+    def there_and_back(module: torch.nn.Module) -> Callable[[], object]:
+        wanted = [leaf, *module.parameters()]
+        return lambda: torch.autograd.grad(module(leaf), wanted, grad_y)
 
-    def inference(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return function(*arguments)
+    def inference(function: Callable[..., Tensor], *arguments: Tensor) -> Callable[[], object]:
+        def infer() -> Tensor:
+            with torch.inference_mode():
+                return function(*arguments)
+
+        return infer
 
     xp = np if device == "cpu" else import_module("cupy")
     arrays = [xp.from_dlpack(each) for each in (x, tables)]
+    grad_y_array = xp.from_dlpack(grad_y)
     return {
-        "the core on arrays": lambda: lmkan_cupy.forward(*arrays),
-        "run: the core on tensors": lambda: run(lmkan_cupy.forward, x, tables),
-        "lmkan, inference mode": lambda: inference(lmkan, x, tables),
-        "lmkan": lambda: lmkan(*leaves),
-        "lmkan and its gradients": lambda: there_and_back(lambda: lmkan(*leaves), leaves),
-        "nn.Linear, inference mode": lambda: inference(linear, x),
-        "nn.Linear": lambda: linear(inputs[0]),
-        "nn.Linear and its gradients": lambda: there_and_back(lambda: linear(inputs[0]), inputs),
+        "forward of arrays": lambda: lmkan_cupy.forward(*arrays),
+        "backward of arrays": lambda: lmkan_cupy.backward(grad_y_array, *arrays),
+        "run: forward of tensors": lambda: run(lmkan_cupy.forward, x, tables),
+        "LMKANLinear, inference mode": inference(layer, x),
+        "LMKANLinear": lambda: layer(leaf),
+        "LMKANLinear and its gradients": there_and_back(layer),
+        "nn.Linear, inference mode": inference(linear, x),
+        "nn.Linear": lambda: linear(leaf),
+        "nn.Linear and its gradients": there_and_back(linear),
     }
 
 
-def seconds(call: Callable[[], object]) -> list[float]:
-    def repeat() -> None:
-        for _ in range(CALLS):
-            call()
+def measure(device: str, sizes: Sequence[int], seconds: float) -> dict[str, float]:
+    """Return the microseconds per call of each of `calls`, medians over rounds."""
 
-    return [stopwatch(repeat)[0] / CALLS]
+    def per_call(call: Callable[[], object]) -> Callable[[], tuple[float]]:
+        def repeat() -> None:
+            for _ in range(CALLS):
+                call()
+
+        def timed() -> tuple[float]:
+            taken, _ = stopwatch(repeat)
+            if device != "cpu":
+                torch.cuda.synchronize()
+            return (taken / CALLS,)
+
+        return timed
+
+    timed = {name: per_call(call) for name, call in calls(device, *sizes).items()}
+    taken = interleave(timed, seconds=seconds)
+    return {name: 1e6 * float(np.median(each)) for name, each in taken.items()}
 
 
-def main(device: str) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.host_cost", description=__doc__)
+    parser.add_argument("device", nargs="?", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs=4,
+        metavar=("I", "O", "G", "B"),
+        default=(2, 1, 4, 2),
+        help="by default a single function of two samples, which hardly computes anything",
+    )
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(circumstances())
-    timed = calls(device)
-    measured = interleave({name: lambda c=c: seconds(c) for name, c in timed.items()}, seconds=20)
-    for name, times in measured.items():
-        print(f"{name:<30} {1e6 * times.min():6.1f} us")
+    for name, taken in measure(arguments.device, arguments.sizes, seconds=20).items():
+        print(f"{name:<30} {taken:6.1f} us")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "cpu")
+    main()

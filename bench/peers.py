@@ -1,22 +1,20 @@
 """The layers that stand side by side in the benches, ours and others', ready to be timed."""
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from itertools import product
 from typing import Any
 
-import numpy as np
 import torch
 from lmkan_cupy.adapters.torch import lmkan as lmkan_of_tensors
 from torch import Tensor, nn
 
 import lmkan_cupy
 
+from .corners import corners, weighted_sum
 from .timing import Stopwatch, stopwatch
-from .workloads import Workload, corners, weighted_sum
+from .workloads import Workload
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,8 @@ class Layer:
     forward : function
         Gives the output.
     backward : function
-        Takes what ``forward`` gave; gives the gradients of the input and of all parameters.
+        Takes what ``forward`` gave; gives the gradients of the input and of all parameters, for
+        lmKAN layers ``(grad_x, grad_tables)``.
     share : float
         The part of the workload's samples that one call does; times are scaled to all of them.
     stopwatch : function
@@ -36,7 +35,7 @@ class Layer:
     """
 
     forward: Callable[[], Any]
-    backward: Callable[[Any], object]
+    backward: Callable[[Any], Any]
     share: float = 1.0
     stopwatch: Stopwatch = stopwatch
 
@@ -53,9 +52,9 @@ class Layer:
         return backward / self.share, (forward + backward) / self.share
 
 
-def lmkan(workload: Workload, dtype: Any = np.float32) -> Layer:
-    """Our functions on the arrays as they are, with tables of a dtype."""
-    x, grad_y, tables = workload.x, workload.grad_y, workload.tables.astype(dtype, copy=False)
+def lmkan(workload: Workload) -> Layer:
+    """Our functions on the arrays as they are."""
+    x, grad_y, tables = workload.x, workload.grad_y, workload.tables
     return Layer(
         forward=lambda: lmkan_cupy.forward(x, tables),
         backward=lambda y: lmkan_cupy.backward(grad_y, x, tables),
@@ -67,11 +66,11 @@ def embedding_bag(workload: Workload) -> Layer:
 
     The gradients are those of the tables and of the weights; ``grad_x`` would come on top.
     """
-    rows, weights = corners(torch.from_dlpack(workload.x).double(), workload.num_grids)
-    weights = weights.float().requires_grad_()
+    at = corners(torch.from_dlpack(workload.x).double(), workload.num_grids)
+    rows, weights = at.rows, at.weights.float().requires_grad_()
     tables = torch.from_dlpack(workload.tables).requires_grad_()
-    return _torch_layer(
-        lambda: weighted_sum(tables, rows, weights), [tables, weights], _grad_y(workload)
+    return torch_layer(
+        lambda: weighted_sum(tables, rows, weights), [weights, tables], _grad_y(workload)
     )
 
 
@@ -80,7 +79,7 @@ def linear(workload: Workload, dtype: torch.dtype = torch.float32) -> Layer:
     in_features, out_features = workload.x.shape[1], workload.grad_y.shape[1]
     layer = nn.Linear(in_features, out_features, device=x.device, dtype=dtype)
     grad_y = _grad_y(workload).to(dtype)
-    return _torch_layer(lambda: layer(x), [x, *layer.parameters()], grad_y)
+    return torch_layer(lambda: layer(x), [x, *layer.parameters()], grad_y)
 
 
 def tf32_linear(workload: Workload) -> Layer:
@@ -106,71 +105,7 @@ def plain_torch(workload: Workload) -> Layer:
     x = torch.from_dlpack(workload.x).requires_grad_()
     tables = torch.from_dlpack(workload.tables).requires_grad_()
     compiled = torch.compile(partial(lmkan_of_tensors, engine="torch"), dynamic=False)
-    return _torch_layer(lambda: compiled(x, tables), [x, tables], _grad_y(workload))
-
-
-def authors_layer(workload: Workload, sizes: dict[str, Any]) -> Any:
-    """The authors' module with the tables of a workload and tile and block sizes of its kernels."""
-    from lmKAN import LMKAN2DLayer
-
-    tables = torch.from_dlpack(workload.tables)
-    in_features, out_features = workload.x.shape[1], workload.grad_y.shape[1]
-    layer = LMKAN2DLayer(workload.num_grids, in_features, out_features, **sizes).to(tables.device)
-    with torch.no_grad():
-        layer.func_parameter.copy_(tables.permute(1, 2, 3, 0))
-    return layer
-
-
-def authors(workload: Workload, sizes: dict[str, Any]) -> Layer:
-    """The authors' layer, in their layout ``[features, batch]``."""
-    x = torch.from_dlpack(workload.x).T.contiguous().requires_grad_()
-    layer = authors_layer(workload, sizes)
-    grad_y = _grad_y(workload).T.contiguous()
-    return _torch_layer(lambda: layer(x), [x, layer.func_parameter], grad_y)
-
-
-def authors_sizes(workload: Workload, clock: Stopwatch) -> dict[str, Any] | None:
-    """Tile and block sizes of the authors' fastest kernels for a workload, None if none works.
-
-    They are tried on at most 2^17 samples. Where sizes do not fit, their kernels leave zeros: what
-    does not give our results is left out.
-    """
-    some = slice(2**17)
-    workload = replace(workload, x=workload.x[some], grad_y=workload.grad_y[some])
-    expected_y = torch.from_dlpack(lmkan_cupy.forward(workload.x, workload.tables)).T
-
-    def seconds(sizes: dict[str, Any], with_backward: bool) -> float:
-        layer = replace(authors(workload, sizes), stopwatch=clock)
-        try:
-            y = layer.forward()
-            torch.testing.assert_close(y, expected_y, rtol=1e-3, atol=1e-3)
-            if with_backward:
-                layer.backward(y)
-            torch.cuda.synchronize()
-        except (RuntimeError, AssertionError):
-            return math.inf
-        return layer.time_step()[0] if with_backward else layer.time_forward()[0]
-
-    def fastest(choices: list[dict[str, Any]], with_backward: bool) -> dict[str, Any] | None:
-        times = [seconds(sizes, with_backward) for sizes in choices]
-        best = min(times)
-        return choices[times.index(best)] if best < math.inf else None
-
-    forward = fastest(
-        [
-            {"tile_size_forward": tile, "block_size_forward": block}
-            for tile, block in product((16, 8, 4), (1024, 512, 256))
-        ],
-        with_backward=False,
-    )
-    if forward is None:
-        return None
-    normal = [
-        {"tile_size_backward": tile, "block_size_backward": block}
-        for tile, block in product((8, 4), (512, 256))
-    ]
-    fast = {"tile_size_backward": 8, "block_size_backward": 128, "backward_fast_mode": True}
-    return fastest([forward | sizes for sizes in (*normal, fast)], with_backward=True)
+    return torch_layer(lambda: compiled(x, tables), [x, tables], _grad_y(workload))
 
 
 def kan(package: str, workload: Workload) -> Layer:
@@ -195,7 +130,7 @@ def kan(package: str, workload: Workload) -> Layer:
     x = torch.from_dlpack(workload.x[:samples]).requires_grad_()
     parameters = [p for p in layer.parameters() if p.requires_grad]
     grad_y = _grad_y(workload)[:samples]
-    return _torch_layer(lambda: forward(x), [x, *parameters], grad_y, samples / batch)
+    return torch_layer(lambda: forward(x), [x, *parameters], grad_y, samples / batch)
 
 
 def kan_versions() -> dict[str, str | None]:
@@ -209,7 +144,7 @@ def kan_versions() -> dict[str, str | None]:
     return versions
 
 
-def _torch_layer(
+def torch_layer(
     forward: Callable[[], Tensor], inputs: Sequence[Tensor], grad_y: Tensor, share: float = 1.0
 ) -> Layer:
     return Layer(forward, lambda y: torch.autograd.grad(y, inputs, grad_y), share)

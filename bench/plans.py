@@ -1,19 +1,20 @@
 """``python -m bench.plans``: every way in which the CUDA engine could compute a forward, timed.
 
 The plan takes the fastest by a model, ``cuda_engine/forward_model.py``. This shows what each would
-have taken on the first GPU beside the model's prediction, and so whether the choice was right; the
-model's constants are fitted to these files. Device times by CUDA events, packing included; what a
-call reads may be in the L2 cache.
+have taken on the first GPU beside the model's prediction, and so whether the choice was right.
+Device times by CUDA events, packing included; what a call reads may be in the L2 cache. Every point
+is written as soon as it is measured, and a later run goes on from there.
 """
 
+import argparse
 import statistics
 import sys
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import cupy
-from rich.console import Console
 
 from lmkan_cupy import cuda_engine, sigma_grid
 from lmkan_cupy.configuration import cuda_obstacle
@@ -21,7 +22,7 @@ from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
 from lmkan_cupy.cuda_engine.launch_plan import Forward, Layer
 
 from . import record
-from .device import device_stopwatch, free_memory
+from .device import OUT_OF_MEMORY, describe, device_stopwatch, free_memory
 from .workloads import make_workload
 
 REPEATS = 5
@@ -36,13 +37,15 @@ POINTS = [
 ]
 
 
-def plans(layer: Layer, batch: int) -> Iterator[Forward]:
+def plans(layer: Layer, batch: int, chosen: Forward) -> Iterator[Forward]:
     """All candidates of the plan, and the shapes of the ring that it has passed over."""
     device = kernel_cache.device()
     found = launch_plan.candidates(layer, batch, device, direction=False, aligned=True)
     rings = [each.ring for each in found if each.ring]
-    # Without a ring, large batches take up to ten times as long.
-    yield from (each for each in found if each.ring or batch <= MOST_SAMPLES_WITHOUT)
+    # Without a ring, large batches take up to ten times as long: only where there is no other way.
+    for each in found:
+        if each.ring or batch <= MOST_SAMPLES_WITHOUT or each == chosen:
+            yield each
     for shape in launch_plan.ring_shapes(layer.table, device):
         stages = launch_plan.most_stages(layer, shape, device)
         if stages >= 2 and shape.chunks != rings[0].chunks:
@@ -64,7 +67,7 @@ def measure(point: tuple[int, int, int, int]) -> list[dict[str, Any]]:
     )
     expected = None
     results = []
-    for plan in plans(layer, len(workload.x)):
+    for plan in plans(layer, len(workload.x), chosen):
         y = cupy.full_like(workload.grad_y, cupy.nan)
         call = cuda_engine.by_plan(plan, knots, layer, len(workload.x))
         arrays = (workload.x, None, workload.tables, y)
@@ -91,22 +94,42 @@ def measure(point: tuple[int, int, int, int]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.plans", description=__doc__)
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="PATH",
+        help="default: the newest bench/results/plans-<device>-*.json of the same commit, versions "
+        "and GPU, or a new one",
+    )
+    arguments = parser.parse_args()
     if obstacle := cuda_obstacle():
         sys.exit(obstacle)
-    console = Console(highlight=False)
-    gpu = record.gpu_circumstances()
-    path = record.gpu_path("plans", gpu)
-    results = {"bench": "plans", "circumstances": record.circumstances() | {"gpu": gpu}}
-    results["cases"] = []
+    circumstances = record.circumstances() | {"gpu": describe()}
+    circumstances["versions"] |= {"cupy": cupy.__version__}
+    try:
+        path, results = record.resumed("plans", circumstances, arguments.json)
+    except ValueError as error:
+        sys.exit(str(error))
+    not_measured = results.setdefault("not measured", [])
+    done = [tuple(each[name] for name in NAMES) for each in results["cases"] + not_measured]
     for point in POINTS:
-        measured = measure(point)
+        if point in done:
+            continue
+        sizes = dict(zip(NAMES, point, strict=True))
+        try:
+            measured = measure(point)
+        except OUT_OF_MEMORY as error:
+            not_measured.append(sizes | {"why": str(error)})
+            print(*point, "not measured:", error)
+        else:
+            results["cases"].append(sizes | {"plans": measured})
+            chosen = next(each for each in measured if each["chosen"])
+            for name, each in ("chosen", chosen), ("fastest", measured[0]):
+                print(*point, name, each)
         free_memory()
-        results["cases"].append(dict(zip(NAMES, point, strict=True)) | {"plans": measured})
         record.write(path, results)
-        chosen = next(each for each in measured if each["chosen"])
-        for name, each in ("chosen", chosen), ("fastest", measured[0]):
-            console.print(*point, name, each)
-    console.print(path)
+    print(path)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ or layers beside each other. Cells of these are the milliseconds of our forward 
 backward, and how many times as long others take.
 """
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -25,6 +26,7 @@ _TABLE = re.compile(
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__).parse_args()
     for file in FILES:
         file.write_text(with_tables(file.read_text()))
 

@@ -8,25 +8,24 @@ import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import llvmlite.binding
 import numba
 
+RESULTS = Path(__file__).parent / "results"
+
 #: The name of our layers in results.
 OURS = "lmkan_cupy"
+
+#: Circumstances that a run shares with the one that it goes on from.
+_DECISIVE = ("commit", "versions", "gpu", "peer")
 
 
 def circumstances() -> dict[str, Any]:
     """Return machine, versions, commit and date."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,  # a source archive has no commit
-    )
     return {
         "cpu": f"{_cpu_model()} ({llvmlite.binding.get_host_cpu_name()})",
         "cores": os.cpu_count(),
@@ -34,29 +33,65 @@ def circumstances() -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("numpy", "numba", "torch")},
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit_of(Path(__file__).parent),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def gpu_circumstances() -> dict[str, str]:
-    """Return what ``nvidia-smi`` says of the first CUDA device: name, driver, clocks in MHz."""
-    fields = ["name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm"]
-    query = f"--query-gpu={','.join(fields)}"
-    answer = subprocess.run(
-        ["nvidia-smi", "--id=0", query, "--format=csv,noheader,nounits"],
+def commit_of(folder: Path) -> str:
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=folder,
         capture_output=True,
         text=True,
-        check=True,
+        check=False,  # a source archive has no commit
     )
-    return dict(zip(fields, answer.stdout.strip().split(", "), strict=True))
+    return described.stdout.strip() or "unknown"
 
 
-def gpu_path(bench: str, gpu: Mapping[str, str]) -> Path:
-    """Return the file of a bench's results on a GPU, of today."""
-    device = re.sub(r"[^a-z0-9]+", "-", gpu["name"].lower()).removeprefix("nvidia-")
-    today = f"{datetime.now(timezone.utc):%Y-%m-%d}"
-    return Path(__file__).parent / "results" / f"{bench}-{device}-{today}.json"
+def resumed(
+    bench: str, circumstances: Mapping[str, Any], path: Path | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Return where a bench on a GPU writes its results, and those that it goes on from.
+
+    Parameters
+    ----------
+    bench : str
+    circumstances : dict
+        With the "gpu". Only results of the same commit, versions, GPU and driver are gone on from,
+        and all beside the same package of the authors, or none.
+    path : Path, optional
+        By default the newest file with such results, or else a new one, of today.
+
+    Raises
+    ------
+    ValueError
+        If ``path`` holds results under other circumstances.
+    """
+    new = {"bench": bench, "circumstances": dict(circumstances), "cases": []}
+    device = re.sub(r"[^a-z0-9]+", "-", circumstances["gpu"]["name"].lower())
+    name = f"{bench}-{device.removeprefix('nvidia-')}"
+    if path is None:
+        for each in sorted(RESULTS.glob(f"{name}-*.json"), key=_modified, reverse=True):
+            if not _differences(read(each), circumstances):
+                return each, read(each)
+        today = f"{name}-{datetime.now(timezone.utc):%Y-%m-%d}"
+        paths = (RESULTS / f"{today}{f'-{number}' * (number > 1)}.json" for number in count(1))
+        path = next(each for each in paths if not each.exists())
+    results = read(path)
+    if results and (different := _differences(results, circumstances)):
+        raise ValueError(f"{path} has another {' and '.join(different)}: take another --json")
+    return path, results or new
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _differences(results: Mapping[str, Any], circumstances: Mapping[str, Any]) -> list[str]:
+    """Return in which circumstances a run cannot go on from results."""
+    before = results.get("circumstances", {})
+    return [name for name in _DECISIVE if before.get(name) != circumstances.get(name)]
 
 
 def read(path: Path) -> dict[str, Any]:

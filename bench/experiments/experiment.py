@@ -30,7 +30,7 @@ from lmkan_cupy.adapters.training import (
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..record import circumstances, gpu_circumstances, read, write
+from ..record import circumstances, read, write
 from ..timing import interleave, stopwatch
 from .models import Model
 
@@ -263,5 +263,8 @@ def results_path(name: str, arguments: argparse.Namespace) -> Path:
 
 
 def _circumstances(device: torch.device) -> dict[str, Any]:
-    gpu = {"gpu": gpu_circumstances()} if device.type == "cuda" else {}
-    return {**circumstances(), **gpu}
+    if device.type == "cpu":
+        return circumstances()
+    from ..device import describe  # needs CuPy
+
+    return circumstances() | {"gpu": describe()}

@@ -1,0 +1,149 @@
+"""Forward and backward of layers, ours and others', of one shape each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, NamedTuple
+
+import cupy
+import ml_dtypes
+import torch
+
+from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
+
+from .. import authors, peers, truth
+from ..cases import Case, time_layers
+from ..device import device_stopwatch, free_memory, watched_clocks
+from ..record import OURS
+from ..workloads import make_workload
+
+#: Our layers, and the dtypes of their tables.
+TABLES = {OURS: "float32", "float16 tables": "float16", "bfloat16 tables": ml_dtypes.bfloat16}
+
+#: Where layers of plain torch operations are timed: up to so many samples, for more take gigabytes,
+#: and for one grid, for it hardly matters to them and torch compiles each for a while.
+MOST_SAMPLES_OF_TORCH = 2**14
+GRIDS_OF_TORCH = 16
+
+#: Rounds of timings: few where each takes a second, and times of the device vary little.
+SECONDS, ROUNDS = 0.5, (3, 30)
+
+
+class Point(NamedTuple):
+    """What a case is of."""
+
+    in_features: int
+    out_features: int
+    num_grids: int
+    batch: int
+
+    def __str__(self) -> str:
+        return "{} x {}, G = {}, B = {}".format(*self)
+
+
+def points(full: bool) -> list[Point]:
+    batches = [2**20, 2**17, 2**14, 2**10]
+    shapes, grids = [(512, 512), (128, 128)], [16, 26, 8]
+    if full:
+        shapes, grids = [*shapes, (32, 1024), (129, 65)], [8, 12, 16, 20, 26, 40]
+    found = [Point(*shape, grid, batch) for batch, shape, grid in product(batches, shapes, grids)]
+    return found if full else [*found, Point(512, 512, 12, 2**20)]  # for the sake of its targets
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What there is of a point.
+
+    Attributes
+    ----------
+    case : Case
+    limits : dict
+        Of our layers, see :func:`limits`.
+    clocks : dict
+        In MHz, while all layers were timed.
+    does_not_run : dict
+        Layers that could not be timed, and why.
+    """
+
+    case: Case
+    limits: Mapping[str, Mapping[str, Any]]
+    clocks: Mapping[str, Mapping[str, int]]
+    does_not_run: Mapping[str, str]
+
+    def json(self) -> dict[str, Any]:
+        return self.case.json() | {
+            "limits": self.limits,
+            "clocks": self.clocks,
+            "does not run": self.does_not_run,
+        }
+
+
+def measure(point: Point, with_authors: bool) -> Measured:
+    """Check all layers that have tables, then time everything in turn."""
+    workload = make_workload(*point, cupy)
+    layers, does_not_run = {}, {}
+    for name, dtype in TABLES.items():
+        rounded = workload.with_tables(dtype)
+        layers[name] = peers.lmkan(rounded)
+        expected = truth.of_layer(rounded)
+        expected.check_layer(name, layers[name])
+        if name == OURS:
+            layers |= _plain_torch(point, workload, expected)
+    del expected
+    free_memory()
+    layers |= {
+        "nn.Linear": peers.linear(workload),
+        "nn.Linear, TF32": peers.tf32_linear(workload),
+        "nn.Linear, bfloat16": peers.linear(workload, torch.bfloat16),
+    }
+    if with_authors:
+        try:
+            sizes = authors.fastest_sizes(workload, device_stopwatch)
+            layers["authors"] = authors.layer(workload, sizes)
+        except authors.DoesNotRun as error:
+            does_not_run["authors"] = str(error)
+        free_memory()
+    timed = {name: replace(layer, stopwatch=device_stopwatch) for name, layer in layers.items()}
+    with watched_clocks() as clocks:
+        case = Case(*point, time_layers(timed, SECONDS, ROUNDS))
+    return Measured(
+        case,
+        {
+            name: limits(point, dtype, case.milliseconds(name, "forward"))
+            for name, dtype in TABLES.items()
+        },
+        clocks,
+        does_not_run,
+    )
+
+
+def _plain_torch(point: Point, workload: Any, expected: truth.LayerTruth) -> dict[str, peers.Layer]:
+    if point.batch > MOST_SAMPLES_OF_TORCH or point.num_grids != GRIDS_OF_TORCH:
+        return {}
+    bag, torch_engine = peers.embedding_bag(workload), peers.plain_torch(workload)
+    expected.check_layer("embedding_bag", bag, has_grad_x=False)
+    expected.check_layer('engine="torch"', torch_engine)
+    return {"embedding_bag": bag, 'engine="torch"': torch_engine}
+
+
+def limits(point: Point, dtype: Any, milliseconds: float) -> dict[str, Any]:
+    """Return what the engine's model predicts for a forward, and how near to a limit it came.
+
+    That is, for a forward through shared memory, the time in which shared memory gives the four
+    values of every function and sample, at 128 bytes per clock and the device's greatest clock,
+    as a share of the time measured.
+    """
+    device = kernel_cache.device()
+    table = cupy.dtype(dtype).name
+    layer = launch_plan.Layer(*point[:3], "float32", table)
+    plan = launch_plan.forward(layer, point.batch, device, direction=False, aligned=True)
+    found = {
+        "kernel": plan.kernel.kernel,
+        "predicted ms": round(1e3 * plan.prediction.seconds, 4),
+        "held by": plan.prediction.bound,
+    }
+    if plan.ring is None:
+        return found
+    read = 4 * launch_plan.TABLE_BYTES[table] * point.batch * layer.pairs * layer.out_features
+    limit = read / 128 / device.multiprocessors / device.clock_hz
+    return found | {"share of the shared-memory limit": round(1e3 * limit / milliseconds, 4)}
