@@ -21,13 +21,13 @@ from .experiment import Experiment, Task
 from .image_data import Images
 from .models import FEW_RATES, RATES, Model
 
-STEPS = {"smoke": 4, "cpu": 3000, "gpu": 3000}
+STEPS = {"smoke": 4, "cpu": 2000, "gpu": 3000}
 ROWS = {"smoke": 120, "cpu": 60_000, "gpu": 2_000_000}  # at most
-BATCH = {"smoke": None, "cpu": None, "gpu": 128}  # None: as fit chooses it
+BATCH = {"smoke": None, "cpu": 128, "gpu": 128}  # None: as fit chooses it
 ROWS_AT_ONCE = {"smoke": 512, "cpu": 512, "gpu": 2000}
 WIDTHS = {
     "smoke": ([2], [2]),
-    "cpu": ([4, 8, 16], [4, 8, 16, 32]),
+    "cpu": ([2, 4], [4, 8, 16]),
     "gpu": ([4, 8], [4, 8, 16, 32]),
 }
 TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 5.0}
