@@ -4,6 +4,7 @@ Symbols: B samples, I inputs, O outputs, P = ceil(I / 2) pairs, G grid intervals
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -61,7 +62,7 @@ class RingShape:
 #: The wider the rows, the less there is to do besides reading them; the narrower, the larger the
 #: grids that fit and the more samples share a tile. Each fills the registers of a multiprocessor.
 RINGS = (RingShape(8, 2, 16), RingShape(4, 4, 16), RingShape(2, 6, 16))
-MOST_STAGES = 3
+FEWEST_STAGES, MOST_STAGES = 2, 3
 
 #: The same for tiles of half tables, and for both from PAIRED_OPERATIONS on: conversions take more
 #: registers.
@@ -334,7 +335,7 @@ def forward(layer: Layer, batch: int, device: Device, *, direction: bool, aligne
 def candidates(
     layer: Layer, batch: int, device: Device, direction: bool, aligned: bool
 ) -> list[Forward]:
-    """Return every way to compute a forward: see :func:`forward`."""
+    """Return every way to compute a forward, from global memory first: see :func:`forward`."""
     split = PAIR_SPLIT if layer.pairs >= SPLIT_PAIRS else 1
     source = _source(
         "forward.cu",
@@ -348,18 +349,29 @@ def candidates(
     item = TABLE_BYTES[layer.table]
     prediction = forward_model.from_global(layer, batch, device, item, split)
     found = [Forward(_tasks("forward", blocks, source), None, prediction)]
+    if layer.real == "float32" and batch:
+        found += _through_rings(layer, batch, device, direction, aligned)
+    return found
+
+
+def _through_rings(
+    layer: Layer, batch: int, device: Device, direction: bool, aligned: bool
+) -> Iterator[Forward]:
+    """Give those through shared memory: every shape that fits, packed or not, split over pairs."""
     in_tiles = _in_tiles(layer, direction)
-    found_shape = _fastest_shape(in_tiles, device) if layer.real == "float32" and batch else None
-    if found_shape:
-        shape, stages = found_shape
+    runs = dict.fromkeys(_ceil(layer.pairs, splits) for splits in SPLITS)
+    for shape in ring_shapes(in_tiles.table, device):
+        stages = most_stages(in_tiles, shape, device)
+        if stages < FEWEST_STAGES:
+            continue
         exact = layer.out_features % shape.outputs(in_tiles.table) == 0
         direct = aligned and exact and layer == in_tiles
         for packed in (True, False) if direct else (True,):
-            for run in dict.fromkeys(_ceil(layer.pairs, each) for each in SPLITS):
+            for run in runs:
                 plan = through_ring(layer, batch, device, direction, packed, shape, stages, run)
-                if _is_possible(plan, batch):
-                    found.append(plan)
-    return found
+                if not _is_possible(plan, batch):
+                    break  # nor is a shorter run: it takes more blocks
+                yield plan
 
 
 def _is_possible(plan: Forward, batch: int) -> bool:
@@ -377,27 +389,6 @@ def _in_tiles(layer: Layer, direction: bool) -> Layer:
     return replace(layer, table=layer.real) if direction else layer
 
 
-def _fastest_shape(layer: Layer, device: Device) -> tuple[RingShape, int] | None:
-    """Return the shape for many samples and its number of stages, or None where nothing fits."""
-    found = []
-    for shape in ring_shapes(layer.table, device):
-        stages = most_stages(layer, shape, device)
-        tiles = _ceil(layer.out_features, shape.outputs(layer.table))
-        if stages >= 2 and tiles <= MOST_BLOCKS:
-            clocks = forward_model.clocks_per_sample(
-                layer.table,
-                shape.chunks,
-                LANES * shape.warps * shape.samples,
-                _tile_bytes(layer, shape),
-                device,
-            )
-            found.append((clocks * tiles, shape, stages))
-    if not found:
-        return None
-    _, shape, stages = min(found, key=lambda each: each[0])
-    return shape, stages
-
-
 def ring_shapes(table: str, device: Device) -> tuple[RingShape, ...]:
     """Return the rows of the table of forward_ring.cu for tiles of a dtype."""
     if table == "float32":
@@ -406,7 +397,7 @@ def ring_shapes(table: str, device: Device) -> tuple[RingShape, ...]:
 
 
 def most_stages(layer: Layer, shape: RingShape, device: Device) -> int:
-    """Return how many tiles of a shape are kept in shared memory; a ring needs at least 2."""
+    """Return how many tiles of a shape fit into shared memory, as far as they are of use."""
     left = device.shared_bytes - TASK_BYTES - KNOT_BYTES * layer.num_grids
     return min(left // (_tile_bytes(layer, shape) + 16), MOST_STAGES)
 
@@ -437,7 +428,7 @@ def through_ring(
         Pack the tables first.
     shape : RingShape
     stages : int
-        Tiles in shared memory, at least 2.
+        Tiles in shared memory, at least ``FEWEST_STAGES``.
     run : int
         Pairs of a block.
     """
@@ -648,7 +639,7 @@ def penalty(layer: Layer, device: Device, *, aligned: bool) -> Penalty:
 
 
 def launches(layer: Layer, device: Device) -> list[Launch]:
-    """Return one launch of every kernel that calls with such a layer may need."""
+    """Return one launch of every kernel that calls with such a layer may need, of any batch."""
     of_penalty = penalty(layer, device, aligned=True)
     found = [of_penalty.penalty, of_penalty.total]
     # The double backward takes cotangents of the tables through the layer, in the dtype of x.
