@@ -361,7 +361,8 @@ def test_stretches_are_as_long_as_the_device_stays_busy(device: Device) -> None:
             plan = plan_backward(layer, batch, device)
             stretch = plan.chunk / 2 / (warps * plan.parts)  # with half of the samples
             assert plan.parts == 1 or stretch >= launch_plan.SHORTEST_STRETCH / 2
-            busy = plan.walk.blocks >= device.multiprocessors
+            idle = device.multiprocessors - plan.walk.blocks
+            busy = idle < layer.pairs * plan.tiles  # one part more is too many
             assert busy or stretch <= launch_plan.SHORTEST_STRETCH
 
 
@@ -378,6 +379,34 @@ def test_blocks_of_the_walk_fill_whole_waves_of_an_h100(
     plan = plan_backward(layer, batch, DEVICES["sm_90"])
     assert plan.parts == parts
     assert plan.walk.blocks == layer.pairs * plan.tiles * parts
+
+
+@pytest.mark.parametrize(
+    ("name", "real", "blocks"),
+    [
+        ("sm_75", "float32", 2),
+        ("sm_75", "float64", 1),
+        ("sm_80", "float64", 3),
+        ("sm_86", "float32", 3),
+        ("sm_86", "float64", 2),
+        ("sm_90", "float32", 4),
+        ("sm_120", "float64", 2),
+    ],
+)
+def test_blocks_of_the_walk_fit_into_shared_memory(name: str, real: str, blocks: int) -> None:
+    """Rows narrow enough for 4, or 3 of float64; from sm_100 on one less. They fill whole waves."""
+    device = DEVICES[name]
+    plan = plan_backward(Layer(2 * device.multiprocessors, 32, 8, real, real), 2**14, device)
+    assert dict(plan.walk.source.constants)["BLOCKS"] == blocks
+    assert plan.walk.blocks % (blocks * device.multiprocessors) == 0
+
+
+@pytest.mark.parametrize(("spare", "blocks"), [(1023, 1), (1024, 2)])
+def test_the_hardware_takes_shared_memory_of_each_block(spare: int, blocks: int) -> None:
+    """Of two, where a block alone may have all but what it takes of one."""
+    device = Device(90, 10, 2 * launch_plan.WALK_BYTES["float32"] + spare)
+    plan = plan_backward(Layer(64, 32, 8, "float32", "float32"), 2**14, device)
+    assert dict(plan.walk.source.constants)["BLOCKS"] == blocks
 
 
 @pytest.mark.parametrize(

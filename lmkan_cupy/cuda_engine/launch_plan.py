@@ -95,8 +95,15 @@ VECTOR_BYTES = 16
 
 #: Blocks of the backward that a multiprocessor should hold, which limits the registers of a thread,
 #: where a lane has as many outputs as it can and where it has fewer: one less for float64 or along
-#: a direction, and one less from sm_100 on, see below, but always two.
+#: a direction, and one less from sm_100 on, see below, but two; then as many of these as fit.
 WALK_BLOCKS, NARROW_WALK_BLOCKS, FEWEST_WALK_BLOCKS = 3, 4, 2
+
+#: dtype of x -> bytes of shared memory of such a block, with all that it may have to do.
+WALK_BYTES = {"float32": 25728, "float64": 48256}
+
+#: Bytes of shared memory that the hardware adds to each block; a block alone may have the rest of
+#: its multiprocessor's. Before sm_80 it adds none, and this counts so many too many.
+RESERVED_BYTES = 1024
 
 #: From this architecture on, operations on pairs of numbers need neighbouring registers, so more.
 PAIRED_OPERATIONS = 100
@@ -529,7 +536,8 @@ def backward(
     wide = layer.real == "float64" or direction
     paired = device.capability >= PAIRED_OPERATIONS
     usual = WALK_BLOCKS if outputs == MOST_WALK_OUTPUTS[layer.real] else NARROW_WALK_BLOCKS
-    resident = max(usual - wide - paired, FEWEST_WALK_BLOCKS)
+    wanted = max(usual - wide - paired, FEWEST_WALK_BLOCKS)
+    resident = _resident(wanted, WALK_BYTES[layer.real], device)
     parts = _parts(chunk, layer.pairs * tiles, resident * device.multiprocessors, need_tables)
     walk = _source(
         "backward.cu",
@@ -561,6 +569,12 @@ def backward(
         _tasks("backward_slots", slot_tasks, walk) if need_tables else None,
         _tasks("backward_slopes", slope_tasks, walk) if need_x and tiles > 1 else None,
     )
+
+
+def _resident(wanted: int, shared_bytes: int, device: Device) -> int:
+    """Return how many of ``wanted`` blocks the shared memory of a multiprocessor has room for."""
+    fitting = (device.shared_bytes + RESERVED_BYTES) // (shared_bytes + RESERVED_BYTES)
+    return max(min(wanted, fitting), 1)
 
 
 def _parts(chunk: int, walks: int, resident: int, need_tables: bool) -> int:
