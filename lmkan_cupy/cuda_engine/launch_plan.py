@@ -143,7 +143,8 @@ class Device:
         Largest dynamic shared memory of a block.
     clock_hz, memory_rate, l2_bytes : float
         Clock of the multiprocessors, bytes per second of device memory, size of the L2 cache. Their
-        defaults are those of the H100 that the model of the forward is fitted to.
+        defaults are those of the H100 that the model of the forward is fitted to, also for devices
+        that report a clock of 0.
     """
 
     capability: int
