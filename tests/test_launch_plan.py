@@ -240,6 +240,8 @@ def test_tables_are_read_as_they_are_only_where_that_works() -> None:
         assert direction == all(each.ring.packed for each in found if each.ring)
         tables = {each.kernel.source.table for each in found if each.ring}
         assert tables == {"float32" if direction else "float16"}
+        found = launch_plan.candidates(small, 1024, DEVICES["sm_90"], direction, True)
+        assert any(not each.ring.packed for each in found if each.ring)
     plan = plan_forward(small, 1024, DEVICES["sm_90"])
     assert plan.ring
     assert not plan.ring.packed

@@ -373,7 +373,7 @@ def _through_rings(
         if stages < FEWEST_STAGES:
             continue
         exact = layer.out_features % shape.outputs(in_tiles.table) == 0
-        direct = aligned and exact and layer == in_tiles
+        direct = aligned and exact and in_tiles is layer
         for packed in (True, False) if direct else (True,):
             for run in runs:
                 plan = through_ring(layer, batch, device, direction, packed, shape, stages, run)
@@ -394,7 +394,8 @@ def _in_tiles(layer: Layer, direction: bool) -> Layer:
 
     Along a direction, differences of neighbours matter: half tables are widened for it.
     """
-    return replace(layer, table=layer.real) if direction else layer
+    half = layer.table != layer.real
+    return replace(layer, table=layer.real) if direction and half else layer
 
 
 def ring_shapes(table: str, device: Device) -> tuple[RingShape, ...]:
@@ -471,7 +472,7 @@ def through_ring(
         DIRECTION=0,
         LANE_OUTPUTS=1,
         CHUNKS=shape.chunks,
-        WIDENED=in_tiles != layer,
+        WIDENED=in_tiles is not layer,
     )
     tile_bytes = _tile_bytes(layer, shape)
     shared_bytes = stages * (tile_bytes + 16) + KNOT_BYTES * layer.num_grids
@@ -686,11 +687,6 @@ def launches(layer: Layer, device: Device) -> list[Launch]:
                 if ring := possible.ring:
                     found += [ring.pack_tables, ring.pack_x, ring.total]
     return list(dict.fromkeys(found))
-
-
-def _launch(kernel: str, tasks: int, source: Source) -> Launch:
-    """Return the launch that gives each warp one of ``tasks``, as far as a grid can."""
-    return _tasks(kernel, _ceil(tasks, dict(source.constants)["WARPS"]), source)
 
 
 def _tasks(kernel: str, tasks: int, source: Source) -> Launch:
