@@ -18,7 +18,7 @@ def main() -> int:
             show_config()
             return 0
         try:
-            show_plan(*sizes, arguments["dtype"])
+            show_plan(*sizes, table_dtype=arguments["dtype"])
         except ValueError as error:
             return _fail(str(error))
         return 0

@@ -32,7 +32,7 @@ def show_config() -> None:
 
 
 def show_plan(
-    in_features: int, out_features: int, num_grids: int, batch: int, table_dtype: str
+    in_features: int, out_features: int, num_grids: int, batch: int, *, table_dtype: str
 ) -> None:
     """Print how the CUDA engine computes a forward, and what its model says of the time.
 
