@@ -9,7 +9,6 @@ is written as soon as it is measured, and a later run goes on from there.
 import argparse
 import statistics
 import sys
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import cupy
 from lmkan_cupy import cuda_engine, sigma_grid
 from lmkan_cupy.configuration import cuda_obstacle
 from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
-from lmkan_cupy.cuda_engine.launch_plan import Forward, Layer
 
 from . import record
 from .device import OUT_OF_MEMORY, describe, device_stopwatch, free_memory
@@ -37,39 +35,20 @@ POINTS = [
 ]
 
 
-def plans(layer: Layer, batch: int, chosen: Forward) -> Iterator[Forward]:
-    """All candidates of the plan, and the shapes of the ring that it has passed over."""
-    device = kernel_cache.device()
-    found = launch_plan.candidates(layer, batch, device, direction=False, aligned=True)
-    rings = [each.ring for each in found if each.ring]
-    # Without a ring, large batches take up to ten times as long: only where there is no other way.
-    for each in found:
-        if each.ring or batch <= MOST_SAMPLES_WITHOUT or each == chosen:
-            yield each
-    for shape in launch_plan.ring_shapes(layer.table, device):
-        stages = launch_plan.most_stages(layer, shape, device)
-        if stages >= 2 and shape.chunks != rings[0].chunks:
-            for packed, run in {(ring.packed, ring.run) for ring in rings}:
-                if not packed and layer.out_features % shape.outputs(layer.table):
-                    continue
-                yield launch_plan.through_ring(
-                    layer, batch, device, False, packed, shape, stages, run
-                )
-
-
 def measure(point: tuple[int, int, int, int]) -> list[dict[str, Any]]:
     """Time each plan; all must give the same results to rounding."""
     workload = make_workload(*point, cupy)
     layer = launch_plan.layer(workload.x, workload.tables)
     knots = sigma_grid(workload.num_grids)
-    chosen = launch_plan.forward(
-        layer, len(workload.x), kernel_cache.device(), direction=False, aligned=True
-    )
+    batch, device = len(workload.x), kernel_cache.device()
+    chosen = launch_plan.forward(layer, batch, device, direction=False, aligned=True)
     expected = None
     results = []
-    for plan in plans(layer, len(workload.x), chosen):
+    for plan in launch_plan.candidates(layer, batch, device, direction=False, aligned=True):
+        if not plan.ring and batch > MOST_SAMPLES_WITHOUT and plan != chosen:
+            continue  # takes up to ten times as long
         y = cupy.full_like(workload.grad_y, cupy.nan)
-        call = cuda_engine.by_plan(plan, knots, layer, len(workload.x))
+        call = cuda_engine.by_plan(plan, knots, layer, batch)
         arrays = (workload.x, None, workload.tables, y)
         call(*arrays)
         expected = y if expected is None else expected

@@ -12,8 +12,9 @@
 // Order    one sum per output, over the pairs of a run ascending and corners as in tile.cuh, those
 //          of float16 by themselves first. Parts are added by forward_ring_sum, ascending.
 // Bound    16 bytes of shared memory per evaluation, so 8 evaluations per clock and
-//          multiprocessor. A prototype of this design reached 5.6 to 7.0 on an H100
-//          (bench/results/ground.md). Half tables: 8 bytes, so 16, and issue comes near that.
+//          multiprocessor. Measured on an H100: 6.8 up to G = 26, 5.7 at 40, packing included, with
+//          the clock taken as 1.98 GHz (B = 2^20, 512 x 512; bench/results/kernels.md).
+//          Half tables: 8 bytes, so 16, and issue comes near that.
 #include "cell.cuh"
 #include "ring.cuh"
 

@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from .array_checks import COMPUTE_DTYPE
+
 
 def main() -> int:
     """Run the sub-command that the arguments name; return the exit code."""
@@ -16,7 +18,7 @@ def main() -> int:
             show_config()
             return 0
         try:
-            show_plan(*sizes)
+            show_plan(*sizes, table_dtype=arguments["dtype"])
         except ValueError as error:
             return _fail(str(error))
         return 0
@@ -48,8 +50,14 @@ def _parser() -> argparse.ArgumentParser:
         nargs=4,
         type=int,
         metavar=("I", "O", "G", "B"),
-        help="instead: how a GPU computes the forward of a float32 layer of I inputs, O outputs, "
+        help="instead: how a GPU computes the forward of a layer of I inputs, O outputs, "
         "G intervals for B samples, and the predicted time",
+    )
+    info.add_argument(
+        "--dtype",
+        choices=COMPUTE_DTYPE,
+        default="float32",
+        help="of the tables, for --plan; default: %(default)s",
     )
 
     fit = commands.add_parser(

@@ -16,7 +16,7 @@ from . import configuration
 from .array_library import AnyArray, Array, array_library, is_array, is_in_cuda_memory
 
 #: dtype of tables -> dtype of everything else that meets them (x, knots, gradients, sums).
-_COMPUTE_DTYPE = {
+COMPUTE_DTYPE = {
     "float16": "float32",
     "bfloat16": "float32",
     "float32": "float32",
@@ -56,7 +56,7 @@ def compute_dtype(function: str, dtype: Any) -> np.dtype[Any]:
 
 def table_dtype(function: str, dtype: Any) -> np.dtype[Any]:
     """Return ``dtype``, one that tables may have, as a NumPy dtype."""
-    return _checked_dtype(function, dtype, tuple(_COMPUTE_DTYPE), _TABLE_DTYPES)
+    return _checked_dtype(function, dtype, tuple(COMPUTE_DTYPE), _TABLE_DTYPES)
 
 
 def check_device(function: str, device: Any) -> int | None:
@@ -87,7 +87,7 @@ def _checked_dtype(
 @lru_cache
 def compute_dtype_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype in which tables of ``dtype`` are evaluated: that of x and the sums."""
-    return np.dtype(_COMPUTE_DTYPE[_name(dtype)])
+    return np.dtype(COMPUTE_DTYPE[_name(dtype)])
 
 
 @lru_cache
@@ -171,7 +171,7 @@ def check_tables_like(
     function: str, shape: tuple[int, ...], dtype: str, name: str = "tables"
 ) -> None:
     """Require shape and dtype of tables; a dtype of foreign byte order has another name."""
-    if dtype not in _COMPUTE_DTYPE:
+    if dtype not in COMPUTE_DTYPE:
         raise TypeError(f"{function}: {name} must be {_TABLE_DTYPES}, got {dtype}")
     if len(shape) != 4 or shape[1] != shape[2] or shape[1] < 4 or 0 in shape:
         raise ValueError(
@@ -223,7 +223,7 @@ def _check_fit(
     tables_shape: tuple[int, ...],
     tables_dtype: str,
 ) -> None:
-    expected = _COMPUTE_DTYPE[tables_dtype]
+    expected = COMPUTE_DTYPE[tables_dtype]
     if x_dtype != expected:
         raise TypeError(
             f"{function}: x must be {expected} where tables is {tables_dtype}, got {x_dtype}"

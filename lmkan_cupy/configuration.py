@@ -31,8 +31,10 @@ def show_config() -> None:
         print(f"{name:<14} {value}")
 
 
-def show_plan(in_features: int, out_features: int, num_grids: int, batch: int) -> None:
-    """Print how the CUDA engine computes a float32 forward, and what its model says of the time.
+def show_plan(
+    in_features: int, out_features: int, num_grids: int, batch: int, *, table_dtype: str
+) -> None:
+    """Print how the CUDA engine computes a forward, and what its model says of the time.
 
     For the current device; where there is none, for an H100, to which the model is fitted.
 
@@ -41,11 +43,13 @@ def show_plan(in_features: int, out_features: int, num_grids: int, batch: int) -
     ValueError
         If a size is out of range.
     """
-    for name, value in _plan(in_features, out_features, num_grids, batch).items():
+    for name, value in _plan(in_features, out_features, num_grids, batch, table_dtype).items():
         print(f"{name:<14} {value}")
 
 
-def _plan(in_features: int, out_features: int, num_grids: int, batch: int) -> dict[str, str]:
+def _plan(
+    in_features: int, out_features: int, num_grids: int, batch: int, table_dtype: str
+) -> dict[str, str]:
     from . import array_checks, tables
     from .cuda_engine import kernel_cache, launch_plan
 
@@ -55,13 +59,14 @@ def _plan(in_features: int, out_features: int, num_grids: int, batch: int) -> di
         device, where = kernel_cache.device(), "this machine's"
     else:
         device, where = launch_plan.H100, "an H100, for want of a device here"
-    layer = launch_plan.Layer(in_features, out_features, num_grids, "float32", "float32")
+    rows = {"device": f"sm_{device.capability}, {device.multiprocessors} multiprocessors ({where})"}
+    if batch == 0:
+        return rows | {"kernel": "none: there is nothing to do for 0 samples"}
+    real = array_checks.COMPUTE_DTYPE[table_dtype]
+    layer = launch_plan.Layer(in_features, out_features, num_grids, real, table_dtype)
     plan = launch_plan.forward(layer, batch, device, direction=False, aligned=True)
     predicted = plan.prediction
-    rows = {
-        "device": f"sm_{device.capability}, {device.multiprocessors} multiprocessors ({where})",
-        "kernel": f"{plan.kernel.kernel}, {plan.kernel.blocks} blocks of {plan.kernel.threads}",
-    }
+    rows["kernel"] = f"{plan.kernel.kernel}, {plan.kernel.blocks} blocks of {plan.kernel.threads}"
     if ring := plan.ring:
         rows["tables"] = (
             f"{'packed' if ring.packed else 'as they are'}, {ring.outputs} outputs wide, "

@@ -337,6 +337,9 @@ def warmup(
 ) -> None:
     """Compile, or load from the disk cache, what later calls with such tables will need.
 
+    Whatever their batch: so on a GPU it is more than any one of them needs, because the fastest
+    way to compute a forward depends on the size of the batch.
+
     Parameters
     ----------
     in_features, out_features, num_grids : int

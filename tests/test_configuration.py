@@ -93,8 +93,9 @@ def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     """Rows that `info --plan` prints where there is no GPU."""
     monkeypatch.setattr(configuration, "cuda_obstacle", lambda: "no GPU")
 
-    def rows(*sizes: int) -> dict[str, str]:
-        monkeypatch.setattr("sys.argv", ["lmkan_cupy", "info", "--plan", *map(str, sizes)])
+    def rows(*sizes: int, dtype: str = "float32") -> dict[str, str]:
+        arguments = ["info", "--dtype", dtype, "--plan", *map(str, sizes)]
+        monkeypatch.setattr("sys.argv", ["lmkan_cupy", *arguments])
         assert main() == 0
         lines = capsys.readouterr().out.splitlines()
         return {line[:14].strip(): line[15:] for line in lines}
@@ -120,6 +121,27 @@ def test_plan_of_a_large_batch(plan: Any) -> None:
 def test_plan_of_a_small_batch(plan: Any) -> None:
     assert plan(512, 512, 16, 1024)["pairs"] == "32 per block, 8 parts"
     assert plan(128, 128, 26, 1024)["tables"] == "in global memory"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kernel", "bound"),
+    [
+        ("float32", "forward_ring", "shared memory"),
+        ("float16", "forward_ring", "issue"),
+        ("bfloat16", "forward_ring", "issue"),
+        ("float64", "forward", "memory"),
+    ],
+)
+def test_plan_of_tables_of_other_dtypes(plan: Any, dtype: str, kernel: str, bound: str) -> None:
+    rows = plan(512, 512, 16, 2**17, dtype=dtype)
+    assert rows["kernel"].startswith(f"{kernel}, ")
+    assert rows["predicted"].endswith(f"held by {bound}")
+
+
+def test_plan_of_no_samples(plan: Any) -> None:
+    rows = plan(512, 512, 16, 0)
+    assert rows["kernel"] == "none: there is nothing to do for 0 samples"
+    assert set(rows) == {"device", "kernel"}
 
 
 def test_plan_refuses_sizes(

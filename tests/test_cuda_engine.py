@@ -146,6 +146,30 @@ class TestCache:
         assert allowed + STATIC_BYTES == DEVICE.shared_bytes
 
 
+@pytest.mark.parametrize("silent", ["ClockRate", "MemoryClockRate"])
+def test_a_device_that_does_not_tell_its_clock_gets_the_default(
+    monkeypatch: pytest.MonkeyPatch, silent: str
+) -> None:
+    attributes = {
+        "MultiProcessorCount": 40,
+        "MaxSharedMemoryPerBlockOptin": 65536,
+        "ClockRate": 1590000,
+        "MemoryClockRate": 5001000,
+        "GlobalMemoryBusWidth": 256,
+        "L2CacheSize": 4194304,
+        silent: 0,
+    }
+    handle = SimpleNamespace(compute_capability="75", attributes=attributes)
+    fake = SimpleNamespace(cuda=SimpleNamespace(Device=lambda index: handle))
+    monkeypatch.setattr(kernel_cache, "_cupy", lambda: fake)
+    device = kernel_cache._limits.__wrapped__(0)
+    rates = {"ClockRate": device.clock_hz, "MemoryClockRate": device.memory_rate}
+    told = {"ClockRate": 1.59e9, "MemoryClockRate": 320.064e9}  # of a T4
+    default = {"ClockRate": DEVICE.clock_hz, "MemoryClockRate": DEVICE.memory_rate}
+    assert rates == {**told, silent: default[silent]}
+    assert launch_plan.forward(LAYER, 1, device, direction=False, aligned=True).prediction.seconds
+
+
 class TestObstacle:
     def test_none(self, cupy: FakeCuda) -> None:
         assert configuration.cuda_obstacle() is None

@@ -15,6 +15,7 @@ import emulator
 import numpy as np
 import pytest
 import tolerances
+from devices import DEVICES, largest_grid
 from problems import DTYPES, FLOAT32, HALF_TABLES, Dtypes, Problem, Sizes, make_problem
 
 # The tests of special values, collected here once more: they run on the engine that is in place.
@@ -58,6 +59,20 @@ RING_DTYPES = [FLOAT32, HALF_TABLES, BFLOAT16_TABLES]
 RING_SIZES = [Sizes(37, 5, 32, 8), Sizes(200, 24, 64, 9), Sizes(300, 2, 96, 4)]
 """For the tables in shared memory: odd pairs and half a block; several blocks by several tiles,
 more pairs than stages and warps; tiles in several bunches, the last of them incomplete."""
+
+ROWS = [
+    (name, table, shape.chunks, direction)
+    for name, table, direction in (
+        ("sm_90", "float32", False),
+        ("sm_90", "float32", True),
+        ("sm_90", "float16", False),
+        ("sm_90", "bfloat16", False),
+        ("sm_100", "float16", False),
+        ("sm_120", "bfloat16", False),
+    )
+    for shape in launch_plan.ring_shapes(table, DEVICES[name])
+]
+"""Every row of the plan's table; from sm_100 on those of half tables are others."""
 
 HALF_RING_SIZES = Sizes(150, 9, 128, 6)
 """The second for half tables, whose tiles have twice as many outputs."""
@@ -153,14 +168,22 @@ def test_penalty_in_many_tiles(
     check([penalty, 2 * grad], tolerances.hessian_penalty(tables, "float32"))
 
 
+CONCENTRATED: dict[str, Callable[[Any], Any]] = {
+    "one cell": lambda x: np.full_like(x, 0.1),
+    "one cell of an odd row": lambda x: np.full_like(x, 100),
+    "one hot cell": lambda x: np.where(np.arange(len(x))[:, None] % 8, x.dtype.type(0.1), x),
+    "constant column": lambda x: np.where(np.arange(x.shape[1]) == 1, x.dtype.type(0.1), x),
+    "after a ReLU": lambda x: np.maximum(x, 0),
+}
+"""Inputs of which many samples share cells. In one cell every stretch begins and ends in it, and no
+launch of the other half has samples."""
+
+
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
-@pytest.mark.parametrize("value", [0.1, 100.0])
-def test_all_samples_in_one_cell(
-    run: Any, rng: np.random.Generator, dtypes: Dtypes, value: float
-) -> None:
-    """Every stretch begins and ends in this cell, and no launch of the other half has samples."""
+@pytest.mark.parametrize("kind", CONCENTRATED)
+def test_concentrated_inputs(run: Any, rng: np.random.Generator, dtypes: Dtypes, kind: str) -> None:
     problem = make_problem(rng, Sizes(70, 3, 7, 8), dtypes)
-    check_layer(run, problem._replace(x=np.full_like(problem.x, value)))
+    check_layer(run, problem._replace(x=CONCENTRATED[kind](problem.x)))
 
 
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
@@ -232,8 +255,9 @@ def use_ring(monkeypatch: pytest.MonkeyPatch, shape: RingShape) -> None:
     emulated.forget_plans()
 
 
-def problem_for_ring(rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes) -> Problem:
-    if dtypes is not BFLOAT16_TABLES:
+def problem_with(rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes) -> Problem:
+    """As `make_problem`, also with the dtype that NumPy does not have."""
+    if dtypes != BFLOAT16_TABLES:
         return make_problem(rng, sizes, dtypes)
     problem = make_problem(rng, sizes)
     bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
@@ -248,9 +272,57 @@ def forward(problem: Problem) -> Any:
     return y
 
 
+def double_backward(problem: Problem) -> tuple[Any, ...]:
+    """Likewise."""
+    x, tables, grad_y, ggx, ggt = problem
+    results = tuple(np.full_like(each, np.nan) for each in (grad_y, x, ggt))
+    knots = sigma_grid(tables.shape[1] - 1)
+    cuda_engine.backward_backward(ggx, ggt, grad_y, x, tables, knots, *results)
+    return results
+
+
 def expected_by_ring(problem: Problem) -> tolerances.Expected:
     in_half = problem.tables.dtype == np.float16
     return tolerances.forward(problem.x, problem.tables, in_half=in_half)
+
+
+@pytest.mark.parametrize(("name", "table", "chunks", "direction"), ROWS)
+def test_rows_of_the_plan(
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    table: str,
+    chunks: int,
+    direction: bool,
+) -> None:
+    """With all their warps and samples, and the largest grid of the device."""
+    device = DEVICES[name]
+    shapes = launch_plan.ring_shapes(table, device)
+    (shape,) = (shape for shape in shapes if shape.chunks == chunks)
+    num_grids = largest_grid(table, shape, device)
+    of_block = launch_plan.LANES * shape.samples * shape.warps
+    sizes = Sizes(of_block - 1, 6, 3, num_grids)
+    problem = problem_with(rng, sizes, Dtypes("float32", table))
+    x, tables, grad_y, ggx, _ = problem
+    layer = launch_plan.layer(x, tables)
+    plan = launch_plan.through_ring(
+        layer, len(x), device, direction, True, shape, launch_plan.FEWEST_STAGES, layer.pairs
+    )
+    assert plan.kernel.threads == launch_plan.LANES * shape.warps
+    some = slice(None, None, 31)  # of each warp: the oracle takes long
+    if direction:
+        zeros = np.zeros_like(tables)
+        given = (ggx[some], zeros, grad_y[some], x[some], tables)
+        expected = tolerances.backward_backward(*given)[0]
+    else:
+        expected = expected_by_ring(problem._replace(x=x[some]))
+    for order in emulator.ORDERS:
+        emulated.install(monkeypatch, order, seed=7, arch=10 * device.capability)
+        y = np.full_like(grad_y, np.nan)
+        call = cuda_engine.by_plan(plan, sigma_grid(num_grids), layer, len(x), direction)
+        call(x, ggx if direction else None, tables, y)
+        assert np.isfinite(y).all()
+        expected.check(y[some])
 
 
 class TestForwardRing:
@@ -293,7 +365,9 @@ class TestForwardRing:
             [tolerances.forward(problem.x, problem.tables)],
         )
 
-    @pytest.mark.parametrize(("splits", "dtypes"), [(1, HALF_TABLES), (2, FLOAT32)])
+    @pytest.mark.parametrize(
+        ("splits", "dtypes"), [(1, HALF_TABLES), (2, FLOAT32), (1, BFLOAT16_TABLES)]
+    )
     def test_double_backward(
         self,
         run: Any,
@@ -305,8 +379,8 @@ class TestForwardRing:
     ) -> None:
         """Along a direction, then added to it; the sums of parts as well. In float throughout."""
         monkeypatch.setattr(launch_plan, "SPLITS", (splits,))
-        problem = make_problem(rng, RING_SIZES[0], dtypes)
-        check(run(lmkan_cupy.backward_backward, *cotangents(problem)), expected_twice(problem))
+        problem = problem_with(rng, RING_SIZES[0], dtypes)
+        check(run(double_backward, problem), expected_twice(problem))
 
     @pytest.mark.parametrize(
         ("arch", "way"), [(800, "packed"), (800, "direct"), (750, "direct")], indirect=["way"]
@@ -342,7 +416,7 @@ class TestForwardRing:
     def test_tiles_that_are_not_full(
         self, run: Any, rng: np.random.Generator, outputs: int, dtypes: Dtypes
     ) -> None:
-        problem = problem_for_ring(rng, Sizes(70, 5, outputs, 8), dtypes)
+        problem = problem_with(rng, Sizes(70, 5, outputs, 8), dtypes)
         assert self.plan(problem).packed
         check(run(forward, problem), [expected_by_ring(problem)])
 
@@ -350,7 +424,7 @@ class TestForwardRing:
     def test_half_tables(
         self, run: Any, rng: np.random.Generator, shape: None, way: str, dtypes: Dtypes
     ) -> None:
-        problem = problem_for_ring(rng, HALF_RING_SIZES, dtypes)
+        problem = problem_with(rng, HALF_RING_SIZES, dtypes)
         plan = self.plan(problem)
         assert plan.packed == (way == "packed")
         check(run(forward, problem), [expected_by_ring(problem)])
@@ -365,7 +439,7 @@ class TestForwardRing:
         dtypes: Dtypes,
         arch: int,
     ) -> None:
-        problem = problem_for_ring(rng, HALF_RING_SIZES, dtypes)
+        problem = problem_with(rng, HALF_RING_SIZES, dtypes)
         y = forward(problem)
         emulated.install(monkeypatch, "random", seed=7, arch=arch)
         np.testing.assert_array_equal(forward(problem), y)
@@ -377,7 +451,7 @@ class TestForwardRing:
         self, rng: np.random.Generator, dtypes: Dtypes, size: float, values: str
     ) -> None:
         """Nothing overflows inside a cell, and what is rounded to steps keeps to its bound."""
-        problem = problem_for_ring(rng, Sizes(64, 5, 64, 8), dtypes)
+        problem = problem_with(rng, Sizes(64, 5, 64, 8), dtypes)
         shape = problem.tables.shape
         factors = {
             "largest": rng.choice([65504.0, -65504.0], shape),
@@ -441,32 +515,12 @@ class TestForwardRing:
         lmkan_cupy.forward(x, tables)
         assert [number for kernel, number in blocks if kernel == "forward_ring"] == [2, 1]
 
-    @pytest.mark.parametrize(
-        ("shapes", "dtypes"),
-        [(launch_plan.RINGS, FLOAT32), (launch_plan.HALF_RINGS["float16"], HALF_TABLES)],
-        ids=["float32", "half"],
-    )
-    def test_shapes_of_the_plan(
-        self,
-        rng: np.random.Generator,
-        monkeypatch: pytest.MonkeyPatch,
-        shapes: tuple[RingShape, ...],
-        dtypes: Dtypes,
-    ) -> None:
-        """With all their warps; 28 is the largest grid of the first in the memory of an H100."""
-        for shape, num_grids in zip(shapes, (28, 40, 56), strict=True):
-            use_ring(monkeypatch, shape)
-            samples = launch_plan.LANES * shape.samples * shape.warps
-            problem = make_problem(rng, Sizes(samples + 1, 6, 3, num_grids), dtypes)
-            assert self.plan(problem).samples == samples
-            expected_by_ring(problem).check(lmkan_cupy.forward(problem.x, problem.tables))
-
     @pytest.mark.parametrize("dtypes", RING_DTYPES, ids=str)
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e15])
     def test_one_bad_sample(
         self, rng: np.random.Generator, shape: None, value: float, dtypes: Dtypes
     ) -> None:
-        problem = problem_for_ring(rng, RING_SIZES[0], dtypes)
+        problem = problem_with(rng, RING_SIZES[0], dtypes)
         problem.tables[::2] = 0
         expected = forward(problem)
         problem.x[7, 2] = value
@@ -488,20 +542,18 @@ def test_empty_batch(run: Any, rng: np.random.Generator) -> None:
 
 def test_bfloat16_tables(run: Any, rng: np.random.Generator) -> None:
     """Their check is left out: without CuPy they are no argument of the public functions."""
-    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
-    x, tables, grad_y, *_ = make_problem(rng, Sizes(40, 5, 33, 8))
-    tables = tables.astype(bfloat16)
+    problem = problem_with(rng, Sizes(40, 5, 33, 8), BFLOAT16_TABLES)
+    x, tables, grad_y, *_ = problem
     knots = sigma_grid(8)
 
     def call() -> tuple[Any, ...]:
-        y, grad_x = np.full_like(grad_y, np.nan), np.full_like(x, np.nan)
+        grad_x = np.full_like(x, np.nan)
         grad_tables = np.full(tables.shape, np.nan, np.float32)
         grad = np.full(tables.shape, np.nan, np.float32)
-        cuda_engine.forward(x, tables, knots, y)
         cuda_engine.backward(grad_y, x, tables, knots, grad_x, grad_tables)
         penalty = np.full((), np.nan, np.float32)
         cuda_engine.hessian_penalty(tables, knots, 1.0, grad, penalty)
-        return y, grad_x, grad_tables, penalty, grad
+        return forward(problem), grad_x, grad_tables, penalty, grad, *double_backward(problem)
 
     check(
         run(call),
@@ -509,6 +561,7 @@ def test_bfloat16_tables(run: Any, rng: np.random.Generator) -> None:
             tolerances.forward(x, tables),
             *tolerances.backward(grad_y, x, tables),
             *tolerances.hessian_penalty(tables, "float32"),
+            *expected_twice(problem),
         ],
     )
 

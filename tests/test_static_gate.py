@@ -10,10 +10,11 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
-from devices import DEVICES
+from devices import DEVICES, MULTIPROCESSOR_KB, RESERVED_KB, largest_grid
 
 from lmkan_cupy import sigma_grid
 from lmkan_cupy.cuda_engine import kernel_source, launch_plan
@@ -67,6 +68,7 @@ class Compiled(NamedTuple):
     shared_bytes: int
 
 
+@cache  # layers that differ in the dtype of the tables have sources in common
 def compile_source(core: Any, source: Source, architecture: int) -> tuple[list[Compiled], str]:
     """What ptxas says of each kernel of a source, and the compilers' warnings."""
     from cuda.pathfinder import find_nvidia_header_directory
@@ -104,8 +106,13 @@ def test_kernels_fit(core: Any, table: list[str], layer: Layer, device: Device) 
         for each in launch_plan.launches(layer, device)
         if each.source.file != "forward_ring.cu"
     }
-    for launch in sorted(launches.values(), key=str):
-        check_source(core, table, launch, device)
+    kernels = [
+        kernel
+        for launch in sorted(launches.values(), key=str)
+        for kernel in check_source(core, table, launch, device)
+    ]
+    of_walks = [each.shared_bytes for each in kernels if each.kernel == "backward"]
+    assert max(of_walks) == launch_plan.WALK_BYTES[layer.real]
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
@@ -115,21 +122,11 @@ def test_kernels_fit(core: Any, table: list[str], layer: Layer, device: Device) 
 def test_rings_fit(
     core: Any, table: list[str], chunks: int, stages: int, dtype: str, device: Device
 ) -> None:
-    """With the largest grid. What reads most of a device's memory is compiled along a direction,
-    too, for which half tables are widened."""
+    """With the largest grid; along a direction half tables are widened."""
     shape = ring_shape(dtype, device, chunks)
-
-    def layer_with(num_grids: int) -> Layer:
-        return Layer(512, 512, num_grids, "float32", dtype)
-
-    def fits(num_grids: int) -> bool:
-        return launch_plan.most_stages(layer_with(num_grids), shape, device) >= stages
-
-    layer = layer_with(next(n for n in itertools.count(3) if not fits(n + 1)))
-    ways = [(True, False), (False, False)]
-    if dtype == "float32":
-        ways.append((device.capability >= 90, True))
-    for packed, direction in ways:
+    layer = Layer(512, 512, largest_grid(dtype, shape, device, stages), "float32", dtype)
+    directions = (False, True) if dtype == "float32" else (False,)
+    for packed, direction in itertools.product((True, False), directions):
         plan = launch_plan.through_ring(
             layer, 2**17, device, direction, packed, shape, stages, layer.pairs
         )
@@ -140,17 +137,20 @@ def ring_shape(dtype: str, device: Device, chunks: int) -> RingShape:
     return next(each for each in launch_plan.ring_shapes(dtype, device) if each.chunks == chunks)
 
 
-def check_source(core: Any, table: list[str], launch: Launch, device: Device) -> None:
+def check_source(core: Any, table: list[str], launch: Launch, device: Device) -> list[Compiled]:
     source = launch.source
-    kernels, warnings = compile_source(core, source, device.capability)
+    resident = dict(source.constants).get("BLOCKS", 1)
+    capability = device.capability
+    kernels, warnings = compile_source(core, source, capability)
     assert not warnings
     assert kernels
     for kernel in kernels:
         constants = " ".join(f"{name}={number}" for name, number in source.constants)
-        table.append(
-            f"sm_{device.capability} {source.table} G={source.num_grids} {constants}: {kernel}"
-        )
+        table.append(f"sm_{capability} {source.table} G={source.num_grids} {constants}: {kernel}")
         assert kernel.spills == 0, kernel
         assert kernel.stack == 0, kernel
         assert kernel.registers * launch.threads <= REGISTERS, kernel
         assert kernel.shared_bytes <= STATIC_SHARED_BYTES, kernel
+        of_block = launch.shared_bytes + kernel.shared_bytes + 1024 * RESERVED_KB[capability]
+        assert resident * of_block <= 1024 * MULTIPROCESSOR_KB[capability], kernel
+    return kernels

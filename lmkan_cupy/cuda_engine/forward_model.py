@@ -1,8 +1,8 @@
 """How long a forward takes, from what limits it: a prediction, never a measurement.
 
 All work of a multiprocessor is counted in its clocks. The rates below are fitted to times of the
-kernels on an H100 (``bench/results/plans-*.json``). Of other devices only clock, memory and the
-number of multiprocessors are known here: they are taken to do as much per clock.
+kernels on an H100 (``bench/results/kernels-h100-2026-11-22.json``). Of other devices only clock,
+memory and the number of multiprocessors are known here: they are taken to do as much per clock.
 """
 
 from __future__ import annotations
@@ -70,32 +70,17 @@ class Prediction:
         return max(self.bounds, key=self.bounds.__getitem__)
 
 
-def clocks_per_sample(
-    table: str, chunks: int, samples: int, tile_bytes: int, device: Device
-) -> float:
-    """Return the clocks of a pair, a sample and a packed tile in a block of ``samples``."""
-    return max(_clocks_of_pair(table, chunks, samples, tile_bytes, True, device).values()) / samples
-
-
-def _clocks_of_pair(
-    table: str, chunks: int, samples: int, tile_bytes: int, packed: bool, device: Device
-) -> dict[str, float]:
-    warps = samples // 32
-    bulk = packed and device.capability >= 90
-    written = 0 if bulk else tile_bytes / WRITTEN_BYTES
-    return {
-        HELD_BY[table]: warps * CLOCKS[table][chunks] + written,
-        "L2": tile_bytes / (BULK_BYTES if bulk else CHUNK_BYTES),
-    }
-
-
 def ring(layer: Layer, batch: int, device: Device, plan: Ring) -> Prediction:
     """Predict a forward from shared memory."""
     slices, rest = divmod(batch, plan.slice_size)
     waves = slices * _waves(plan.slice_size, plan, device) + _waves(rest, plan, device)
-    of_pair = _clocks_of_pair(
-        layer.table, plan.chunks, plan.samples, plan.tile_bytes, plan.packed, device
-    )
+    warps = plan.samples // 32
+    bulk = plan.packed and device.capability >= 90
+    written = 0 if bulk else plan.tile_bytes / WRITTEN_BYTES
+    of_pair = {
+        HELD_BY[layer.table]: warps * CLOCKS[layer.table][plan.chunks] + written,
+        "L2": plan.tile_bytes / (BULK_BYTES if bulk else CHUNK_BYTES),
+    }
     x_bytes = 8 * layer.pairs * batch
     y_bytes = 4 * layer.out_features * batch
     table_bytes = plan.tile_bytes * plan.tiles * layer.pairs

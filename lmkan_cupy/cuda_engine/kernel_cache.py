@@ -46,14 +46,18 @@ def device() -> Device:
 def _limits(index: int) -> Device:
     handle = _cupy().cuda.Device(index)
     attributes = handle.attributes
+    rates = {
+        "clock_hz": 1e3 * attributes["ClockRate"],
+        # bits of the bus over 8, twice per clock
+        "memory_rate": 1e3 * attributes["MemoryClockRate"] * attributes["GlobalMemoryBusWidth"] / 4,
+    }
     return Device(
         capability=int(handle.compute_capability),
         multiprocessors=attributes["MultiProcessorCount"],
         shared_bytes=attributes["MaxSharedMemoryPerBlockOptin"],
-        clock_hz=1e3 * attributes["ClockRate"],
-        # bits of the bus over 8, twice per clock
-        memory_rate=1e3 * attributes["MemoryClockRate"] * attributes["GlobalMemoryBusWidth"] / 4,
         l2_bytes=attributes["L2CacheSize"],
+        # 0 is a device that does not tell: no prediction could be made of it, so the default's.
+        **{name: rate for name, rate in rates.items() if rate},
     )
 
 

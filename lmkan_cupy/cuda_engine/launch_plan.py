@@ -4,6 +4,7 @@ Symbols: B samples, I inputs, O outputs, P = ceil(I / 2) pairs, G grid intervals
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -61,7 +62,7 @@ class RingShape:
 #: The wider the rows, the less there is to do besides reading them; the narrower, the larger the
 #: grids that fit and the more samples share a tile. Each fills the registers of a multiprocessor.
 RINGS = (RingShape(8, 2, 16), RingShape(4, 4, 16), RingShape(2, 6, 16))
-MOST_STAGES = 3
+FEWEST_STAGES, MOST_STAGES = 2, 3
 
 #: The same for tiles of half tables, and for both from PAIRED_OPERATIONS on: conversions take more
 #: registers.
@@ -94,8 +95,15 @@ VECTOR_BYTES = 16
 
 #: Blocks of the backward that a multiprocessor should hold, which limits the registers of a thread,
 #: where a lane has as many outputs as it can and where it has fewer: one less for float64 or along
-#: a direction, and one less from sm_100 on, see below, but always two.
+#: a direction, and one less from sm_100 on, see below, but two; then as many of these as fit.
 WALK_BLOCKS, NARROW_WALK_BLOCKS, FEWEST_WALK_BLOCKS = 3, 4, 2
+
+#: dtype of x -> bytes of shared memory of such a block, with all that it may have to do.
+WALK_BYTES = {"float32": 25728, "float64": 48256}
+
+#: Bytes of shared memory that the hardware adds to each block; a block alone may have the rest of
+#: its multiprocessor's. Before sm_80 it adds none, and this counts so many too many.
+RESERVED_BYTES = 1024
 
 #: From this architecture on, operations on pairs of numbers need neighbouring registers, so more.
 PAIRED_OPERATIONS = 100
@@ -135,7 +143,8 @@ class Device:
         Largest dynamic shared memory of a block.
     clock_hz, memory_rate, l2_bytes : float
         Clock of the multiprocessors, bytes per second of device memory, size of the L2 cache. Their
-        defaults are those of the H100 that the model of the forward is fitted to.
+        defaults are those of the H100 that the model of the forward is fitted to, also for devices
+        that report a clock of 0.
     """
 
     capability: int
@@ -334,7 +343,7 @@ def forward(layer: Layer, batch: int, device: Device, *, direction: bool, aligne
 def candidates(
     layer: Layer, batch: int, device: Device, direction: bool, aligned: bool
 ) -> list[Forward]:
-    """Return every way to compute a forward: see :func:`forward`."""
+    """Return every way to compute a forward, from global memory first: see :func:`forward`."""
     split = PAIR_SPLIT if layer.pairs >= SPLIT_PAIRS else 1
     source = _source(
         "forward.cu",
@@ -348,18 +357,29 @@ def candidates(
     item = TABLE_BYTES[layer.table]
     prediction = forward_model.from_global(layer, batch, device, item, split)
     found = [Forward(_tasks("forward", blocks, source), None, prediction)]
-    in_tiles = _in_tiles(layer, direction)
-    found_shape = _fastest_shape(in_tiles, device) if layer.real == "float32" and batch else None
-    if found_shape:
-        shape, stages = found_shape
-        exact = layer.out_features % shape.outputs(in_tiles.table) == 0
-        direct = aligned and exact and layer == in_tiles
-        for packed in (True, False) if direct else (True,):
-            for run in dict.fromkeys(_ceil(layer.pairs, each) for each in SPLITS):
-                plan = through_ring(layer, batch, device, direction, packed, shape, stages, run)
-                if _is_possible(plan, batch):
-                    found.append(plan)
+    if layer.real == "float32" and batch:
+        found += _through_rings(layer, batch, device, direction, aligned)
     return found
+
+
+def _through_rings(
+    layer: Layer, batch: int, device: Device, direction: bool, aligned: bool
+) -> Iterator[Forward]:
+    """Give those through shared memory: every shape that fits, packed or not, split over pairs."""
+    in_tiles = _in_tiles(layer, direction)
+    runs = dict.fromkeys(_ceil(layer.pairs, splits) for splits in SPLITS)
+    for shape in ring_shapes(in_tiles.table, device):
+        stages = most_stages(in_tiles, shape, device)
+        if stages < FEWEST_STAGES:
+            continue
+        exact = layer.out_features % shape.outputs(in_tiles.table) == 0
+        direct = aligned and exact and in_tiles is layer
+        for packed in (True, False) if direct else (True,):
+            for run in runs:
+                plan = through_ring(layer, batch, device, direction, packed, shape, stages, run)
+                if not _is_possible(plan, batch):
+                    break  # nor is a shorter run: it takes more blocks
+                yield plan
 
 
 def _is_possible(plan: Forward, batch: int) -> bool:
@@ -374,28 +394,8 @@ def _in_tiles(layer: Layer, direction: bool) -> Layer:
 
     Along a direction, differences of neighbours matter: half tables are widened for it.
     """
-    return replace(layer, table=layer.real) if direction else layer
-
-
-def _fastest_shape(layer: Layer, device: Device) -> tuple[RingShape, int] | None:
-    """Return the shape for many samples and its number of stages, or None where nothing fits."""
-    found = []
-    for shape in ring_shapes(layer.table, device):
-        stages = most_stages(layer, shape, device)
-        tiles = _ceil(layer.out_features, shape.outputs(layer.table))
-        if stages >= 2 and tiles <= MOST_BLOCKS:
-            clocks = forward_model.clocks_per_sample(
-                layer.table,
-                shape.chunks,
-                LANES * shape.warps * shape.samples,
-                _tile_bytes(layer, shape),
-                device,
-            )
-            found.append((clocks * tiles, shape, stages))
-    if not found:
-        return None
-    _, shape, stages = min(found, key=lambda each: each[0])
-    return shape, stages
+    half = layer.table != layer.real
+    return replace(layer, table=layer.real) if direction and half else layer
 
 
 def ring_shapes(table: str, device: Device) -> tuple[RingShape, ...]:
@@ -406,7 +406,7 @@ def ring_shapes(table: str, device: Device) -> tuple[RingShape, ...]:
 
 
 def most_stages(layer: Layer, shape: RingShape, device: Device) -> int:
-    """Return how many tiles of a shape are kept in shared memory; a ring needs at least 2."""
+    """Return how many tiles of a shape fit into shared memory, as far as they are of use."""
     left = device.shared_bytes - TASK_BYTES - KNOT_BYTES * layer.num_grids
     return min(left // (_tile_bytes(layer, shape) + 16), MOST_STAGES)
 
@@ -437,7 +437,7 @@ def through_ring(
         Pack the tables first.
     shape : RingShape
     stages : int
-        Tiles in shared memory, at least 2.
+        Tiles in shared memory, at least ``FEWEST_STAGES``.
     run : int
         Pairs of a block.
     """
@@ -472,7 +472,7 @@ def through_ring(
         DIRECTION=0,
         LANE_OUTPUTS=1,
         CHUNKS=shape.chunks,
-        WIDENED=in_tiles != layer,
+        WIDENED=in_tiles is not layer,
     )
     tile_bytes = _tile_bytes(layer, shape)
     shared_bytes = stages * (tile_bytes + 16) + KNOT_BYTES * layer.num_grids
@@ -538,7 +538,8 @@ def backward(
     wide = layer.real == "float64" or direction
     paired = device.capability >= PAIRED_OPERATIONS
     usual = WALK_BLOCKS if outputs == MOST_WALK_OUTPUTS[layer.real] else NARROW_WALK_BLOCKS
-    resident = max(usual - wide - paired, FEWEST_WALK_BLOCKS)
+    wanted = max(usual - wide - paired, FEWEST_WALK_BLOCKS)
+    resident = _resident(wanted, WALK_BYTES[layer.real], device)
     parts = _parts(chunk, layer.pairs * tiles, resident * device.multiprocessors, need_tables)
     walk = _source(
         "backward.cu",
@@ -570,6 +571,12 @@ def backward(
         _tasks("backward_slots", slot_tasks, walk) if need_tables else None,
         _tasks("backward_slopes", slope_tasks, walk) if need_x and tiles > 1 else None,
     )
+
+
+def _resident(wanted: int, shared_bytes: int, device: Device) -> int:
+    """Return how many of ``wanted`` blocks the shared memory of a multiprocessor has room for."""
+    fitting = (device.shared_bytes + RESERVED_BYTES) // (shared_bytes + RESERVED_BYTES)
+    return max(min(wanted, fitting), 1)
 
 
 def _parts(chunk: int, walks: int, resident: int, need_tables: bool) -> int:
@@ -648,7 +655,7 @@ def penalty(layer: Layer, device: Device, *, aligned: bool) -> Penalty:
 
 
 def launches(layer: Layer, device: Device) -> list[Launch]:
-    """Return one launch of every kernel that calls with such a layer may need."""
+    """Return one launch of every kernel that calls with such a layer may need, of any batch."""
     of_penalty = penalty(layer, device, aligned=True)
     found = [of_penalty.penalty, of_penalty.total]
     # The double backward takes cotangents of the tables through the layer, in the dtype of x.
@@ -680,11 +687,6 @@ def launches(layer: Layer, device: Device) -> list[Launch]:
                 if ring := possible.ring:
                     found += [ring.pack_tables, ring.pack_x, ring.total]
     return list(dict.fromkeys(found))
-
-
-def _launch(kernel: str, tasks: int, source: Source) -> Launch:
-    """Return the launch that gives each warp one of ``tasks``, as far as a grid can."""
-    return _tasks(kernel, _ceil(tasks, dict(source.constants)["WARPS"]), source)
 
 
 def _tasks(kernel: str, tasks: int, source: Source) -> Launch:
