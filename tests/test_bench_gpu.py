@@ -17,7 +17,6 @@ import numba
 import numpy as np
 import pytest
 import torch
-from devices import DEVICES
 from lmkan_cupy.adapters.torch import LMKAN2DLayer
 
 import lmkan_cupy
@@ -457,15 +456,6 @@ def test_clocks_are_read_from_whole_lines() -> None:
 
 
 # Beside it
-
-
-@pytest.mark.parametrize("name", DEVICES)
-def test_the_plan_s_choice_is_always_timed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(kernel_cache, "device", lambda: DEVICES[name])
-    for *(in_features, out_features, num_grids), batch in plans.POINTS:
-        layer = launch_plan.Layer(in_features, out_features, num_grids, "float32", "float32")
-        chosen = launch_plan.forward(layer, batch, DEVICES[name], direction=False, aligned=True)
-        assert chosen in plans.plans(layer, batch, chosen)
 
 
 def test_plans_go_on_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
