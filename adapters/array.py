@@ -60,12 +60,17 @@ class LMKANLayer:
         self._x = x
         return lmkan_cupy.forward(x, self.tables)
 
-    def backward(self, grad_y: Array) -> Array:
-        """Return ``grad_x [..., I]`` for ``grad_y [..., O]`` and keep ``grad_tables``."""
+    def backward(self, grad_y: Array, *, penalty: float = 0.0) -> Array:
+        """Return ``grad_x [..., I]`` for ``grad_y [..., O]`` and keep ``grad_tables``.
+
+        ``penalty`` times the gradient of :func:`lmkan_cupy.hessian_penalty` is part of it.
+        """
         if self._x is None:
             raise RuntimeError("LMKANLayer.backward: call forward first")
         grad_x, self.grad_tables = lmkan_cupy.backward(grad_y, self._x, self.tables)
         assert grad_x is not None
+        if penalty:
+            lmkan_cupy.hessian_penalty_and_grad(self.tables, penalty, add_to=self.grad_tables)
         return grad_x
 
     def adam_step(self, lr: float) -> None:

@@ -13,7 +13,7 @@
 //          to row i: what lies in other rows is in registers, in other columns in shared memory.
 // Thread   one column and vector: reads it in every row, owns its nodes unless it is in the halo.
 // Reads    tables: once, and what neighbouring tiles share.
-// Writes   grad, unless null: scale dR/dT; partial: the block's sum of the squares.
+// Writes   grad, unless null: scale dR/dT, or adds it; partial: the block's sum of the squares.
 // Order    within a node as written; squares over the elements of a vector, then in double over
 //          rows ascending, then over the block.
 //
@@ -63,7 +63,7 @@ __device__ __forceinline__ double block_sum(double value) {
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, double scale,
-                long long pairs, long long out_features) {
+                long long pairs, long long out_features, long long accumulate) {
     struct Shared {
         Values value, f_yy, mixed;
     };
@@ -139,7 +139,7 @@ hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, d
                                 from_right * at_right.f_yy.at[n] -
                                 (along_j.forward + along_j.backward) * f_yy.at[n];
                 grad_2.at[n] += backward * f_xx;
-                grad_3.at[n] = factor * (grad_3.at[n] - twist);
+                grad_3.at[n] -= twist;
 
                 mixed.at[n] = product * f_xy;
                 f_yy.at[n] = to_right * (at_right.value.at[n] - here.at[n]) -
@@ -147,13 +147,17 @@ hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, d
                 across_2.at[n] = across.at[n];
                 across.at[n] = beside;
             }
-            // Before the rows move on: after it, up to sm_90 registers would be spilled.
-            if (grad != nullptr && owned && i >= 3) {
-                reinterpret_cast<Values*>(grad)[place_of(i - 3)] = grad_3;
-            }
-            if (owned) sum += squares;
             before_2 = before;
             before = here;
+            if (owned) sum += squares;
+            if (grad != nullptr && owned && i >= 3) {
+                Values& target = reinterpret_cast<Values*>(grad)[place_of(i - 3)];
+                Values result = {};
+                if (accumulate) result = target;
+#pragma unroll
+                for (int n = 0; n < VECTOR; ++n) result.at[n] += factor * grad_3.at[n];
+                target = result;
+            }
             grad_3 = grad_2;
             grad_2 = grad_1;
             grad_1 = grad_0;

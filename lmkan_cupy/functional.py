@@ -299,26 +299,44 @@ def hessian_penalty_grad(tables: AnyArray, scale: float = 1.0) -> Array:
     return grad
 
 
-def hessian_penalty_and_grad(tables: AnyArray, scale: float = 1.0) -> tuple[Array, Array]:
+def hessian_penalty_and_grad(
+    tables: AnyArray, scale: float = 1.0, *, add_to: AnyArray | None = None
+) -> tuple[Array, Array]:
     """Return R of :func:`hessian_penalty`, unscaled, and ``scale * dR/dT`` from one pass.
 
-    Raises as :func:`hessian_penalty`.
+    Parameters
+    ----------
+    tables : array [P, S, S, O]
+    scale : float
+        Factor of the gradient.
+    add_to : array [P, S, S, O], optional
+        C-contiguous, in the dtype of ``tables``, float32 for half tables: a gradient to which this
+        one is added in place. It is what is returned, and no other array of that size is made.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`hessian_penalty`, and if ``add_to`` does not fit.
     """
-    return _hessian_and_grad("hessian_penalty_and_grad", tables, scale)
+    return _hessian_and_grad("hessian_penalty_and_grad", tables, scale, add_to)
 
 
-def _hessian_and_grad(function: str, tables: AnyArray, scale: float) -> tuple[Array, Array]:
+def _hessian_and_grad(
+    function: str, tables: AnyArray, scale: float, add_to: AnyArray | None = None
+) -> tuple[Array, Array]:
     tables = array_checks.check_tables(function, tables)
     with on_device_of(tables):
-        grad = allocation.empty(tables.shape, array_checks.compute_dtype_of(tables.dtype), tables)
-        return _hessian(tables, scale, grad), grad
+        dtype = array_checks.compute_dtype_of(tables.dtype)
+        grad = _output(function, "add_to", add_to, tables.shape, dtype, {"tables": tables})
+        return _hessian(tables, scale, grad, accumulate=add_to is not None), grad
 
 
-def _hessian(tables: Array, scale: float, grad: Array | None) -> Array:
+def _hessian(tables: Array, scale: float, grad: Array | None, *, accumulate: bool = False) -> Array:
     engine = _engine(array_library(tables))
     with on_device_of(tables):
         penalty = allocation.empty((), array_checks.compute_dtype_of(tables.dtype), tables)
-        engine.hessian_penalty(_contiguous(tables), _knots(tables), float(scale), grad, penalty)
+        tables, knots = _contiguous(tables), _knots(tables)
+        engine.hessian_penalty(tables, knots, float(scale), grad, penalty, accumulate=accumulate)
     return penalty
 
 

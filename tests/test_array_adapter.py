@@ -27,6 +27,16 @@ def test_forward_and_backward_are_the_core(xp: Any, rng: np.random.Generator, dt
     np.testing.assert_array_equal(host(layer.grad_tables), host(expected_grad_tables))
 
 
+def test_the_penalty_is_part_of_the_gradient(xp: Any, rng: np.random.Generator) -> None:
+    x, _, grad_y, *_ = make_problem(rng, SMALL, FLOAT64).on(xp)
+    layer = LMKANLayer(5, 7, 10, dtype="float64", rng=3, xp=xp)
+    layer.forward(x)
+    layer.backward(grad_y, penalty=0.25)
+    _, grad_tables = lmkan_cupy.backward(grad_y, x, layer.tables)
+    expected = grad_tables + lmkan_cupy.hessian_penalty_grad(layer.tables, 0.25)
+    np.testing.assert_allclose(host(layer.grad_tables), host(expected), rtol=1e-12, atol=1e-14)
+
+
 def test_ten_grids_by_default(xp: Any) -> None:
     layer = LMKANLayer(4, 3, xp=xp)
     assert layer.tables.shape == (2, 11, 11, 3)

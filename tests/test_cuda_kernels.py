@@ -168,6 +168,20 @@ def test_penalty_in_many_tiles(
     check([penalty, 2 * grad], tolerances.hessian_penalty(tables, "float32"))
 
 
+def test_gradient_of_penalty_is_added(
+    run: Callable[..., tuple[Any, ...]], rng: np.random.Generator
+) -> None:
+    tables = make_problem(rng, Sizes(0, 3, 8, 7)).tables
+
+    def added_to_ones() -> tuple[Any, ...]:
+        ones = np.ones_like(tables)
+        return lmkan_cupy.hessian_penalty_and_grad(tables, 0.5, add_to=ones)
+
+    _, grad = run(lmkan_cupy.hessian_penalty_and_grad, tables, 0.5)
+    _, total = run(added_to_ones)
+    np.testing.assert_array_equal(total, 1 + grad)
+
+
 CONCENTRATED: dict[str, Callable[[Any], Any]] = {
     "one cell": lambda x: np.full_like(x, 0.1),
     "one cell of an odd row": lambda x: np.full_like(x, 100),

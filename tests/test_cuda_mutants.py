@@ -269,6 +269,7 @@ MUTANTS = [
     Mutant(PENALTY, "column >= HALO && ", "", "penalty: the halo is owned"),
     Mutant(PENALTY, "factors_at(j + 1).backward", "factors_at(j + 1).forward", "penalty: right"),
     Mutant(PENALTY, "2 * scale / INNER", "2.0 / INNER", "penalty: unscaled gradient"),
+    Mutant(PENALTY, "if (accumulate) result = target;", "", "penalty: overwrites"),
 ]
 
 
@@ -384,6 +385,9 @@ def check_penalty(sizes: Sizes) -> None:
     penalty = np.full((), np.nan, np.float32)
     cuda_engine.hessian_penalty(tables, knots, 0.5, grad, penalty)
     check([penalty, 2 * grad], tolerances.hessian_penalty(tables, "float32"))
+    doubled = grad.copy()
+    cuda_engine.hessian_penalty(tables, knots, 0.5, doubled, penalty, accumulate=True)
+    assert (doubled == grad + grad).all(), "not added"
 
 
 def survivors(mutants: list[Mutant], monkeypatch: pytest.MonkeyPatch) -> list[str]:

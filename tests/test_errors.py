@@ -263,6 +263,16 @@ CASES = {
         ValueError,
         "backward: out_tables was given, but need_tables is False",
     ),
+    "add_to-shape": Case(
+        lambda: lmkan_cupy.hessian_penalty_and_grad(TABLES, add_to=np.zeros_like(TABLES[:1])),
+        ValueError,
+        "hessian_penalty_and_grad: add_to must have shape",
+    ),
+    "add_to-is-tables": Case(
+        lambda: lmkan_cupy.hessian_penalty_and_grad(TABLES, add_to=TABLES),
+        ValueError,
+        "hessian_penalty_and_grad: add_to must not share memory with tables",
+    ),
     # numbers
     "num_grids-too-small": Case(
         lambda: lmkan_cupy.sigma_grid(2),

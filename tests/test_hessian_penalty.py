@@ -47,6 +47,21 @@ def test_scale_is_of_the_gradient_alone(xp: Any, rng: np.random.Generator, dtype
     )
 
 
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+def test_a_gradient_is_added_to(xp: Any, rng: np.random.Generator, dtypes: Dtypes) -> None:
+    """What an element gets are ten terms at most; each is rounded with what is there already."""
+    tables = make_problem(rng, SMALL, dtypes).on(xp).tables
+    total = xp.ones(tables.shape, dtypes.x)
+    penalty, result = lmkan_cupy.hessian_penalty_and_grad(tables, 0.5, add_to=total)
+    assert result is total
+    expected_penalty, expected_grad = tolerances.hessian_penalty(tables, dtypes.x)
+    expected_total = tolerances.Expected(
+        1 + 0.5 * expected_grad.value,
+        0.5 * expected_grad.bound + 10 * np.finfo(dtypes.x).eps,
+    )
+    check_each([penalty, total], [expected_penalty, expected_total])
+
+
 @pytest.mark.parametrize("dtypes", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("num_grids", [3, 10, 40])
 def test_zero_for_affine_tables(

@@ -77,18 +77,24 @@ def backward_backward(
 
 
 def hessian_penalty(
-    tables: Array, knots: Array, scale: float, grad: Array | None, penalty: Array
+    tables: Array,
+    knots: Array,
+    scale: float,
+    grad: Array | None,
+    penalty: Array,
+    *,
+    accumulate: bool = False,
 ) -> None:
     """Overwrite ``penalty`` [] with R and ``grad`` [P, S, S, O], where not None, with its gradient.
 
-    That is ``scale dR/dT`` for the roughness R of all functions.
+    That is ``scale dR/dT`` for the roughness R of all functions; with ``accumulate`` it is added.
     """
     words = _stored(tables)
     kernel = _compiled(_penalty_kernel, knots.dtype, words.dtype)
     penalties = np.empty(len(tables))
     grad = _none(knots.dtype, 4) if grad is None else grad
     _in_ranges(
-        lambda begin, end: kernel(begin, end, words, knots, scale, penalties, grad),
+        lambda begin, end: kernel(begin, end, words, knots, scale, accumulate, penalties, grad),
         len(tables),
         most=kernels.PAIR_TILE,
         work=4 * tables.size,
@@ -288,7 +294,7 @@ def _compiled(kernel: Any, dtype: np.dtype[Any], tables: np.dtype[Any]) -> Calla
             *(index, index, index, matrix, matrix, table, vector, matrix, flag),
             *(matrix, grad),
         ),
-        _penalty_kernel: (table, vector, types.float64, types.float64[::1], grad),
+        _penalty_kernel: (table, vector, types.float64, flag, types.float64[::1], grad),
     }[kernel]
     entry: Callable[..., None] = kernel.compile((index, index, *arguments))
     return entry

@@ -813,14 +813,15 @@ def _finish(pair, at, slopes, ggx, accumulate, grad_x):
             grad_x[n, 2 * pair + 1] = grad_2
 
 
-def penalty_kernel(begin, end, tables, knots, factor, penalties, grad):
+def penalty_kernel(begin, end, tables, knots, factor, accumulate, penalties, grad):
     """Roughness of the functions of the pairs from ``begin`` to ``end`` into ``penalties`` [P].
 
-    ``grad`` becomes ``factor`` times the derivative of their sum, unless it is empty.
+    ``grad`` becomes ``factor`` times the derivative of their sum, unless it is empty;
+    ``accumulate`` adds.
     """
     step, span = _reciprocals(knots, 1), _reciprocals(knots, 2)
     penalties[begin:end] = 0
-    if grad.size:
+    if grad.size and not accumulate:
         grad[begin:end] = 0
     for pair in range(begin, end):
         _add_penalty(0, tables.shape[3], pair, tables, step, span, factor, penalties, grad)

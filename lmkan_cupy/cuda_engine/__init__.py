@@ -305,24 +305,33 @@ def backward_backward(
 
 
 def hessian_penalty(
-    tables: Array, knots: Array, scale: float, grad: Array | None, penalty: Array
+    tables: Array,
+    knots: Array,
+    scale: float,
+    grad: Array | None,
+    penalty: Array,
+    *,
+    accumulate: bool = False,
 ) -> None:
     """Overwrite ``penalty`` [] with R and ``grad`` [P, S, S, O], where not None, with its gradient.
 
-    That is ``scale dR/dT`` for the roughness R of all functions.
+    That is ``scale dR/dT`` for the roughness R of all functions; with ``accumulate`` it is added.
     """
     layer = launch_plan.layer_of_tables(tables, knots)
-    penalize = _ready(_Penalty, knots, layer, aligned(tables, grad))
+    penalize = _ready(_Penalty, knots, layer, aligned(tables, grad), accumulate)
     penalize(tables, scale, grad, penalty)
 
 
 class _Penalty:
     """The penalty of all functions: partial sums, then their sum."""
 
-    def __init__(self, knots: Array, device: Device, layer: Layer, all_aligned: bool) -> None:
+    def __init__(
+        self, knots: Array, device: Device, layer: Layer, all_aligned: bool, accumulate: bool
+    ) -> None:
         plan = launch_plan.penalty(layer, device, aligned=all_aligned)
         self._workspace = Workspace(plan.partials * np.dtype(np.float64).itemsize)
-        self._penalty = Kernel(plan.penalty, knots, layer.pairs, layer.out_features)
+        sizes = (layer.pairs, layer.out_features)
+        self._penalty = Kernel(plan.penalty, knots, *sizes, accumulate)
         self._total = Kernel(plan.total, knots, plan.partials)
 
     def __call__(self, tables: Array, scale: float, grad: Array | None, penalty: Array) -> None:
