@@ -167,8 +167,12 @@ def fold_chain_(chain: nn.Sequential) -> None:
     statistics that it has. The first block keeps its own.
     """
     fold_(chain)
-    for block, following in pairwise(chain):
+    blocks = [each for each in chain if isinstance(each, LMKANBlock)]
+    for block, following in pairwise(blocks):
         norm, tables = following.norm, block.layer.tables
+        if isinstance(norm, nn.Identity):
+            continue
+        assert norm.running_mean is not None and norm.running_var is not None
         scale = torch.rsqrt(norm.running_var + norm.eps)
         # The weights of a function's knots sum to one, so a constant is shared out over the pairs.
         tables.mul_(scale).sub_(norm.running_mean * scale / len(tables))

@@ -243,6 +243,8 @@ class LMKANBlock(nn.Module):
         Further arguments of :class:`LMKANLinear`.
     """
 
+    norm: nn.BatchNorm1d | nn.Identity
+
     def __init__(
         self,
         in_features: int,
