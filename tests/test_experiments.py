@@ -464,6 +464,12 @@ def test_fastkan_is_a_sum_of_gaussians() -> None:
 # The page
 
 
+def test_the_committed_page_shows_the_committed_results(tmp_path: Path) -> None:
+    report.write_report(report.RESULTS, tmp_path)
+    committed = (report.RESULTS / "report.md").read_text()
+    assert (tmp_path / "report.md").read_text() == committed, "run python -m bench.report"
+
+
 def made_up_results(errors: dict[str, list[tuple[int, float]]]) -> report.Results:
     """Of (FLOPs, error) by kind, one seed and one rate."""
     runs = pd.DataFrame(
