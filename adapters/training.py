@@ -172,10 +172,12 @@ def fold_chain_(chain: nn.Sequential) -> None:
         norm, tables = following.norm, block.layer.tables
         if isinstance(norm, nn.Identity):
             continue
-        assert norm.running_mean is not None and norm.running_var is not None
-        scale = torch.rsqrt(norm.running_var + norm.eps)
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert variance is not None
+        scale = torch.rsqrt(variance + norm.eps)
         # The weights of a function's knots sum to one, so a constant is shared out over the pairs.
-        tables.mul_(scale).sub_(norm.running_mean * scale / len(tables))
+        tables.mul_(scale).sub_(mean * scale / len(tables))
         following.norm = nn.Identity()
 
 
