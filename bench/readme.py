@@ -2,7 +2,8 @@
 
 A table stands between two comments, of which the first names the file it comes from: its targets,
 or layers beside each other. Cells of these are the milliseconds of our forward / forward and
-backward, and how many times as long others take.
+backward, and how many times as long others take. The table of ``*.json`` is the summary of all
+experiments, see ``bench.report``.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .record import OURS
+from .report import read_all, summary
 from .verdicts import Verdict, verdict_rows
 
 ROOT = Path(__file__).parent.parent
@@ -19,6 +21,9 @@ RESULTS = ROOT / "bench" / "results"
 
 #: The files with tables.
 FILES = (ROOT / "README.md", RESULTS / "README.md")
+
+#: The file of the summary of experiments.
+EXPERIMENTS = "*.json"
 
 _TABLE = re.compile(
     r"(<!-- (?P<what>targets )?from (?P<file>\S+\.json) -->\n).*?(<!-- end -->)", re.DOTALL
@@ -35,11 +40,19 @@ def with_tables(text: str) -> str:
     """Return a text with its tables as the results give them."""
 
     def replace(match: re.Match[str]) -> str:
-        results = json.loads((RESULTS / match["file"]).read_text())
-        rows = targets(results) if match["what"] else layers(results)
+        if match["file"] == EXPERIMENTS:
+            rows = experiments()
+        else:
+            results = json.loads((RESULTS / match["file"]).read_text())
+            rows = targets(results) if match["what"] else layers(results)
         return match[1] + "".join(f"| {' | '.join(row)} |\n" for row in rows) + match[4]
 
     return _TABLE.sub(replace, text)
+
+
+def experiments() -> list[list[str]]:
+    table = summary(read_all(RESULTS))
+    return [[*table.columns], ["---"] * len(table.columns), *table.to_numpy().tolist()]
 
 
 def targets(results: dict[str, Any]) -> list[list[str]]:

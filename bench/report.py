@@ -26,6 +26,9 @@ from .experiments.experiment import RESULTS
 
 OURS, VARIANT = "lmKAN", "lmKAN, "
 
+#: All kinds of networks in the order in which they are shown; variants of ours come after them.
+KINDS = (OURS, "MLP", "CNN", "FastKAN", "pykan")
+
 #: Costs of a row, by their names in tables.
 COSTS = {"FLOPs": "FLOPs per row", "seconds": "seconds per row"}
 
@@ -71,7 +74,7 @@ def read_results(path: Path) -> Results:
             "validation": run["validation_loss"],
             **run["errors"],
         }
-        for run in content["runs"]
+        for run in sorted(content["runs"], key=_place)
     )
     first_seed = runs[runs["seed"] == 0]
     best = first_seed.loc[first_seed.groupby("model")["validation"].idxmin()]
@@ -85,6 +88,26 @@ def read_results(path: Path) -> Results:
         runs=runs,
         errors=[*content["runs"][0]["errors"]],
     )
+
+
+def _place(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what runs are sorted by: networks of a kind by their cost."""
+    kind = KINDS.index(run["kind"]) if run["kind"] in KINDS else len(KINDS)
+    return kind, run["kind"], run["flops"], run["model"], run["rate"], run["seed"]
+
+
+def read_all(folder: Path) -> list[Results]:
+    """Return the results of all experiments that wrote into a folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If none did.
+    """
+    paths = [path for path in sorted(folder.glob("*.json")) if '"runs"' in path.read_text()]
+    if not paths:
+        raise FileNotFoundError(f"{folder}: no experiment has written its results here")
+    return [read_results(path) for path in paths]
 
 
 def pareto_front(cost: NDArray[Any], error: NDArray[Any]) -> NDArray[np.intp]:
@@ -179,6 +202,39 @@ def verdict(results: Results, rival: str, cost: str) -> str:
         parts.append(f"every {rival} trained here is more accurate, and none as cheap")
     sentence = "; ".join(parts)
     return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def summary(all_results: Iterable[Results]) -> pd.DataFrame:
+    """Return a row for every experiment and rival."""
+    return pd.DataFrame(
+        {
+            "experiment": results.name,
+            "rival": rival,
+            **{
+                f"{COSTS[cost]} it needs for an lmKAN's error, lmKAN = 1": _needs(
+                    matched(results, rival, cost)
+                )
+                for cost in results.costs
+            },
+        }
+        for results in all_results
+        for rival in results.rivals
+    ).fillna("")
+
+
+def _needs(comparison: pd.DataFrame) -> str:
+    """Say what a rival needs for the errors of the lmKANs on the front, medians over seeds."""
+    by_model = comparison.groupby("model", sort=False)
+    ratios, reached = by_model["ratio"].median(), by_model["reached"].max()
+    # Even the least accurate rival errs less, and costs less.
+    below = int((ratios.isna() & reached & (by_model["loses"].mean() >= 0.5)).sum())
+    never = int((~reached).sum())
+    parts = [
+        ", ".join(f"{ratio:.2g}" for ratio in sorted(ratios.dropna())),
+        f"{below} below 1" if below else "",
+        f"{never} not reached" if never else "",
+    ]
+    return "; ".join(filter(None, parts))
 
 
 def models_table(results: Results) -> pd.DataFrame:
@@ -276,10 +332,8 @@ def write_report(folder: Path, out: Path) -> None:
     FileNotFoundError
         If there are no results of experiments.
     """
-    paths = [path for path in sorted(folder.glob("*.json")) if '"runs"' in path.read_text()]
-    if not paths:
-        raise FileNotFoundError(f"{folder}: no experiment has written its results here")
-    content = sections(read_results(path) for path in paths)
+    all_results = read_all(folder)
+    content = sections(all_results)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=jinja2.select_autoescape(["html"]),
@@ -289,7 +343,7 @@ def write_report(folder: Path, out: Path) -> None:
     )
     out.mkdir(parents=True, exist_ok=True)
     for name in ("report.html", "report.md"):
-        page = environment.get_template(name).render(sections=content)
+        page = environment.get_template(name).render(summary=summary(all_results), sections=content)
         (out / name).write_text(f"{page.rstrip()}\n")
 
 

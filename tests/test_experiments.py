@@ -510,6 +510,15 @@ def test_ratios_at_matched_error() -> None:
     assert "lose" not in sentence
 
 
+def test_the_summary_counts_what_has_no_ratio() -> None:
+    mlps = [(10, 1.0), (1000, 0.01)]
+    lmkans = [(12, 2.0), (20, 0.1), (200, 0.05), (400, 0.001)]
+    results = [made_up_results({"MLP": mlps, "lmKAN": each}) for each in (lmkans, lmkans[3:])]
+    (column,) = (each for each in report.summary(results) if "FLOPs" in each)
+    cells = report.summary(results)[column].tolist()
+    assert cells == ["1, 5; 1 below 1; 1 not reached", "1 not reached"]
+
+
 @pytest.mark.parametrize("error", [0.1, 2.0], ids=["on the front", "above the front"])
 def test_the_page_says_where_lmkans_lose(error: float) -> None:
     results = made_up_results({"MLP": [(10, 1.0), (1000, 0.01)], "lmKAN": [(400, error)]})
