@@ -30,6 +30,9 @@ _TABLE = re.compile(
 )
 
 
+_SIZES = ("in_features", "out_features", "num_grids", "batch")
+
+
 def main() -> None:
     argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__).parse_args()
     for file in FILES:
@@ -70,7 +73,7 @@ def layers(results: dict[str, Any]) -> list[list[str]]:
     if len({case["batch"] for case in results["cases"]}) > 1:
         label += ", B = {batch}"
     rows = [["layer", "ours, ms", *titles], ["---"] * (2 + len(others))]
-    for case in results["cases"]:
+    for case in sorted(results["cases"], key=lambda case: [case[size] for size in _SIZES]):
         ours, by_layer = case["layers"][OURS], case["layers"]
         rows.append(
             [
