@@ -171,7 +171,7 @@ class Experiment:
             steps=task.steps,
             validation=task.validation,
             loss=task.loss,
-            penalty=task.penalty,
+            penalty=model.penalty_factor * task.penalty,
             penalty_start=model.penalty_start,
             refined_num_grids=model.refined_num_grids,
             keeps_statistics=task.keeps_statistics,

@@ -39,12 +39,15 @@ class Model(ABC):
         The learning rates to choose from.
     penalty_start : float
         The weight of the Hessian penalty at the start, where that is more than at the end.
+    penalty_factor : float
+        Times the task's weight is the one at the end.
     refined_num_grids : int or None
         The grid of the second part of the training, None for the same one.
     """
 
     rates: tuple[float, ...]
     penalty_start: float = 0.0
+    penalty_factor: float = 1.0
     refined_num_grids: int | None = None
 
     @property
@@ -175,6 +178,7 @@ class LMKAN(Model):
     num_grids: int = 8
     residual: Literal["linear", "relu"] | None = "linear"
     penalty_start: float = 0.0
+    penalty_factor: float = 1.0
     refined_num_grids: int | None = None
     rates: tuple[float, ...] = RATES
     variant: str = ""
@@ -241,6 +245,8 @@ def variants(sizes: tuple[int, ...]) -> list[Model]:
         LMKAN(sizes, residual="relu", variant="ReLU branch", rates=FEW_RATES),
         LMKAN(sizes, residual=None, variant="no branch", rates=FEW_RATES),
         LMKAN(sizes, penalty_start=1.0, variant="strong penalty at the start", rates=FEW_RATES),
+        LMKAN(sizes, penalty_factor=0.0, variant="no penalty", rates=FEW_RATES),
+        LMKAN(sizes, penalty_factor=100.0, variant="100 times the penalty", rates=FEW_RATES),
         LMKAN(sizes, num_grids=4, variant="coarse grid", rates=FEW_RATES),
         LMKAN(sizes, num_grids=16, variant="fine grid", rates=FEW_RATES),
         LMKAN(sizes, num_grids=4, refined_num_grids=8, variant="refined grid", rates=FEW_RATES),
