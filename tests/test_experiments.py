@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,18 @@ def test_a_run_depends_on_its_seed_alone() -> None:
     )
     assert first == same
     assert first[0]["errors"] != other[0]["errors"]
+
+
+def test_a_model_weighs_the_penalty() -> None:
+    task = approximation.make_task(approximation.SETTINGS["smoke"], CPU)
+
+    def errors(penalty: float, factor: float) -> dict[str, float]:
+        trial = experiment.Experiment("", replace(task, penalty=penalty), [])
+        *_, run = trial._train(LMKAN((4, 4, 1), penalty_factor=factor), 3e-3, 0, CPU)
+        return run["errors"]
+
+    assert errors(1.0, 0.0) == errors(0.0, 1.0)
+    assert errors(1.0, 0.5) == errors(0.5, 1.0) != errors(1.0, 1.0)
 
 
 def test_runs_side_by_side_are_those_one_after_another(
