@@ -263,7 +263,7 @@ def models_table(results: Results) -> pd.DataFrame:
 
 def plot(results: Results, cost: str) -> Figure:
     """Draw error against cost: every run, and a Pareto front of the medians for every kind."""
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained", dpi=110)
+    figure = Figure(figsize=(9.0, 4.6), layout="constrained", dpi=110)
     axes = figure.subplots()
     for kind, runs in results.runs.groupby("kind", sort=False):
         chosen = runs[runs["chosen"]]
@@ -273,7 +273,7 @@ def plot(results: Results, cost: str) -> Figure:
             chosen[results.main_error],
             "x" if is_variant else "o",
             markersize=4,
-            label=f"{kind}, every run",
+            label=kind,
         )
         tried = runs[~runs["chosen"]]
         axes.plot(tried[cost], tried[results.main_error], ".", alpha=0.3, color=dots[0].get_color())
@@ -290,7 +290,7 @@ def plot(results: Results, cost: str) -> Figure:
         title=results.name,
     )
     axes.grid(which="both", alpha=0.2)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     return figure
 
 
