@@ -30,10 +30,12 @@ from .torch import HessianSchedule, LMKANBlock, LMKANConv2d, LMKANLinear, hessia
 #   0.174 / 0.071   as it is
 #   0.195 / 0.106   ReLU branches;  0.261 / 0.118 none
 #   0.183 / 0.082   a strong penalty at the start that falls during the first part
+#   0.176 / 0.080   no penalty at all;  0.176 / 0.085 a hundred times as much
 #   0.190 / 0.073   G = 4;  0.183 / 0.062 G = 16
 #   0.179 / 0.070   G = 4, refined to 8 after the first part: no gain, so the grid stays as it is
-# All that is in bench/results/approximation-cpu-cpu.json and methane-cpu-cpu.json. MAE on methane
-# of one or two seeds, weak penalties:
+# All that is in bench/results/approximation-cpu-cpu.json and methane-cpu-cpu.json, and nearly all
+# of it with 600,000 rows in methane-gpu-cuda.json. MAE on methane of one or two seeds, weak
+# penalties:
 #   - a first part of 0.05, 0.1, 0.15 and 0.3 of the steps: 0.091, 0.066, 0.068 and 0.075 (an MLP:
 #     0.081, 0.078, not tried, 0.080). Fixed statistics take away the noise of a batch's own, but
 #     they must have settled, which takes longer the higher the rate: at 1e-2 networks 32 and 64
