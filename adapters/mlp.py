@@ -8,11 +8,12 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 
-def make_mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Return linear layers with batch normalisation and ReLU between them."""
+def make_mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Return linear layers with batch normalisation and an activation between them."""
     modules: list[nn.Module] = []
     for in_features, out_features in pairwise(sizes):
-        modules += [nn.Linear(in_features, out_features), nn.BatchNorm1d(out_features), nn.ReLU()]
+        layer = nn.Linear(in_features, out_features)
+        modules += [layer, nn.BatchNorm1d(out_features), activation()]
     return nn.Sequential(*modules[:-2])
 
 

@@ -36,9 +36,10 @@ class Replayed:
             return self._function(*arguments)
         if self._graph is None:
             self._arguments = [each.clone() for each in arguments]
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream()):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
                 self._result = self._function(*self._arguments)
+            self._graph = graph  # only now: capture may fail
         for held, argument in zip(self._arguments, arguments, strict=True):
             held.copy_(argument)
         self._graph.replay()

@@ -27,19 +27,19 @@ from .torch import HessianSchedule, LMKANBlock, LMKANConv2d, LMKANLinear, hessia
 # The procedure, and what each part of it buys: relative RMSE of a random teacher whose rows never
 # repeat / test MAE in eV on methane, 80,000 rows to train, of lmKANs 16-16 wide, G = 8, medians of
 # three seeds, learning rates chosen for each:
-#   0.174 / 0.071   as it is
+#   0.174 / 0.072   as it is
 #   0.195 / 0.106   ReLU branches;  0.261 / 0.118 none
 #   0.183 / 0.082   a strong penalty at the start that falls during the first part
 #   0.176 / 0.080   no penalty at all;  0.176 / 0.085 a hundred times as much
 #   0.190 / 0.073   G = 4;  0.183 / 0.062 G = 16
-#   0.179 / 0.070   G = 4, refined to 8 after the first part: no gain, so the grid stays as it is
-# All that is in bench/results/approximation-cpu-cpu.json and methane-cpu-cpu.json, and nearly all
-# of it with 600,000 rows in methane-gpu-cuda.json. MAE on methane of one or two seeds, weak
-# penalties:
+#   0.179 / 0.070   G = 4, refined to 8 after the first part: worse or level, so the grid stays
+# All that is in bench/results/approximation-cpu-cpu.json and methane-cpu-cpu.json, and all but the
+# penalty's weights with 600,000 rows in methane-gpu-cuda.json. MAE on methane of one or two seeds,
+# weak penalties, in no file:
 #   - a first part of 0.05, 0.1, 0.15 and 0.3 of the steps: 0.091, 0.066, 0.068 and 0.075 (an MLP:
 #     0.081, 0.078, not tried, 0.080). Fixed statistics take away the noise of a batch's own, but
 #     they must have settled, which takes longer the higher the rate: at 1e-2 networks 32 and 64
-#     wide fail for some seeds, at 3e-3 for none.
+#     wide failed for some seeds, at 3e-3 for none.
 #   - inputs bounded to 3, 4 and 6: 0.091, 0.077 and 0.106.
 MOST_STEPS = 10_000  # unless the number of epochs is given
 FIRST_PART = 0.15  # of the steps

@@ -12,12 +12,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .record import OURS
+from .record import OURS, RESULTS
 from .report import read_all, summary
 from .verdicts import Verdict, verdict_rows
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "bench" / "results"
 
 #: The files with tables.
 FILES = (ROOT / "README.md", RESULTS / "README.md")

@@ -2,8 +2,8 @@
 
 ``report.html`` has the plots and tables, ``report.md`` the tables alone. A ratio at matched error
 says how many times the FLOPs (or the time) of an lmKAN a network of another kind needs for the
-same error: for every lmKAN, its seed's Pareto front of the other kind is interpolated in the
-logarithms of cost and error. Where the other kind never reaches that error there is no such number.
+same error: the other kind's Pareto front, of medians over seeds, is interpolated in the logarithms
+of cost and error. Only lmKANs on their own front are compared.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .experiments.experiment import RESULTS
+from .experiments.experiment import RESULTS, chosen_rate
 
 OURS, VARIANT = "lmKAN", "lmKAN, "
 
@@ -70,15 +70,13 @@ def read_results(path: Path) -> Results:
         {
             **{key: run[key] for key in ("model", "kind", "rate", "seed", "parameters")},
             "FLOPs": run["flops"],
-            "seconds": 1 / speed[run["model"]] if speed else math.nan,
+            "seconds": 1 / speed.get(run["model"], math.nan),
             "validation": run["validation_loss"],
             **run["errors"],
         }
         for run in sorted(content["runs"], key=_place)
     )
-    first_seed = runs[runs["seed"] == 0]
-    best = first_seed.loc[first_seed.groupby("model")["validation"].idxmin()]
-    rates = best.set_index("model")["rate"]
+    rates = {model: chosen_rate(content["runs"], model) for model in runs["model"].unique()}
     runs["chosen"] = runs["rate"] == runs["model"].map(rates)
     return Results(
         name=path.stem,
@@ -117,64 +115,79 @@ def pareto_front(cost: NDArray[Any], error: NDArray[Any]) -> NDArray[np.intp]:
     return order[error[order] < best]
 
 
-def cost_at(error: float, costs: NDArray[Any], errors: NDArray[Any]) -> float | None:
-    """Return the cost at which a front reaches an error; None outside of the front's errors."""
+def cost_at(error: float, costs: NDArray[Any], errors: NDArray[Any]) -> float:
+    """Return the cost at which a front reaches an error.
+
+    Infinite where it never does; where all of it is more accurate, the least cost.
+    """
     front = pareto_front(costs, errors)
-    front_errors, front_costs = errors[front][::-1], costs[front][::-1]
-    if not front_errors[0] <= error <= front_errors[-1]:
-        return None
-    return float(np.exp(np.interp(np.log(error), np.log(front_errors), np.log(front_costs))))
+    front_errors, front_costs = np.log(errors[front][::-1]), np.log(costs[front][::-1])
+    return float(np.exp(np.interp(np.log(error), front_errors, front_costs, left=np.inf)))
+
+
+def error_at(cost: float, costs: NDArray[Any], errors: NDArray[Any]) -> float:
+    """Return the error that a front reaches at a cost.
+
+    NaN where all of it costs more; where all of it costs less, the least error.
+    """
+    front = pareto_front(costs, errors)
+    front_costs, front_errors = np.log(costs[front]), np.log(errors[front])
+    return float(np.exp(np.interp(np.log(cost), front_costs, front_errors, left=np.nan)))
 
 
 def matched(results: Results, rival: str, cost: str) -> pd.DataFrame:
-    """Return the ratios of a rival's cost to that of every lmKAN on its front, for every seed.
+    """Return, for every seed of the lmKANs on their front, how a rival compares.
 
-    Columns: model, seed, error, ratio, ``reached``, whether the rival has any network that
-    accurate, and ``loses``, whether it needs less for it. ``ratio`` is NaN where it has none, and
-    where even its least accurate one errs less.
+    Fronts go through medians over seeds. Columns: model, seed, error, ratio, of the rival's cost at
+    that error to the lmKAN's, and ``theirs``, the rival's error at the lmKAN's cost. ``ratio`` is
+    infinite where no network of the rival is that accurate. Where all are more accurate, it is a
+    bound from above if below 1, and else NaN: the lmKAN is cheaper than any.
     """
+    kinds = results.chosen["kind"].unique()
     rows = []
-    for seed, runs in results.chosen.groupby("seed"):
-        ours, theirs = runs[runs["kind"] == OURS], runs[runs["kind"] == rival]
-        if ours.empty or theirs.empty:
-            continue
-        costs = theirs[cost].to_numpy(float)
-        errors = theirs[results.main_error].to_numpy(float)
-        front = pareto_front(ours[cost].to_numpy(float), ours[results.main_error].to_numpy(float))
-        for _, run in ours.iloc[front].iterrows():
-            cost_of_ours, error = run[cost], run[results.main_error]
-            needed = cost_at(error, costs, errors)
+    if OURS in kinds and rival in kinds:
+        both = [cost, results.main_error]
+        by_model = results.chosen.groupby(["kind", "model"], sort=False)
+        medians = by_model[both].median().dropna()
+        ours, (costs, errors) = medians.loc[OURS], medians.loc[rival].to_numpy(float).T
+        front = ours.index[pareto_front(*ours.to_numpy(float).T)]
+        for _, run in results.chosen.set_index("model").loc[front].reset_index().iterrows():
+            cost_of_ours, error = run[both]
+            ratio = cost_at(error, costs, errors) / cost_of_ours
             rows.append(
                 {
                     "model": run["model"],
-                    "seed": seed,
+                    "seed": run["seed"],
                     "error": error,
-                    "ratio": math.nan if needed is None else needed / cost_of_ours,
-                    "reached": bool(errors.min() <= error),
-                    "loses": bool((costs[errors <= error] < cost_of_ours).any())
-                    or (needed is not None and needed < cost_of_ours),
+                    "ratio": math.nan if error > errors.max() and ratio > 1 else ratio,
+                    "theirs": error_at(cost_of_ours, costs, errors),
                 }
             )
-    return pd.DataFrame(rows, columns=["model", "seed", "error", "ratio", "reached", "loses"])
+    return pd.DataFrame(rows, columns=["model", "seed", "error", "ratio", "theirs"])
 
 
 def ratio_table(results: Results, rival: str, cost: str) -> pd.DataFrame:
     """Return a row for every lmKAN on its front: median error, median ratio and its spread."""
     rows = []
     for model, runs in matched(results, rival, cost).groupby("model", sort=False):
-        ratios = runs["ratio"].dropna()
+        ratios, theirs = runs["ratio"], runs["theirs"].median()
         rows.append(
             {
                 "lmKAN": model,
                 results.main_error: f"{runs['error'].median():.3g}",
-                f"{rival} needs": f"{ratios.median():.2f} times" if len(ratios) else "",
-                "from - to": f"{ratios.min():.2f} - {ratios.max():.2f}" if len(ratios) else "",
-                "seeds compared": len(ratios),
-                "seeds in which it never gets there": int((~runs["reached"]).sum()),
-                "seeds in which lmKAN loses": int(runs["loses"].sum()),
+                f"{rival} needs": _times(ratios.median()),
+                "from - to": f"{_times(ratios.min())} - {_times(ratios.max())}",
+                "seeds in which lmKAN loses": int((ratios < 1).sum()),
+                f"{rival} at equal cost": "" if math.isnan(theirs) else f"{theirs:.3g}",
             }
         )
     return pd.DataFrame(rows)
+
+
+def _times(ratio: float) -> str:
+    if math.isnan(ratio):
+        return "more than any"  # the least of the rival's cost
+    return "never reached" if math.isinf(ratio) else f"{ratio:.2f} times"
 
 
 def verdict(results: Results, rival: str, cost: str) -> str:
@@ -182,22 +195,20 @@ def verdict(results: Results, rival: str, cost: str) -> str:
     comparison = matched(results, rival, cost)
     if comparison.empty:
         return f"Nothing to compare with {rival} yet."
-    by_model = comparison.groupby("model", sort=False)
-    ratios = by_model["ratio"].median().dropna()
-    reached, loses = by_model["reached"].max(), by_model["loses"].mean() >= 0.5
+    ratios = comparison.groupby("model", sort=False)["ratio"].median()
+    finite, never = ratios[np.isfinite(ratios)], ratios.index[np.isposinf(ratios)]
     parts = []
-    if len(ratios):
-        least, most = f"{ratios.min():.2f}", f"{ratios.max():.2f}"
+    if len(finite):
+        least, most = f"{finite.min():.2f}", f"{finite.max():.2f}"
         times = least if least == most else f"{least} to {most}"
         parts.append(
             f"at equal {results.main_error} {rival} networks take {times} times the "
             f"{COSTS[cost]} of lmKANs (medians over seeds)"
         )
-    if loses.any():
-        parts.append(f"against {rival}, lmKANs lose for {', '.join(loses.index[loses])}")
-    if not reached.all():
-        beyond = ", ".join(reached.index[~reached])
-        parts.append(f"no {rival} trained here is as accurate as {beyond}")
+    if (ratios < 1).any():
+        parts.append(f"against {rival}, lmKANs lose for {', '.join(ratios.index[ratios < 1])}")
+    if len(never):
+        parts.append(f"no {rival} trained here is as accurate as {', '.join(never)}")
     if not parts:
         parts.append(f"every {rival} trained here is more accurate, and none as cheap")
     sentence = "; ".join(parts)
@@ -224,16 +235,10 @@ def summary(all_results: Iterable[Results]) -> pd.DataFrame:
 
 def _needs(comparison: pd.DataFrame) -> str:
     """Say what a rival needs for the errors of the lmKANs on the front, medians over seeds."""
-    by_model = comparison.groupby("model", sort=False)
-    ratios, reached = by_model["ratio"].median(), by_model["reached"].max()
-    # Even the least accurate rival errs less, and costs less.
-    below = int((ratios.isna() & reached & (by_model["loses"].mean() >= 0.5)).sum())
-    never = int((~reached).sum())
-    parts = [
-        ", ".join(f"{ratio:.2g}" for ratio in sorted(ratios.dropna())),
-        f"{below} below 1" if below else "",
-        f"{never} not reached" if never else "",
-    ]
+    ratios = comparison.groupby("model", sort=False)["ratio"].median()
+    numbers = ", ".join(f"{ratio:.2g}" for ratio in sorted(ratios[np.isfinite(ratios)]))
+    never, cheaper = int(np.isposinf(ratios).sum()), int(ratios.isna().sum())
+    parts = [numbers, f"{never} not reached" * bool(never), f"{cheaper} cheaper" * bool(cheaper)]
     return "; ".join(filter(None, parts))
 
 

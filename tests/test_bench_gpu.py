@@ -87,11 +87,11 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """NumPy for CuPy, the CPU for CUDA, smallest sizes; nothing is compiled by torch."""
-    stream = SimpleNamespace(wait_stream=lambda other: None)
+    default_stream = SimpleNamespace(wait_stream=lambda other: None)
     cuda = SimpleNamespace(
         CUDAGraph=lambda: SimpleNamespace(replay=lambda: None),
-        Stream=lambda: stream,
-        current_stream=lambda: stream,
+        Stream=lambda: SimpleNamespace(wait_stream=lambda other: None),
+        current_stream=lambda: default_stream,
         graph=lambda graph: nullcontext(),
         max_memory_allocated=lambda: 3 * 2**20,
         memory_allocated=lambda: 2**20,
@@ -254,12 +254,26 @@ def test_a_step_that_learns_otherwise_is_seen(
     assert all(step["peak MB"] == 2 for step in steps.values())
     captured = training_step._captured
 
-    def without_gradient(step: Any) -> Any:
+    def off(step: Any) -> Any:
         return captured(lambda: step() * 1.01)
 
-    monkeypatch.setattr(training_step, "_captured", without_gradient)
+    monkeypatch.setattr(training_step, "_captured", off)
     with pytest.raises(AssertionError, match="in a graph: the loss is"):
         training_step.measure(with_authors=False)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_what_is_not_captured_stays_on_the_default_stream(
+    captured: bool, on_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The authors' kernels run there, whatever stream is torch's."""
+    entered = []
+    monkeypatch.setattr(
+        training_step.cuda, "stream", lambda each: nullcontext(entered.append(each))
+    )
+    training_step._of_step(training_step.Maker(lambda: lambda: torch.zeros(()), captured=captured))
+    (stream,) = entered
+    assert (stream is training_step.cuda.current_stream()) != captured
 
 
 def test_what_a_graph_writes_to_stays_alive(on_cpu: None) -> None:

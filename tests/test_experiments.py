@@ -225,6 +225,7 @@ def write_tree(folder: Path) -> None:
             path = folder / part / f"n{label}" / f"{number:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels[:, :24]).save(path)  # not a square
+            path.with_name("LICENSE.txt").touch()
 
 
 def test_fashion_mnist(main: Any, tmp_path: Path) -> None:
@@ -341,9 +342,63 @@ def test_an_experiment_goes_on_where_it_stopped(
     monkeypatch.setattr(experiment.Experiment, "_train", counted)
     again = main(approximation)
     assert len(trained) == 3
-    assert "rows_per_second" in again
     assert main(approximation) == again
     assert len(trained) == 3
+    label, _ = again["rows_per_second"].popitem()  # as of a model that was added
+    path.write_text(json.dumps(again))
+    assert label in main(approximation)["rows_per_second"]
+    assert len(trained) == 3
+
+
+def test_an_interrupted_experiment_says_that_it_goes_on(
+    main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = experiment.Experiment._train
+
+    def interrupted(self: Any, model: Any, rate: float, *rest: Any) -> Any:
+        if rate > 3e-3:
+            raise KeyboardInterrupt
+        yield from train(self, model, rate, *rest)
+
+    monkeypatch.setattr(experiment.Experiment, "_train", interrupted)
+    with pytest.raises(SystemExit, match=r"^interrupted after 1 of \d+ runs: the same"):
+        main(approximation)
+    kept = json.loads((tmp_path / "approximation-smoke-cpu.json").read_text())
+    assert len(kept["runs"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "text"),
+    [
+        (methane, ["--inputs", "forces"], "--inputs forces needs --data, a folder"),
+        (methane, ["--pykan"], "pip install -r bench/requirements.txt"),
+        (cifar10, ["--data", "nowhere"], "nowhere: neither cifar10_jpeg.npz nor"),
+        (fashion_mnist, ["--data", "nowhere"], "nowhere/train-images-idx3-ubyte.gz"),
+    ],
+)
+def test_what_is_missing_is_named(
+    module: Any,
+    arguments: list[str],
+    text: str,
+    main: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(experiment, "find_spec", lambda package: None)
+    with pytest.raises(SystemExit):
+        main(module, *arguments)
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "device"),
+    [([], "cpu"), (["--scale", "gpu"], "cuda"), (["--scale", "gpu", "--device", "cpu"], "cpu")],
+)
+def test_the_scale_of_a_gpu_is_for_one(
+    arguments: list[str], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["experiment", *arguments])
+    assert experiment.parse(experiment.command_line("", None)).device.type == device
 
 
 def test_runs_of_another_setting_are_not_mixed_in(main: Any, tmp_path: Path) -> None:
@@ -483,12 +538,13 @@ def test_the_committed_page_shows_the_committed_results(tmp_path: Path) -> None:
     assert (tmp_path / "report.md").read_text() == committed, "run python -m bench.report"
 
 
-def made_up_results(errors: dict[str, list[tuple[int, float]]]) -> report.Results:
-    """Of (FLOPs, error) by kind, one seed and one rate."""
+def made_up_results(errors: dict[str, list[tuple[int, Any]]]) -> report.Results:
+    """Of (FLOPs, error) by kind, at one rate; several errors are those of several seeds."""
     runs = pd.DataFrame(
-        {"model": f"{kind} {flops}", "kind": kind, "seed": 0, "FLOPs": flops, "error": error}
+        {"model": f"{kind} {flops}", "kind": kind, "seed": seed, "FLOPs": flops, "error": error}
         for kind, points in errors.items()
-        for flops, error in points
+        for flops, of_seeds in points
+        for seed, error in enumerate(np.atleast_1d(of_seeds).tolist())
     )
     runs = runs.assign(rate=0.1, parameters=1, validation=1.0, seconds=np.nan, chosen=True)
     return report.Results("made-up", "Made up", {}, {}, runs, ["error"])
@@ -504,8 +560,28 @@ def test_cost_is_interpolated_in_logarithms() -> None:
     costs, errors = np.array([1.0, 100.0]), np.array([1.0, 0.01])
     assert report.cost_at(0.1, costs, errors) == pytest.approx(10.0)
     assert report.cost_at(0.01, costs, errors) == pytest.approx(100.0)
-    assert report.cost_at(0.009, costs, errors) is None
-    assert report.cost_at(1.1, costs, errors) is None
+    assert report.cost_at(0.009, costs, errors) == np.inf
+    assert report.cost_at(1.1, costs, errors) == pytest.approx(1.0)
+    assert report.error_at(10.0, costs, errors) == pytest.approx(0.1)
+    assert report.error_at(101.0, costs, errors) == pytest.approx(0.01)
+    assert np.isnan(report.error_at(0.9, costs, errors))
+
+
+def test_fronts_go_through_medians_over_seeds() -> None:
+    """One lucky seed brings no network onto a front, and one unlucky seed none off it."""
+    mlps = [(100, [0.3, 0.2, 0.01]), (400, [0.1, 0.1, 0.2])]
+    lmkans = [(50, [0.2, 0.01, 0.2]), (60, [0.3, 0.3, 0.005]), (80, [0.09, 0.08, 0.2])]
+    results = made_up_results({"MLP": mlps, "lmKAN": lmkans})
+    rows = report.matched(results, "MLP", "FLOPs")
+    assert rows["model"].tolist() == ["lmKAN 50"] * 3 + ["lmKAN 80"] * 3
+    assert rows["ratio"].tolist() == pytest.approx([2, np.inf, 2, np.inf, np.inf, 100 / 80])
+    table = report.ratio_table(results, "MLP", "FLOPs")
+    assert table["MLP needs"].tolist() == ["2.00 times", "never reached"]
+    assert table["from - to"].tolist() == [
+        "2.00 times - never reached",
+        "1.25 times - never reached",
+    ]
+    assert table["MLP at equal cost"].tolist() == ["", ""]
 
 
 def test_ratios_at_matched_error() -> None:
@@ -515,8 +591,8 @@ def test_ratios_at_matched_error() -> None:
     ratios = report.matched(results, "MLP", "FLOPs").set_index("model")
     assert ratios.loc["lmKAN 20", "ratio"] == pytest.approx(100 / 20)
     assert ratios.loc["lmKAN 200", "ratio"] == pytest.approx(200 / 200)
-    assert np.isnan(ratios.loc["lmKAN 400", "ratio"])
-    assert ratios["reached"].tolist() == [True, True, False]
+    assert ratios.loc["lmKAN 400", "ratio"] == np.inf
+    assert ratios["theirs"].tolist() == pytest.approx([10 / 20, 10 / 200, 10 / 400])
     sentence = report.verdict(results, "MLP", "FLOPs")
     assert "1.00 to 5.00 times" in sentence
     assert "no MLP trained here is as accurate as lmKAN 400" in sentence
@@ -525,11 +601,11 @@ def test_ratios_at_matched_error() -> None:
 
 def test_the_summary_counts_what_has_no_ratio() -> None:
     mlps = [(10, 1.0), (1000, 0.01)]
-    lmkans = [(12, 2.0), (20, 0.1), (200, 0.05), (400, 0.001)]
-    results = [made_up_results({"MLP": mlps, "lmKAN": each}) for each in (lmkans, lmkans[3:])]
+    lmkans = [(5, 3.0), (12, 2.0), (20, 0.1), (200, 0.05), (400, 0.001)]
+    results = [made_up_results({"MLP": mlps, "lmKAN": each}) for each in (lmkans, lmkans[4:])]
     (column,) = (each for each in report.summary(results) if "FLOPs" in each)
     cells = report.summary(results)[column].tolist()
-    assert cells == ["1, 5; 1 below 1; 1 not reached", "1 not reached"]
+    assert cells == ["0.83, 1, 5; 1 not reached; 1 cheaper", "1 not reached"]
 
 
 @pytest.mark.parametrize("error", [0.1, 2.0], ids=["on the front", "above the front"])
@@ -540,7 +616,6 @@ def test_the_page_says_where_lmkans_lose(error: float) -> None:
 
 def test_a_cheaper_and_less_accurate_network_loses_nothing() -> None:
     results = made_up_results({"MLP": [(10, 1.0), (1000, 0.01)], "lmKAN": [(5, 2.0)]})
-    assert not report.matched(results, "MLP", "FLOPs")["loses"].any()
     assert "none as cheap" in report.verdict(results, "MLP", "FLOPs")
 
 

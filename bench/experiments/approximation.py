@@ -8,7 +8,7 @@ size can express. The error is the root mean square over the spread of the teach
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 
 import torch
@@ -16,7 +16,7 @@ from lmkan_cupy.adapters.training import penalty_for
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from .experiment import Experiment, Task, command_line, results_path, with_pykan
+from .experiment import Experiment, Task, command_line, parse, results_path, with_pykan
 from .models import LMKAN, MLP, PYKAN_HIDDEN, FastKAN, LinearFirst, Model, PyKAN, variants
 
 TEACHER_SEED, ROWS_SEED = 2**20, 2**20 + 1  # apart from those of the students
@@ -115,19 +115,29 @@ def make_task(setting: Setting, device: torch.device) -> Task:
     )
 
 
+SILU_MLP = partial(MLP, activation="SiLU")
+
 #: Features of the hidden layers of every kind's networks.
 HIDDEN: dict[str, dict[Callable[[tuple[int, ...]], Model], list[tuple[int, ...]]]] = {
-    "smoke": {LMKAN: [(4,)], LinearFirst: [(4,)], MLP: [(6,)], FastKAN: [(2,)]},
+    "smoke": {
+        LMKAN: [(4,)],
+        LinearFirst: [(4,)],
+        MLP: [(6,)],
+        SILU_MLP: [(6,)],
+        FastKAN: [(2,)],
+    },
     "cpu": {
         LMKAN: [(8, 8), (16, 16), (32, 32), (128,)],
         LinearFirst: [(32,), (64,), (128,), (256,)],
         MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (64,), (256,), (1024,)],
+        SILU_MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256)],
         FastKAN: [(8, 8), (16, 16)],
     },
     "gpu": {
         LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
         LinearFirst: [(64,), (128,), (256,), (64, 64)],
         MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512), (256,), (1024,)],
+        SILU_MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512)],
         FastKAN: [(8, 8), (16, 16), (32, 32)],
     },
 }
@@ -146,7 +156,7 @@ def students(scale: str, features: int, pykan: bool) -> list[Model]:
 
 
 def main() -> None:
-    arguments = with_pykan(command_line("approximation", __doc__)).parse_args()
+    arguments = parse(with_pykan(command_line("approximation", __doc__)))
     setting = SETTINGS[arguments.scale]
     experiment = Experiment(
         title="General function approximation",

@@ -9,9 +9,11 @@ its own. Their ``seconds`` are those they took side by side; ``rows_per_second``
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,11 +32,9 @@ from lmkan_cupy.adapters.training import (
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..record import circumstances, read, write
+from ..record import RESULTS, circumstances, read, write
 from ..timing import interleave, stopwatch
 from .models import Model
-
-RESULTS = Path(__file__).parents[1] / "results"
 
 #: Runs that share a device.
 TOGETHER = {"cpu": 1, "cuda": 16}
@@ -98,6 +98,8 @@ class Experiment:
         ------
         ValueError
             If the file holds results of another setting.
+        SystemExit
+            After Ctrl-C.
         """
         setting = {
             **self.task.setting,
@@ -113,16 +115,22 @@ class Experiment:
             )
         torch.set_num_threads(numba.get_num_threads())  # the same for everybody
         results["circumstances"] = _circumstances(device)
-        runs = results["runs"]
+        commit, runs = results["circumstances"]["commit"], results["runs"]
         total = sum(len(model.rates) + self.seeds - 1 for model in self.models)
-        with tqdm(total=total, initial=len(runs), unit="run", desc=path.stem) as bar:
-            for run in self._trained(runs, device):
-                bar.set_postfix_str(f"{run['model']}, rate {run['rate']:g}, seed {run['seed']}")
-                bar.update()
-                write(path, results)
-        if "rows_per_second" not in results:
-            results["rows_per_second"] = self._rows_per_second(device)
+        try:
+            with tqdm(total=total, initial=len(runs), unit="run", desc=path.stem) as bar:
+                for run in self._trained(runs, device):
+                    run["commit"] = commit
+                    bar.set_postfix_str(f"{run['model']}, rate {run['rate']:g}, seed {run['seed']}")
+                    bar.update()
+                    write(path, results)
+        except KeyboardInterrupt:
+            sys.exit(f"interrupted after {len(runs)} of {total} runs: the same command goes on")
+        timed = results.setdefault("rows_per_second", {})
+        if not timed.keys() >= {model.label for model in self.models}:
+            timed |= self._rows_per_second(device)
             write(path, results)
+        print(f"{path} has all {len(runs)} runs")
 
     def _trained(
         self, runs: list[dict[str, Any]], device: torch.device
@@ -243,9 +251,22 @@ def command_line(name: str, description: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--scale", choices=("smoke", "cpu", "gpu"), default="smoke")
-    parser.add_argument("--device", type=torch.device, default="cpu", help='"cpu" or "cuda"')
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="cuda for the scale gpu, else cpu"
+    )
     parser.add_argument("--out", type=Path, help="the file to write, and to resume from")
     return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the arguments, ``device`` as torch's."""
+    arguments = parser.parse_args()
+    if getattr(arguments, "pykan", False) and find_spec("kan") is None:
+        parser.error("--pykan needs that package: pip install -r bench/requirements.txt")
+    arguments.device = torch.device(
+        arguments.device or ("cuda" if arguments.scale == "gpu" else "cpu")
+    )
+    return arguments
 
 
 def with_pykan(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -6,16 +6,24 @@
 
 from pathlib import Path
 
-from .experiment import command_line, results_path
+from .experiment import command_line, parse, results_path
 from .image_data import read_fashion_mnist
 from .images import make_experiment
 
 
 def main() -> None:
     parser = command_line("fashion_mnist", __doc__)
-    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    arguments = parser.parse_args()
-    images = read_fashion_mnist(arguments.data)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("/usr/share/datasets/fashion-mnist"),
+        help="folder of the four files",
+    )
+    arguments = parse(parser)
+    try:
+        images = read_fashion_mnist(arguments.data)
+    except FileNotFoundError as error:
+        parser.error(str(error))
     experiment = make_experiment("Fashion-MNIST", images, arguments)
     experiment.run(results_path("fashion_mnist", arguments), arguments.device)
 

@@ -98,6 +98,7 @@ def read_tree(folder: Path, size: int) -> Images:
             (path, label)
             for label, class_ in enumerate(classes)
             for path in sorted((folder / name / class_).glob("*"))
+            if path.suffix.lower() in Image.registered_extensions()
         ]
         if not files:
             raise FileNotFoundError(f"{folder / name}: there are no images in folders of classes")

@@ -11,6 +11,7 @@ Errors are in eV, of forces in eV / Angstrom; about one configuration in a hundr
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
 from ..make_methane import BUNDLED, FIRST, SECOND, sample
-from .experiment import Experiment, Task, command_line, results_path, with_pykan
+from .experiment import Experiment, Task, command_line, parse, results_path, with_pykan
 from .models import LMKAN, MLP, PYKAN_HIDDEN, FastKAN, LinearFirst, Model, PyKAN, variants
 
 #: Files in the order in which they are taken, where they have what is needed.
@@ -49,7 +50,20 @@ TITLES = {
 
 Networks: TypeAlias = dict[Callable[[tuple[int, ...]], Model], list[tuple[int, ...]]]
 
-SMOKE: Networks = {LMKAN: [(4,)], LinearFirst: [(4,)], MLP: [(6,)], FastKAN: [(2,)]}
+SILU_MLP = partial(MLP, activation="SiLU")
+SMOKE: Networks = {
+    LMKAN: [(4,)],
+    LinearFirst: [(4,)],
+    MLP: [(6,)],
+    SILU_MLP: [(6,)],
+    FastKAN: [(2,)],
+}
+
+FORCES: Networks = {
+    LMKAN: [(16, 16), (32, 32)],
+    MLP: [(32, 32), (64, 64), (128, 128)],
+    SILU_MLP: [(32, 32), (64, 64), (128, 128)],
+}
 
 #: Features of the hidden layers of every kind's networks.
 HIDDEN: dict[str, dict[str, Networks]] = {
@@ -58,13 +72,17 @@ HIDDEN: dict[str, dict[str, Networks]] = {
         "cpu": {
             LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
             LinearFirst: [(64,), (32, 16), (64, 32)],
+            partial(LMKAN, num_grids=16): [(16, 16), (32, 32)],
+            partial(LinearFirst, num_grids=16): [(32, 16), (64, 32)],
             MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256)],
+            SILU_MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256)],
             FastKAN: [(8, 8), (16, 16)],
         },
         "gpu": {
             LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
             LinearFirst: [(32, 16), (64, 32), (128, 64)],
             MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512)],
+            SILU_MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512)],
             FastKAN: [(8, 8), (16, 16), (32, 32)],
         },
     },
@@ -74,19 +92,21 @@ HIDDEN: dict[str, dict[str, Networks]] = {
             LMKAN: [(16, 16), (32, 32), (64, 64)],
             LinearFirst: [(64, 32)],
             MLP: [(32, 32), (64, 64), (128, 128), (256, 256)],
+            SILU_MLP: [(32, 32), (64, 64), (128, 128), (256, 256)],
             FastKAN: [(16, 16)],
         },
         "gpu": {
             LMKAN: [(16, 16), (32, 32), (64, 64)],
             LinearFirst: [(64, 32), (128, 64)],
             MLP: [(32, 32), (64, 64), (128, 128), (256, 256)],
+            SILU_MLP: [(32, 32), (64, 64), (128, 128), (256, 256)],
             FastKAN: [(16, 16), (32, 32)],
         },
     },
     "forces": {
         "smoke": SMOKE,
-        "cpu": {LMKAN: [(16, 16), (32, 32)], MLP: [(32, 32), (64, 64), (128, 128)]},
-        "gpu": {LMKAN: [(16, 16), (32, 32)], MLP: [(32, 32), (64, 64), (128, 128)]},
+        "cpu": FORCES,
+        "gpu": FORCES,
     },
 }
 
@@ -337,14 +357,17 @@ def main() -> None:
     parser = with_pykan(command_line("methane", __doc__))
     parser.add_argument("--inputs", choices=TITLES, default="distances")
     parser.add_argument("--data", type=Path, help="folder with files of bench.make_methane")
-    arguments = parser.parse_args()
-    experiment = make_experiment(
-        arguments.inputs,
-        arguments.scale,
-        arguments.data,
-        arguments.device,
-        arguments.pykan,
-    )
+    arguments = parse(parser)
+    try:
+        experiment = make_experiment(
+            arguments.inputs,
+            arguments.scale,
+            arguments.data,
+            arguments.device,
+            arguments.pykan,
+        )
+    except FileNotFoundError as error:
+        parser.error(str(error))
     name = "methane" if arguments.inputs == "distances" else f"methane_{arguments.inputs}"
     experiment.run(results_path(name, arguments), arguments.device)
 

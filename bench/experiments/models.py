@@ -34,7 +34,7 @@ class Model(ABC):
     Attributes
     ----------
     kind : str
-        Models of a kind differ in size alone: a Pareto front is drawn through them.
+        A Pareto front is drawn through models of a kind, whichever way they are made.
     rates : tuple of float
         The learning rates to choose from.
     penalty_start : float
@@ -78,9 +78,13 @@ class Model(ABC):
 
 @dataclass(frozen=True)
 class MLP(Model):
-    """Linear layers, with batch normalisation and ReLU between them."""
+    """Linear layers, with batch normalisation and an activation between them.
+
+    Activations are tried as learning rates are: MLPs with one and the other are of one kind.
+    """
 
     sizes: tuple[int, ...]
+    activation: Literal["ReLU", "SiLU"] = "ReLU"
     rates: tuple[float, ...] = RATES
 
     @property
@@ -89,13 +93,14 @@ class MLP(Model):
 
     @property
     def label(self) -> str:
-        return f"{self.kind} {'-'.join(map(str, self.sizes))}"
+        sizes = "-".join(map(str, self.sizes))
+        return f"{self.kind} {sizes}{', SiLU' if self.activation == 'SiLU' else ''}"
 
     def flops(self) -> int:
         return mlp_flops(self.sizes)
 
     def build(self) -> nn.Sequential:
-        return make_mlp(self.sizes)
+        return make_mlp(self.sizes, getattr(nn, self.activation))
 
     def deployed(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, nn.Sequential)
