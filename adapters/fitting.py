@@ -189,7 +189,7 @@ def fit(
     """Fit a network of lmKAN blocks to a table, and an MLP of equal inference FLOPs beside it.
 
     A tenth of the rows is kept for the test and a tenth for validation, which picks the best
-    state of each network. The MLP (ReLU, batch normalisation) gets the same steps, batches and
+    state of each network. The MLP (SiLU, batch normalisation) gets the same steps, batches and
     schedule, and its own learning rate. Ctrl-C ends the training, not the function.
 
     Parameters
@@ -254,7 +254,7 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FittedModel(description)
-        mlp = make_mlp(sizes)
+        mlp = make_mlp(sizes, nn.SiLU)
     model.load_state_dict(regressor.model_.state_dict())
     features = model.standardised(data.features)
     networks = {"lmkan": model.network}
