@@ -290,6 +290,17 @@ def test_missing_images(tmp_path: Path) -> None:
         image_data.read_tree(tmp_path, 8)
 
 
+def test_images_are_standardised_batch_by_batch() -> None:
+    pixels = torch.randint(256, (40, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    mean, spread = images.mean_and_spread(pixels)
+    torch.testing.assert_close(mean, pixels.double().mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(spread, pixels.double().std(dim=(0, 2, 3)))
+    same = torch.full((16, 1, 8, 8), 100, dtype=torch.uint8)
+    rows = images.AugmentedImages(same, torch.arange(16), 0, 16, lambda each: each.float() - 98)
+    batch, _ = next(iter(rows))
+    assert batch.unique().tolist() == [0.0, 2.0]  # the margins of shifted images are their mean
+
+
 def test_images_are_shifted_and_mirrored() -> None:
     generator = torch.Generator().manual_seed(0)
     image = torch.arange(1.0, 2 * 8 * 8 + 1).reshape(1, 2, 8, 8)  # shifts are -1, 0 and 1

@@ -81,7 +81,7 @@ def read_tree(folder: Path, size: int) -> Images:
     """Read ``train/<class>/*`` and ``val/<class>/*``, as ImageNet is laid out.
 
     Images are scaled and cut to squares of ``size`` pixels; classes are numbered in the order of
-    their names. ImageNet's at 64 pixels take 16 GB.
+    their names. ImageNet's at 64 pixels take 16 GB, and twice that while they are read.
 
     Raises
     ------

@@ -5,7 +5,7 @@ the mean over the image, is linear in both kinds.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,13 +162,16 @@ class LMKANCNN(CNN):
         return network
 
 
+@dataclass(frozen=True)
 class AugmentedImages(Rows):
-    """Standardised images, shifted by some pixels and mirrored at random."""
+    """Images of bytes, standardised, shifted by some pixels and mirrored at random."""
+
+    standardised: Callable[[Tensor], Tensor] = Tensor.float
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator(self.features.device).manual_seed(self.seed)
         for images, labels in super()._blocks():
-            yield augmented(images, generator), labels
+            yield augmented(self.standardised(images), generator), labels
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -194,6 +197,17 @@ def error_rate(answers: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
+def mean_and_spread(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return every channel's mean and standard deviation, for images of bytes [N, C, H, W].
+
+    By counting, for as floats they may not fit into memory.
+    """
+    counts = torch.stack([each.flatten().bincount(minlength=256) for each in images.unbind(1)])
+    values, number = torch.arange(256.0, dtype=torch.float64, device=images.device), counts[0].sum()
+    mean = (counts * values).sum(1) / number
+    return mean, ((counts * (values - mean[:, None]) ** 2).sum(1) / (number - 1)).sqrt()
+
+
 def make_experiment(title: str, data: Images, arguments: argparse.Namespace) -> Experiment:
     """Return CNNs of both kinds, to be trained on the images; a tenth is for validation."""
     scale, device = arguments.scale, arguments.device
@@ -201,20 +215,20 @@ def make_experiment(title: str, data: Images, arguments: argparse.Namespace) -> 
         len(data.labels), generator=torch.Generator().manual_seed(VALIDATION_SEED)
     )[: ROWS[scale]]
     validation, training = order[: len(order) // 10], order[len(order) // 10 :]
-    pixels = data.images[training].float()
-    mean = pixels.mean(dim=(0, 2, 3), keepdim=True)
-    spread = pixels.std(dim=(0, 2, 3), keepdim=True)
+    x, y = data.images[training].to(device), data.labels[training].to(device)
+    mean, spread = (each.float().to(device)[:, None, None] for each in mean_and_spread(x))
 
-    def inputs(images: Tensor) -> Tensor:
-        return ((images.float() - mean) / spread).to(device)
+    def standardised(images: Tensor) -> Tensor:
+        return (images.float() - mean) / spread
 
-    x, y = inputs(data.images[training]), data.labels[training].to(device)
-    test_images, test_labels = data.test_images[: ROWS[scale]], data.test_labels[: ROWS[scale]]
+    def some(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return standardised(images.to(device)), labels.to(device)
+
     task = Task(
-        batches=lambda seed: AugmentedImages(x, y, seed, BATCH[scale]),
+        batches=lambda seed: AugmentedImages(x, y, seed, BATCH[scale], standardised),
         steps=STEPS[scale],
-        validation=(inputs(data.images[validation]), data.labels[validation].to(device)),
-        test=(inputs(test_images), test_labels.to(device)),
+        validation=some(data.images[validation], data.labels[validation]),
+        test=some(data.test_images[: ROWS[scale]], data.test_labels[: ROWS[scale]]),
         loss=cross_entropy,
         errors=error_rate,
         penalty=penalty_for(len(y)),
