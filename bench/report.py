@@ -154,12 +154,13 @@ def matched(results: Results, rival: str, cost: str) -> pd.DataFrame:
         for _, run in results.chosen.set_index("model").loc[front].reset_index().iterrows():
             cost_of_ours, error = run[both]
             ratio = cost_at(error, costs, errors) / cost_of_ours
+            errs_most = error > errors[pareto_front(costs, errors)[0]]
             rows.append(
                 {
                     "model": run["model"],
                     "seed": run["seed"],
                     "error": error,
-                    "ratio": math.nan if error > errors.max() and ratio > 1 else ratio,
+                    "ratio": math.nan if errs_most and ratio > 1 else ratio,
                     "theirs": error_at(cost_of_ours, costs, errors),
                 }
             )

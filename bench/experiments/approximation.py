@@ -8,7 +8,7 @@ size can express. The error is the root mean square over the spread of the teach
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from .experiment import Experiment, Task, command_line, parse, results_path, with_pykan
-from .models import LMKAN, MLP, PYKAN_HIDDEN, FastKAN, LinearFirst, Model, PyKAN, variants
+from .models import LMKAN, MLP, PYKAN_HIDDEN, SILU_MLP, FastKAN, LinearFirst, Model, PyKAN, variants
 
 TEACHER_SEED, ROWS_SEED = 2**20, 2**20 + 1  # apart from those of the students
 
@@ -114,8 +114,6 @@ def make_task(setting: Setting, device: torch.device) -> Task:
         rows_at_once=setting.rows_at_once,
     )
 
-
-SILU_MLP = partial(MLP, activation="SiLU")
 
 #: Features of the hidden layers of every kind's networks.
 HIDDEN: dict[str, dict[Callable[[tuple[int, ...]], Model], list[tuple[int, ...]]]] = {

@@ -206,7 +206,7 @@ class Experiment:
         }
 
     def _rows_per_second(self, device: torch.device) -> dict[str, float]:
-        """Measure inference of all models, in turn: on a GPU of as many rows as fill it.
+        """Measure inference of all models, in turn: on a GPU of ``rows_at_once`` rows.
 
         The time depends on sizes alone, so the networks are new ones.
         """

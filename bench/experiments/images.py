@@ -216,7 +216,7 @@ def make_experiment(title: str, data: Images, arguments: argparse.Namespace) -> 
     )[: ROWS[scale]]
     validation, training = order[: len(order) // 10], order[len(order) // 10 :]
     x, y = data.images[training].to(device), data.labels[training].to(device)
-    mean, spread = (each.float().to(device)[:, None, None] for each in mean_and_spread(x))
+    mean, spread = (each.float()[:, None, None] for each in mean_and_spread(x))
 
     def standardised(images: Tensor) -> Tensor:
         return (images.float() - mean) / spread

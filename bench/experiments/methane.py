@@ -24,7 +24,7 @@ from torch.nn.functional import l1_loss, mse_loss
 
 from ..make_methane import BUNDLED, FIRST, SECOND, sample
 from .experiment import Experiment, Task, command_line, parse, results_path, with_pykan
-from .models import LMKAN, MLP, PYKAN_HIDDEN, FastKAN, LinearFirst, Model, PyKAN, variants
+from .models import LMKAN, MLP, PYKAN_HIDDEN, SILU_MLP, FastKAN, LinearFirst, Model, PyKAN, variants
 
 #: Files in the order in which they are taken, where they have what is needed.
 FILES = ("methane_xtb_600k_noforces.npz", "methane_xtb_100k.npz", "methane_xtb.npz")
@@ -50,7 +50,6 @@ TITLES = {
 
 Networks: TypeAlias = dict[Callable[[tuple[int, ...]], Model], list[tuple[int, ...]]]
 
-SILU_MLP = partial(MLP, activation="SiLU")
 SMOKE: Networks = {
     LMKAN: [(4,)],
     LinearFirst: [(4,)],

@@ -5,6 +5,7 @@ FLOPs are the paper's: multiply-adds of one row, 2 I O for an lmKAN layer and I 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -105,6 +106,9 @@ class MLP(Model):
     def deployed(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, nn.Sequential)
         return fused(network)
+
+
+SILU_MLP = partial(MLP, activation="SiLU")
 
 
 @dataclass(frozen=True)
