@@ -47,6 +47,7 @@ BOUND = 4.0  # standard deviations
 _BATCH = 512
 TABLES_RATE = 3e-3
 _BRANCH_FACTOR = 10 / 3  # a branch learns so much faster than its tables
+_BETAS = (0.9, 0.99)
 _VALIDATIONS = 50
 _BURST = 5  # steps that are one graph on CUDA: more take longer to capture
 _BATCHES_AT_ONCE = 16  # gathered from a table
@@ -333,7 +334,9 @@ class Trainer:
         at_once = _BURST if device.type == "cuda" else 1
         interval = max(1, self.steps // _VALIDATIONS)
         first_part = int(FIRST_PART * self.steps)
-        optimizer = torch.optim.Adam(parameter_groups, fused=True, capturable=device.type == "cuda")
+        optimizer = torch.optim.Adam(
+            parameter_groups, betas=_BETAS, fused=True, capturable=device.type == "cuda"
+        )
         rates = [group["lr"] for group in optimizer.param_groups]
 
         def train_on(features: Tensor, target: Tensor, weights_and_factors: Tensor) -> Tensor:
