@@ -126,7 +126,7 @@ class LMKANCNN(CNN):
     """lmKAN convolutions of normalised and bounded inputs, each with a linear branch at first."""
 
     num_grids: int = 8
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
 
     @property
     def kind(self) -> str:

@@ -111,15 +111,15 @@ HIDDEN: dict[str, dict[str, Networks]] = {
     "cartesian": {
         "smoke": SMOKE,
         "cpu": {
-            LMKAN: [(16, 16), (32, 32), (64, 64)],
-            LinearFirst: [(64, 32)],
+            LMKAN: [*[(16, 16), (32, 32), (64, 64)], *[(16,) * 3, (32,) * 3]],
+            LinearFirst: [(64, 32), (64, 32, 32)],
             MLP: [*[(32, 32), (64, 64), (128, 128), (256, 256)], *[(64,) * 3, (128,) * 3]],
             SILU_MLP: [(32, 32), (64, 64), (128, 128), (256, 256)],
             FastKAN: [(16, 16)],
         },
         "gpu": {
-            LMKAN: [(16, 16), (32, 32), (64, 64)],
-            LinearFirst: [(64, 32), (128, 64)],
+            LMKAN: [*[(16, 16), (32, 32), (64, 64)], *[(16,) * 3, (32,) * 3, (64,) * 3]],
+            LinearFirst: [(64, 32), (128, 64), (64, 32, 32)],
             MLP: [*[(32, 32), (64, 64), (128, 128), (256, 256)], *[(64,) * 3, (128,) * 3]],
             SILU_MLP: [(32, 32), (64, 64), (128, 128), (256, 256)],
             FastKAN: [(16, 16), (32, 32)],
@@ -333,8 +333,8 @@ def make_experiment(
     models = [
         make((features, *hidden, 1)) for make, networks in kinds.items() for hidden in networks
     ]
-    if inputs == "cartesian":  # large MLPs with ReLU want lower rates there
-        models = [replace(each, rates=(1e-3, *each.rates)) for each in models]
+    if inputs == "cartesian":  # large MLPs with ReLU want lower rates there, lmKANs higher ones
+        models = [replace(each, rates=(1e-3, *each.rates, 1e-1)) for each in models]
     if inputs == "distances":
         models += variants((features, *VARIED[scale], 1))
     if inputs == "forces":
