@@ -132,6 +132,18 @@ def test_methane(main: Any, tmp_path: Path, inputs: str) -> None:
         assert ("MAE of forces, eV / Angstrom" in run["errors"]) == (inputs == "forces")
 
 
+def test_methane_is_learned_by_absolute_errors(tmp_path: Path) -> None:
+    np.savez(tmp_path / "methane_xtb.npz", **made_up_molecules())
+    answers, targets = torch.tensor([[3.0, 1.0, 5.0]] * 2), torch.tensor([[1.0, 2.0, 8.0]] * 2)
+    energies, both = (
+        methane.make_experiment(inputs, "smoke", tmp_path, CPU, False).task
+        for inputs in ("distances", "forces")
+    )
+    assert energies.loss(answers[:, :1], targets[:, :1]) == 2
+    assert both.loss(answers, targets) == 2 + (1 + 3) / 2
+    assert energies.setting["loss"] == both.setting["loss"] == "absolute errors"
+
+
 @pytest.mark.parametrize("inputs", ["cartesian", "forces"])
 def test_methane_says_what_is_missing(tmp_path: Path, inputs: str) -> None:
     with pytest.raises(FileNotFoundError, match=f"--inputs {inputs} needs --data"):
