@@ -191,7 +191,7 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         The share of the rows to hold back, rounded down.
     n_iter_no_change : int, optional
         Stop after so many validations without a better one; there are 50 until the last epoch, and
-        those in the first 30 % of the steps do not count. None goes on to the last epoch.
+        those in the first 15 % of the steps do not count. None goes on to the last epoch.
     random_state : None, int or RandomState
         Of held back rows, initial parameters and order of the rows.
     verbose : int

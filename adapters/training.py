@@ -33,9 +33,9 @@ from .torch import HessianSchedule, LMKANBlock, LMKANConv2d, LMKANLinear, hessia
 #   0.173 / 0.056   no penalty at all;  0.174 / 0.046 a hundred times as much
 #   0.187 / 0.049   G = 4;  0.184 / 0.038 G = 16
 #   0.175 / 0.040   G = 4, refined to 8 after the first part
-# All that is in bench/results/approximation-cpu-cpu.json and methane-cpu-cpu.json, and with a larger
-# teacher and 600,000 rows in the files that end in gpu-cuda. There a strong start is level on the
-# teacher and better on methane, too (0.030 eV against 0.036).
+# All that is in bench/results/approximation-cpu-cpu.json and methane-cpu-cpu.json, and with a
+# larger teacher and 600,000 rows in the files that end in gpu-cuda. There a strong start is level
+# on the teacher and better on methane, too (0.030 eV against 0.036).
 # MAE on methane of one or two seeds, in no file, trained by squared errors:
 #   - Adam that forgets the squares of gradients in 1000, 100 and 20 steps (its second decay):
 #     0.067, 0.047 and 0.048 with G = 16, 32-32 wide 0.053, 0.039 and 0.043. A table's entry is met
