@@ -10,7 +10,9 @@ import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numba
@@ -31,7 +33,7 @@ from bench.experiments import (
     images,
     methane,
 )
-from bench.experiments.models import LMKAN, MLP, FastKAN, LinearFirst
+from bench.experiments.models import FEW_RATES, LMKAN, MLP, FastKAN, LinearFirst
 from bench.fastkan import FastKANLayer
 
 CPU = torch.device("cpu")
@@ -87,6 +89,33 @@ def test_approximation_and_its_page(main: Any, tmp_path: Path) -> None:
         assert len({run["errors"]["relative RMSE"] for run in runs}) == len(runs)
     assert min(run["errors"]["relative RMSE"] for run in results["runs"]) < 0.6
     check_page(tmp_path, results)
+
+
+def test_pykan_takes_part_where_it_is_asked_for(main: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A linear layer with the package's interface in its place."""
+
+    class KANLayer(torch.nn.Linear):
+        def __init__(self, in_dim: int, out_dim: int, *, num: int, grid_range: Any) -> None:
+            assert (num, grid_range) == (8, (-training.BOUND, training.BOUND))
+            super().__init__(in_dim, out_dim)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            assert x.abs().max() <= training.BOUND
+            return super().forward(x), None, None, None
+
+    for name, attributes in (("kan", {}), ("kan.KANLayer", {"KANLayer": KANLayer})):
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        vars(module).update(attributes)
+        monkeypatch.setitem(sys.modules, name, module)
+    alone = main(approximation)
+    both = main(approximation, "--pykan")
+    runs = [run for run in both["runs"] if run["kind"] == "pykan"]
+    assert [run for run in both["runs"] if run not in runs] == alone["runs"]
+    assert {run["model"] for run in runs} == {"pykan 4-2-1 G=8"}
+    assert {run["flops"] for run in runs} == {5 * (4 * 2 + 2 * 1)}
+    assert len(runs) == len(FEW_RATES) + 2
+    assert "pykan 4-2-1 G=8" in both["rows_per_second"]
 
 
 def check_page(folder: Path, results: dict[str, Any]) -> None:
