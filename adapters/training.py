@@ -59,7 +59,7 @@ _VALIDATIONS = 50
 _BURST = 5  # steps that are one graph on CUDA: more take longer to capture
 _BATCHES_AT_ONCE = 16  # gathered from a table
 
-ROWS_AT_ONCE = 8192  # in inference
+ROWS_AT_ONCE = 2**14  # in inference
 
 
 class TableNetwork(nn.Module):

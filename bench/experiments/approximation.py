@@ -46,7 +46,7 @@ class Setting:
     steps: int
     batch: int
     rows: int
-    rows_at_once: int = 8192
+    rows_at_once: int = 2**14
 
 
 SETTINGS = {

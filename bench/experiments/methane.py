@@ -48,7 +48,7 @@ STEPS = {
 }
 ROWS = {"smoke": 1000, "cpu": 100_000, "gpu": 600_000}  # at most
 BATCH = {"smoke": None, "cpu": None, "gpu": 1024}  # None: as fit chooses it
-ROWS_AT_ONCE = {"smoke": 8192, "cpu": 8192, "gpu": 2**17}
+ROWS_AT_ONCE = {"smoke": 2**10, "cpu": 2**14, "gpu": 2**17}
 TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 5.0}
 SPLIT_SEED = 2**20
 
