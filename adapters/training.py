@@ -34,27 +34,30 @@ from .torch import HessianSchedule, LMKANBlock, LMKANConv2d, LMKANLinear, hessia
 #   0.187 / 0.049   G = 4;  0.184 / 0.038 G = 16
 #   0.175 / 0.040   G = 4, refined to 8 after the first part
 # All that is in bench/results/approximation-cpu-cpu.json and methane-cpu-cpu.json, and with a
-# larger teacher and 600,000 rows in the files that end in gpu-cuda. There a strong start is level
-# on the teacher and better on methane, too (0.030 eV against 0.036).
+# larger teacher and 480,000 rows to train in the files that end in gpu-cuda. There a strong start
+# is level on the teacher and better on methane, too (0.030 eV against 0.036).
 # MAE on methane of one or two seeds, in no file, trained by squared errors:
-#   - Adam that forgets the squares of gradients in 1000, 100 and 20 steps (its second decay):
-#     0.067, 0.047 and 0.048 with G = 16, 32-32 wide 0.053, 0.039 and 0.043. A table's entry is met
-#     by few rows and remembers one outlier's gradient for long. Level by absolute errors, level for
+#   - Adam that forgets the squares of gradients in 1000, 100 and 20 steps (its second decay), with
+#     G = 16: 0.067, 0.047 and 0.048; 32-32 wide 0.053, 0.039 and 0.043. A table's entry is met by
+#     few rows and remembers one outlier's gradient for long. Level by absolute errors, level for
 #     MLPs.
 #   - a first part of 0.05, 0.1, 0.15 and 0.3 of the steps: 0.091, 0.066, 0.068 and 0.075 (an MLP:
 #     0.081, 0.078, not tried, 0.080). Fixed statistics take away the noise of a batch's own, but
 #     they must have settled, which takes longer the higher the rate: at 1e-2 networks 32 and 64
-#     wide failed for some seeds, at 3e-3 for none. Statistics that go on slowly: 0.12.
+#     wide failed for some seeds, at 3e-3 for none. Statistics of the second part that follow those
+#     of its batches slowly, with G = 16: 0.12 instead of 0.067.
 #   - inputs bounded to 3, 4 and 6: 0.091, 0.077 and 0.106.
-#   - rates that fall with the root of a layer's inputs: 0.058 instead of 0.067, wider ones level.
-#   - gradients smoothed along the grid, by absolute errors: 0.037 instead of 0.040, others level.
+#   - rates that fall with the root of a layer's inputs, with G = 16: 0.058 instead of 0.067, and
+#     level for wider networks.
+#   - gradients smoothed along the grid, by absolute errors, with G = 16: 0.037 instead of 0.040,
+#     and level for networks with a linear layer first.
 MOST_STEPS = 10_000  # unless the number of epochs is given
 FIRST_PART = 0.15  # of the steps
 BOUND = 4.0  # standard deviations
 _BATCH = 512
 TABLES_RATE = 3e-3
 _BRANCH_FACTOR = 10 / 3  # a branch learns so much faster than its tables
-_BETAS = (0.9, 0.99)
+BETAS = (0.9, 0.99)  # of Adam
 _VALIDATIONS = 50
 _BURST = 5  # steps that are one graph on CUDA: more take longer to capture
 _BATCHES_AT_ONCE = 16  # gathered from a table
@@ -342,7 +345,7 @@ class Trainer:
         interval = max(1, self.steps // _VALIDATIONS)
         first_part = int(FIRST_PART * self.steps)
         optimizer = torch.optim.Adam(
-            parameter_groups, betas=_BETAS, fused=True, capturable=device.type == "cuda"
+            parameter_groups, betas=BETAS, fused=True, capturable=device.type == "cuda"
         )
         rates = [group["lr"] for group in optimizer.param_groups]
 

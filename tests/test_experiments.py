@@ -33,7 +33,15 @@ from bench.experiments import (
     images,
     methane,
 )
-from bench.experiments.models import FEW_RATES, LMKAN, MLP, FastKAN, LinearFirst
+from bench.experiments.models import (
+    FEW_RATES,
+    LMKAN,
+    MLP,
+    MORE_RATES,
+    RATES,
+    FastKAN,
+    LinearFirst,
+)
 from bench.fastkan import FastKANLayer
 
 CPU = torch.device("cpu")
@@ -91,7 +99,9 @@ def test_approximation_and_its_page(main: Any, tmp_path: Path) -> None:
     check_page(tmp_path, results)
 
 
-def test_pykan_takes_part_where_it_is_asked_for(main: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pykan_takes_part_where_it_is_asked_for(
+    main: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A linear layer with the package's interface in its place."""
 
     class KANLayer(torch.nn.Linear):
@@ -108,10 +118,11 @@ def test_pykan_takes_part_where_it_is_asked_for(main: Any, monkeypatch: pytest.M
         module.__spec__ = ModuleSpec(name, None)
         vars(module).update(attributes)
         monkeypatch.setitem(sys.modules, name, module)
-    alone = main(approximation)
+    alone = untimed(main(approximation))
+    (tmp_path / "approximation-smoke-cpu.json").unlink()
     both = main(approximation, "--pykan")
     runs = [run for run in both["runs"] if run["kind"] == "pykan"]
-    assert [run for run in both["runs"] if run not in runs] == alone["runs"]
+    assert [run for run in untimed(both) if run["kind"] != "pykan"] == alone
     assert {run["model"] for run in runs} == {"pykan 4-2-1 G=8"}
     assert {run["flops"] for run in runs} == {5 * (4 * 2 + 2 * 1)}
     assert len(runs) == len(FEW_RATES) + 2
@@ -156,6 +167,8 @@ def test_methane(main: Any, tmp_path: Path, inputs: str) -> None:
     )
     kinds = {run["kind"] for run in results["runs"] if "," not in run["kind"]}
     assert kinds == {"lmKAN", "MLP", "FastKAN"}
+    rates = {run["rate"] for run in results["runs"] if run["kind"] in kinds}
+    assert rates == set(MORE_RATES if inputs == "cartesian" else RATES)
     for run in results["runs"]:
         assert all(0 < error < 10 for error in run["errors"].values())
         assert ("MAE of forces, eV / Angstrom" in run["errors"]) == (inputs == "forces")
@@ -164,13 +177,13 @@ def test_methane(main: Any, tmp_path: Path, inputs: str) -> None:
 def test_methane_is_learned_by_absolute_errors(tmp_path: Path) -> None:
     np.savez(tmp_path / "methane_xtb.npz", **made_up_molecules())
     answers, targets = torch.tensor([[3.0, 1.0, 5.0]] * 2), torch.tensor([[1.0, 2.0, 8.0]] * 2)
-    energies, both = (
+    distances, cartesian, both = (
         methane.make_experiment(inputs, "smoke", tmp_path, CPU, False).task
-        for inputs in ("distances", "forces")
+        for inputs in ("distances", "cartesian", "forces")
     )
-    assert energies.loss(answers[:, :1], targets[:, :1]) == 2
+    for task in (distances, cartesian):
+        assert task.loss(answers[:, :1], targets[:, :1]) == 2
     assert both.loss(answers, targets) == 2 + (1 + 3) / 2
-    assert energies.setting["loss"] == both.setting["loss"] == "absolute errors"
 
 
 @pytest.mark.parametrize("inputs", ["cartesian", "forces"])
@@ -489,6 +502,27 @@ def test_a_model_weighs_the_penalty() -> None:
 
     assert errors(1.0, 0.0) == errors(0.0, 1.0)
     assert errors(1.0, 0.5) == errors(0.5, 1.0) != errors(1.0, 1.0)
+
+
+def test_the_setting_names_adams_betas(main: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(approximation)["setting"]["adam_betas"] == [0.9, 0.99]
+    task = approximation.make_task(approximation.SETTINGS["smoke"], CPU)
+
+    def errors() -> dict[str, float]:
+        *_, run = experiment.Experiment("", task, [])._train(MLP((4, 6, 1)), 3e-2, 0, CPU)
+        return run["errors"]
+
+    before = errors()
+    assert errors() == before
+    monkeypatch.setattr(training, "BETAS", (0.9, 0.9))
+    assert errors() != before
+
+
+def test_a_finished_file_stays_as_it_is(main: Any, tmp_path: Path) -> None:
+    results = main(approximation)
+    results["circumstances"] = {"commit": "of another day", "note": "written by hand"}
+    (tmp_path / "approximation-smoke-cpu.json").write_text(json.dumps(results))
+    assert main(approximation) == results
 
 
 def test_runs_side_by_side_are_those_one_after_another(

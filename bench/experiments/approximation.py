@@ -17,7 +17,18 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from .experiment import Experiment, Task, command_line, parse, results_path, with_pykan
-from .models import LMKAN, MLP, PYKAN_HIDDEN, SILU_MLP, FastKAN, LinearFirst, Model, PyKAN, variants
+from .models import (
+    LMKAN,
+    MLP,
+    PYKAN_HIDDEN,
+    SILU_MLP,
+    FastKAN,
+    LinearFirst,
+    Model,
+    PyKAN,
+    layers,
+    variants,
+)
 
 TEACHER_SEED, ROWS_SEED = 2**20, 2**20 + 1  # apart from those of the students
 
@@ -50,7 +61,9 @@ class Setting:
 
 
 SETTINGS = {
-    "smoke": Setting(features=4, width=16, depth=2, gain=2.0, steps=20, batch=64, rows=256),
+    "smoke": Setting(
+        features=4, width=16, depth=2, gain=2.0, steps=20, batch=64, rows=256, rows_at_once=2**10
+    ),
     "cpu": Setting(features=8, width=256, depth=2, gain=2.0, steps=5_000, batch=512, rows=16_384),
     "gpu": Setting(
         features=8,
@@ -136,20 +149,14 @@ HIDDEN: dict[str, dict[Callable[[tuple[int, ...]], Model], list[tuple[int, ...]]
     "cpu": {
         LMKAN: [(8, 8), (16, 16), (32, 32), (128,)],
         LinearFirst: [(32,), (64,), (128,), (256,), (512,)],
-        MLP: [
-            *[(16, 16), (32, 32), (64, 64), (128, 128), (256, 256)],
-            *[(64,), (128,), (256,), (512,), (1024,), (2048,)],
-        ],
+        MLP: [*layers(2, 16, 32, 64, 128, 256), *layers(1, 64, 128, 256, 512, 1024, 2048)],
         SILU_MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256)],
         FastKAN: [(8, 8), (16, 16)],
     },
     "gpu": {
         LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
         LinearFirst: [(64,), (128,), (256,), (512,), (64, 64)],
-        MLP: [
-            *[(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512)],
-            *[(256,), (512,), (1024,), (2048,)],
-        ],
+        MLP: [*layers(2, 16, 32, 64, 128, 256, 512), *layers(1, 256, 512, 1024, 2048)],
         SILU_MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512)],
         FastKAN: [(8, 8), (16, 16), (32, 32)],
     },

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from lmkan_cupy.adapters.replay import Replayed
 from lmkan_cupy.adapters.training import (
+    BETAS,
     FIRST_PART,
     ROWS_AT_ONCE,
     Trainer,
@@ -39,8 +40,8 @@ from .models import Model
 #: Runs that share a device.
 TOGETHER = {"cpu": 1, "cuda": 16}
 
-#: Batches of one measurement of inference, of which the first finds caches cold; a GPU's stopwatch
-#: repeats its own.
+#: Batches in one timing of inference: on a CPU so many that the first, with cold caches, counts
+#: little; a GPU's stopwatch repeats its own.
 BATCHES_TIMED = {"cpu": 8, "cuda": 1}
 
 #: What a run is told by: model, learning rate and seed.
@@ -69,7 +70,9 @@ class Task:
         The weight of the Hessian penalty.
     setting : dict
         What else the results depend on, for the record.
-    rows_at_once, keeps_statistics
+    rows_at_once : int
+        In inference, also when it is timed.
+    keeps_statistics : bool
         As of the :class:`~lmkan_cupy.adapters.training.Trainer`.
     """
 
@@ -109,6 +112,7 @@ class Experiment:
             **self.task.setting,
             "steps": self.task.steps,
             "first_part": FIRST_PART,
+            "adam_betas": [*BETAS],
             "penalty": self.task.penalty,
         }
         results = read(path) or {"title": self.title, "setting": setting, "runs": []}
@@ -118,13 +122,13 @@ class Experiment:
                 "move the file away"
             )
         torch.set_num_threads(numba.get_num_threads())  # the same for everybody
-        results["circumstances"] = _circumstances(device)
-        commit, runs = results["circumstances"]["commit"], results["runs"]
+        here, runs = _circumstances(device), results["runs"]
+        results.setdefault("circumstances", here)
         total = sum(len(model.rates) + self.seeds - 1 for model in self.models)
         try:
             with tqdm(total=total, initial=len(runs), unit="run", desc=path.stem) as bar:
                 for run in self._trained(runs, device):
-                    run["commit"] = commit
+                    run["commit"] = here["commit"]
                     bar.set_postfix_str(f"{run['model']}, rate {run['rate']:g}, seed {run['seed']}")
                     bar.update()
                     write(path, results)
@@ -133,6 +137,7 @@ class Experiment:
         timed = results.setdefault("rows_per_second", {})
         if not timed.keys() >= {model.label for model in self.models}:
             timed |= self._rows_per_second(device)
+            results["circumstances"] = here
             write(path, results)
         print(f"{path} has all {len(runs)} runs")
 

@@ -29,12 +29,14 @@ from .experiment import Experiment, Task, command_line, parse, results_path, wit
 from .models import (
     LMKAN,
     MLP,
+    MORE_RATES,
     PYKAN_HIDDEN,
     SILU_MLP,
     FastKAN,
     LinearFirst,
     Model,
     PyKAN,
+    layers,
     variants,
 )
 
@@ -70,13 +72,13 @@ SMOKE: Networks = {
     FastKAN: [(2,)],
 }
 
-FINE = partial(LMKAN, num_grids=24)
-FINE_LINEAR_FIRST = partial(LinearFirst, num_grids=16)
+LMKAN_24 = partial(LMKAN, num_grids=24)
+LINEAR_FIRST_16 = partial(LinearFirst, num_grids=16)
 
 FORCES: Networks = {
     LMKAN: [(8, 8), (16, 16), (32, 32)],
     MLP: [(32, 32), (64, 64), (128, 128)],
-    SILU_MLP: [*[(32, 32), (64, 64), (128, 128)], *[(32,) * 3, (64,) * 3, (128,) * 3]],
+    SILU_MLP: [*layers(2, 32, 64, 128), *layers(3, 32, 64, 128)],
 }
 
 #: Features of the hidden layers of every kind's networks.
@@ -86,41 +88,35 @@ HIDDEN: dict[str, dict[str, Networks]] = {
         "cpu": {
             LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
             LinearFirst: [(64,), (32, 16), (64, 32)],
-            FINE: [(8, 8), (16, 16), (32, 32), (64, 64)],
-            FINE_LINEAR_FIRST: [(12, 12), (16, 16), (32, 16), (32, 16, 16)],
+            LMKAN_24: [(8, 8), (16, 16), (32, 32), (64, 64)],
+            LINEAR_FIRST_16: [(12, 12), (16, 16), (32, 16), (32, 16, 16)],
             MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256)],
-            SILU_MLP: [
-                *[(16, 16), (32, 32), (64, 64), (128, 128), (256, 256)],
-                *[(16,) * 3, (32,) * 3, (64,) * 3, (128,) * 3],
-            ],
+            SILU_MLP: [*layers(2, 16, 32, 64, 128, 256), *layers(3, 16, 32, 64, 128)],
             FastKAN: [(8, 8), (16, 16)],
         },
         "gpu": {
             LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
             LinearFirst: [(32, 16), (64, 32), (128, 64)],
-            FINE: [(8, 8), (16, 16), (32, 32)],
-            FINE_LINEAR_FIRST: [(12, 12), (16, 16), (32, 16), (32, 16, 16), (64, 32)],
+            LMKAN_24: [(8, 8), (16, 16), (32, 32)],
+            LINEAR_FIRST_16: [(12, 12), (16, 16), (32, 16), (32, 16, 16), (64, 32)],
             MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512)],
-            SILU_MLP: [
-                *[(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512)],
-                *[(16,) * 3, (32,) * 3, (64,) * 3, (128,) * 3, (256,) * 3],
-            ],
+            SILU_MLP: [*layers(2, 16, 32, 64, 128, 256, 512), *layers(3, 16, 32, 64, 128, 256)],
             FastKAN: [(8, 8), (16, 16), (32, 32)],
         },
     },
     "cartesian": {
         "smoke": SMOKE,
         "cpu": {
-            LMKAN: [*[(16, 16), (32, 32), (64, 64)], *[(16,) * 3, (32,) * 3]],
+            LMKAN: [*layers(2, 16, 32, 64), *layers(3, 16, 32)],
             LinearFirst: [(64, 32), (64, 32, 32)],
-            MLP: [*[(32, 32), (64, 64), (128, 128), (256, 256)], *[(64,) * 3, (128,) * 3]],
+            MLP: [*layers(2, 32, 64, 128, 256), *layers(3, 64, 128)],
             SILU_MLP: [(32, 32), (64, 64), (128, 128), (256, 256)],
             FastKAN: [(16, 16)],
         },
         "gpu": {
-            LMKAN: [*[(16, 16), (32, 32), (64, 64)], *[(16,) * 3, (32,) * 3, (64,) * 3]],
+            LMKAN: [*layers(2, 16, 32, 64), *layers(3, 16, 32, 64)],
             LinearFirst: [(64, 32), (128, 64), (64, 32, 32)],
-            MLP: [*[(32, 32), (64, 64), (128, 128), (256, 256)], *[(64,) * 3, (128,) * 3]],
+            MLP: [*layers(2, 32, 64, 128, 256), *layers(3, 64, 128)],
             SILU_MLP: [(32, 32), (64, 64), (128, 128), (256, 256)],
             FastKAN: [(16, 16), (32, 32)],
         },
@@ -333,8 +329,8 @@ def make_experiment(
     models = [
         make((features, *hidden, 1)) for make, networks in kinds.items() for hidden in networks
     ]
-    if inputs == "cartesian":  # large MLPs with ReLU want lower rates there, lmKANs higher ones
-        models = [replace(each, rates=(1e-3, *each.rates, 1e-1)) for each in models]
+    if inputs == "cartesian":
+        models = [replace(each, rates=MORE_RATES) for each in models]
     if inputs == "distances":
         models += variants((features, *VARIED[scale], 1))
     if inputs == "forces":

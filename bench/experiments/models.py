@@ -25,8 +25,16 @@ RATES = (3e-3, 1e-2, 3e-2)
 #: Fewer for what costs much to train, and for variants of a model that has been tuned.
 FEW_RATES = (3e-3, 1e-2)
 
+#: More, where the best of these are at an edge.
+MORE_RATES = (1e-3, *RATES, 1e-1)
+
 #: Features of the hidden layers of pykan's networks; a step takes them long.
 PYKAN_HIDDEN = {"smoke": [(2,)], "cpu": [(4, 4), (8, 8)], "gpu": [(4, 4), (8, 8), (16, 16)]}
+
+
+def layers(number: int, *widths: int) -> list[tuple[int, ...]]:
+    """Return the features of so many equal hidden layers, for every width."""
+    return [(width,) * number for width in widths]
 
 
 class Model(ABC):
