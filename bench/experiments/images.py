@@ -24,7 +24,7 @@ from .models import RATES, Model
 STEPS = {"smoke": 4, "cpu": 2000, "gpu": 10_000}
 ROWS = {"smoke": 120, "cpu": 60_000, "gpu": 2_000_000}  # at most
 BATCH = {"smoke": None, "cpu": 128, "gpu": 128}  # None: as fit chooses it
-ROWS_AT_ONCE = {"smoke": 512, "cpu": 512, "gpu": 2000}
+ROWS_AT_ONCE = {"smoke": 64, "cpu": 512, "gpu": 2000}
 WIDTHS = {
     "smoke": ([2], [2]),
     "cpu": ([2, 4], [4, 8, 16]),
