@@ -518,11 +518,17 @@ def test_the_setting_names_adams_betas(main: Any, monkeypatch: pytest.MonkeyPatc
     assert errors() != before
 
 
-def test_a_finished_file_stays_as_it_is(main: Any, tmp_path: Path) -> None:
+def test_more_runs_leave_what_was_timed_its_circumstances(main: Any, tmp_path: Path) -> None:
     results = main(approximation)
+    here = results["circumstances"]["commit"]
     results["circumstances"] = {"commit": "of another day", "note": "written by hand"}
-    (tmp_path / "approximation-smoke-cpu.json").write_text(json.dumps(results))
-    assert main(approximation) == results
+    *runs, last = results["runs"]
+    unfinished = results | {"runs": runs}
+    (tmp_path / "approximation-smoke-cpu.json").write_text(json.dumps(unfinished))
+    again = main(approximation)
+    assert again["circumstances"] == results["circumstances"]
+    assert untimed(again) == untimed(results)
+    assert last["commit"] == again["runs"][-1]["commit"] == here
 
 
 def test_runs_side_by_side_are_those_one_after_another(
