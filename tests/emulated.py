@@ -13,6 +13,7 @@ import emulator
 import numpy as np
 import pytest
 from oracle import Array
+from problems import Sizes
 
 from lmkan_cupy import cuda_engine
 from lmkan_cupy.cuda_engine import kernel_cache, kernel_source
@@ -82,3 +83,16 @@ def _as_given(argument: Any) -> Any:
         if argument.dtype.kind == "V":  # bfloat16, which NumPy does not have
             return argument.view(np.uint16)
     return argument
+
+
+SMALL_CHUNK_SIZES = [
+    Sizes(1, 1, 1, 3),
+    Sizes(3, 67, 32, 8),
+    Sizes(70, 5, 33, 8),
+    Sizes(50, 4, 100, 8),
+    Sizes(40, 3, 260, 4),
+    Sizes(65, 3, 2, 300),
+]
+"""Every number of outputs per lane and vector, one and several tiles, odd numbers of inputs, more
+pairs than a warp has lanes, one and two digits of the sort, both widths of its keys; batches beside
+the chunk of 32 samples."""

@@ -1,6 +1,6 @@
 """The tests of the kernels notice when a kernel is broken on purpose.
 
-A few mutants are tried here. All of them: `python tests/test_cuda_mutants.py`; every fifth: with
+A few mutants are tried here. All of them: `python tests/cuda/test_mutants.py`; every fifth: with
 the argument 5. They run in a process of their own, because each leaves its libraries behind.
 """
 
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # as pytest's pythonpath does
-    sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+    tests = Path(__file__).parent.parent
+    sys.path[:0] = [str(tests.parent), str(tests)]
 
 import emulated
 import emulator

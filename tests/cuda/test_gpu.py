@@ -18,9 +18,9 @@ import fresh_process
 import numpy as np
 import pytest
 import tolerances
+from emulated import SMALL_CHUNK_SIZES
 from emulator.fixtures import require_tools
 from problems import DTYPES, Dtypes, Problem, Sizes, all_results, make_problem
-from test_cuda_kernels import SIZES, small_chunks  # noqa: F401
 from tolerances import Expected, check_each, host
 
 import lmkan_cupy
@@ -82,7 +82,7 @@ def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_chunks", "small_device")
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SMALL_CHUNK_SIZES, ids=str)
 class TestEveryRowOfThePlan:
     def test_against_the_oracle(
         self, cupy: Any, rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes

@@ -15,15 +15,16 @@ import emulator
 import numpy as np
 import pytest
 import tolerances
-from devices import DEVICES, largest_grid
-from problems import DTYPES, FLOAT32, HALF_TABLES, Dtypes, Problem, Sizes, make_problem
 
 # The tests of special values, collected here once more: they run on the engine that is in place.
-from test_special_values import (  # noqa: F401
+from core.test_special_values import (  # noqa: F401
     TestNonFinite,
     TestOnKnots,
     test_zero_belongs_to_the_cell_on_its_right,
 )
+from devices import DEVICES, largest_grid
+from emulated import SMALL_CHUNK_SIZES
+from problems import DTYPES, FLOAT32, HALF_TABLES, Dtypes, Problem, Sizes, make_problem
 
 import lmkan_cupy
 from lmkan_cupy import allocation, cuda_engine, functional, sigma_grid
@@ -32,19 +33,6 @@ from lmkan_cupy.cuda_engine.launch_plan import Launch, RingShape
 
 pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools")
-
-SIZES = [
-    Sizes(1, 1, 1, 3),
-    Sizes(3, 67, 32, 8),
-    Sizes(70, 5, 33, 8),
-    Sizes(50, 4, 100, 8),
-    Sizes(40, 3, 260, 4),
-    Sizes(65, 3, 2, 300),
-]
-"""Every number of outputs per lane and vector, one and several tiles, odd numbers of inputs, more
-pairs than a warp has lanes, one and two digits of the sort, both widths of its keys; batches beside
-the chunk of 32 samples."""
-
 
 RINGS = {
     "128-byte rows": RingShape(chunks=8, samples=2, warps=2),
@@ -92,16 +80,6 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks and stretches short enough for several of each in a small batch."""
-    monkeypatch.setattr(launch_plan, "CHUNKS", {})
-    monkeypatch.setattr(launch_plan, "MOST_CHUNK", 32)
-    monkeypatch.setattr(launch_plan, "STRETCH", 3)
-    monkeypatch.setattr(launch_plan, "SHORTEST_STRETCH", 2)
-    emulated.forget_plans()
-
-
-@pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, small_chunks: None) -> Callable[..., tuple[Any, ...]]:
     """Calls a function in every order and returns its results, which must not differ."""
 
@@ -140,7 +118,7 @@ def expected_twice(problem: Problem) -> Any:
 
 
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SMALL_CHUNK_SIZES, ids=str)
 def test_layer(run: Any, rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes) -> None:
     check_layer(run, make_problem(rng, sizes, dtypes))
 

@@ -12,7 +12,7 @@ import fresh_process
 import numpy as np
 import pytest
 from problems import DTYPES, Dtypes, Sizes, make_problem
-from test_special_values import BAD_VALUES, around_knots
+from special_values import BAD_VALUES, around_knots
 
 import lmkan_cupy
 from lmkan_cupy import cpu_engine

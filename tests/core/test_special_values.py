@@ -8,8 +8,8 @@ import numpy as np
 import oracle
 import pytest
 import tolerances
-from oracle import Array
 from problems import DTYPES, FLOAT64, SMALL, Dtypes, Problem, Sizes, make_problem
+from special_values import BAD_VALUES, around_knots
 from tolerances import check_each, host, to_float64
 
 import lmkan_cupy
@@ -31,13 +31,6 @@ def test_far_outside(xp: Any, rng: np.random.Generator, size: float, dtypes: Dty
         lmkan_cupy.backward_backward(ggx, ggt, grad_y, x, tables),
         tolerances.backward_backward(ggx, ggt, grad_y, x, tables),
     )
-
-
-def around_knots(num_grids: int, dtype: str) -> Array:
-    """All knots, and the numbers just before and just after them."""
-    knots = lmkan_cupy.sigma_grid(num_grids, dtype=dtype)
-    beside = [np.nextafter(knots, np.asarray(side, dtype)) for side in (-np.inf, np.inf)]
-    return np.concatenate([knots, *beside])
 
 
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
@@ -89,7 +82,6 @@ def test_zero_belongs_to_the_cell_on_its_right(
     )
 
 
-BAD_VALUES = {"nan": np.nan, "inf": np.inf, "minus-inf": -np.inf}
 BAD_SAMPLE = 2
 
 

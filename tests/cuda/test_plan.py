@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from devices import DEVICES
+from fresh_process import ROOT
 
 from lmkan_cupy.cuda_engine import forward_model, launch_plan
 from lmkan_cupy.cuda_engine.launch_plan import Backward, Device, Forward, Launch, Layer
@@ -248,11 +248,9 @@ def test_tables_are_read_as_they_are_only_where_that_works() -> None:
     assert plan.ring.splits == 8  # 16 tiles, 132 multiprocessors
 
 
-MEASURED = json.loads(
-    (
-        Path(__file__).parent.parent / "bench" / "results" / "kernels-h100-2026-11-22.json"
-    ).read_text()
-)["entries"]
+MEASURED = json.loads((ROOT / "bench" / "results" / "kernels-h100-2026-11-22.json").read_text())[
+    "entries"
+]
 BY_RING = [
     entry
     for entry in MEASURED
