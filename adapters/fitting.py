@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import lmkan_cupy
-from lmkan_cupy.configuration import installed_version
+from lmkan_cupy.installation import installed_version
 
 from .datasets import Dataset, InputError, check_finite, read_dataset, read_features
 from .fit_pictures import save_functions_picture, save_parity_picture

@@ -53,7 +53,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":  # read on demand: the metadata machinery is slow to import
-        from .configuration import installed_version
+        from .installation import installed_version
 
         return installed_version("lmkan-cupy") or "unknown: run from a checkout, not installed"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

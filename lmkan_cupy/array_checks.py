@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import configuration
+from . import installation
 from .array_library import AnyArray, Array, array_library, is_array, is_in_cuda_memory
 
 #: dtype of tables -> dtype of everything else that meets them (x, knots, gradients, sums).
@@ -111,7 +111,7 @@ def check_array(function: str, name: str, value: Any) -> Array:
         on_cuda = is_in_cuda_memory(value)
         array = (import_module("cupy") if on_cuda else np).from_dlpack(value)
     except (ImportError, AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
-        if on_cuda and (obstacle := configuration.cuda_obstacle()):
+        if on_cuda and (obstacle := installation.cuda_obstacle()):
             raise RuntimeError(f"{function}: {name} is in CUDA memory, but {obstacle}") from error
         adapter = _ADAPTERS.get(kind.partition(".")[0])
         hint = f" ({adapter} takes it as it is)" if adapter else ""

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from . import allocation, array_checks, configuration
+from . import allocation, array_checks, installation
 from .array_library import AnyArray, Array, array_library, on_device_of
 from .grid import sigma_grid
 
@@ -385,7 +385,7 @@ def warmup(
             raise TypeError("warmup: bfloat16 tables need device='cuda'")
         _engine(np).warmup(real, dtype)
         return
-    if obstacle := configuration.cuda_obstacle():
+    if obstacle := installation.cuda_obstacle():
         raise RuntimeError(f"warmup: {obstacle}")
     from . import cuda_engine
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 from problems import nan_filled
 
-from lmkan_cupy import allocation, configuration
+from lmkan_cupy import allocation, installation
 
 # The same examples in every run, so that a failure can be repeated; compiling takes longer than any
 # deadline.
@@ -23,7 +23,7 @@ settings.load_profile("repeatable")
 
 @cache
 def cuda_obstacle() -> str | None:
-    return configuration.cuda_obstacle()
+    return installation.cuda_obstacle()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

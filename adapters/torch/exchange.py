@@ -13,7 +13,7 @@ from torch.utils.dlpack import from_dlpack
 
 from lmkan_cupy import allocation
 from lmkan_cupy.array_library import Array
-from lmkan_cupy.configuration import cuda_obstacle
+from lmkan_cupy.installation import cuda_obstacle
 
 
 def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

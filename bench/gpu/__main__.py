@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import cupy
 import torch
 
-from lmkan_cupy.configuration import cuda_obstacle
+from lmkan_cupy.installation import cuda_obstacle
 
 from .. import authors, record
 from ..device import OUT_OF_MEMORY, describe, free_memory

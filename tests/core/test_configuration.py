@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import pytest
 
-from lmkan_cupy import configuration
+from lmkan_cupy import installation
 from lmkan_cupy.__main__ import main
 
 SHOW = "import lmkan_cupy; lmkan_cupy.show_config()"
@@ -69,8 +69,8 @@ def test_cuda_majors_of_torch_and_cupy(tmp_path: Path, cuda: str | None, text: s
     (package / "__init__.py").write_text("raise AssertionError('torch was imported')")
     (package / "version.py").write_text(f"cuda = {cuda!r}")
     code = f"""
-        from lmkan_cupy import configuration
-        configuration._cupy_distributions = lambda: ["cupy-cuda13x 14.2.0"]
+        from lmkan_cupy import installation
+        installation.cupy_distributions = lambda: ["cupy-cuda13x 14.2.0"]
         {SHOW}
     """
     lines = fresh_process.run(code, tmp_path).splitlines()
@@ -91,7 +91,7 @@ def test_info_is_the_configuration(tmp_path: Path) -> None:
 @pytest.fixture
 def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Rows that `info --plan` prints where there is no GPU."""
-    monkeypatch.setattr(configuration, "cuda_obstacle", lambda: "no GPU")
+    monkeypatch.setattr(installation, "cuda_obstacle", lambda: "no GPU")
 
     def rows(*sizes: int, dtype: str = "float32") -> dict[str, str]:
         arguments = ["info", "--dtype", dtype, "--plan", *map(str, sizes)]

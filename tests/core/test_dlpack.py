@@ -22,7 +22,7 @@ from problems import (
 )
 
 import lmkan_cupy
-from lmkan_cupy import array_checks, configuration
+from lmkan_cupy import array_checks, installation
 
 
 class Foreign:
@@ -132,7 +132,7 @@ def test_cuda_memory_is_read_by_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cuda_memory_without_a_working_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configuration, "cuda_obstacle", lambda: "CuPy is missing: install it")
+    monkeypatch.setattr(installation, "cuda_obstacle", lambda: "CuPy is missing: install it")
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(RuntimeError, match=r"^forward: x is in CUDA memory, but CuPy is missing"):
         lmkan_cupy.forward(Foreign(np.zeros((2, 4), "float32"), (2, 0)), np.zeros((2, 4, 4, 1)))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import lmkan_cupy
-from lmkan_cupy import configuration, sigma_grid
+from lmkan_cupy import installation, sigma_grid
 from lmkan_cupy.cuda_engine import kernel_cache, kernel_source, launch_plan
 
 LAYER = launch_plan.Layer(2, 5, 8, "float32", "float32")
@@ -72,7 +72,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
     monkeypatch.setattr(kernel_cache, "_kernels", {})
     monkeypatch.setattr(kernel_cache, "device", lambda: DEVICE)
-    monkeypatch.setattr(configuration, "_cupy_distributions", lambda: ["cupy-cuda13x 14.2.0"])
+    monkeypatch.setattr(installation, "cupy_distributions", lambda: ["cupy-cuda13x 14.2.0"])
     return fake
 
 
@@ -172,12 +172,12 @@ def test_a_device_that_does_not_tell_its_clock_gets_the_default(
 
 class TestObstacle:
     def test_none(self, cupy: FakeCuda) -> None:
-        assert configuration.cuda_obstacle() is None
+        assert installation.cuda_obstacle() is None
 
     def test_no_cupy(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "cupy", None)
-        monkeypatch.setattr(configuration, "_cupy_distributions", list)
-        obstacle = configuration.cuda_obstacle()
+        monkeypatch.setattr(installation, "cupy_distributions", list)
+        obstacle = installation.cuda_obstacle()
         assert obstacle
         assert "pip install 'lmkan-cupy[cuda13]'" in obstacle
         with pytest.raises(RuntimeError, match="warmup: CuPy cannot be imported"):
@@ -185,20 +185,20 @@ class TestObstacle:
 
     def test_several_distributions(self, cupy: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
         names = ["cupy-cuda12x 14.2.0", "cupy-cuda13x 14.2.0"]
-        monkeypatch.setattr(configuration, "_cupy_distributions", lambda: names)
-        obstacle = configuration.cuda_obstacle()
+        monkeypatch.setattr(installation, "cupy_distributions", lambda: names)
+        obstacle = installation.cuda_obstacle()
         assert obstacle
         assert "pip uninstall cupy-cuda12x cupy-cuda13x" in obstacle
 
     def test_no_driver(self, cupy: FakeCuda) -> None:
         cupy.driver = 0
-        obstacle = configuration.cuda_obstacle()
+        obstacle = installation.cuda_obstacle()
         assert obstacle
         assert "no NVIDIA driver" in obstacle
 
     def test_old_driver(self, cupy: FakeCuda) -> None:
         cupy.driver = 12040
-        obstacle = configuration.cuda_obstacle()
+        obstacle = installation.cuda_obstacle()
         assert obstacle
         assert "driver is for CUDA 12.4, CuPy for 13.0" in obstacle
         assert "pip install 'lmkan-cupy[cuda12]'" in obstacle
@@ -208,6 +208,6 @@ class TestObstacle:
             raise RuntimeError("cudaErrorNoDevice")
 
         cupy.cuda.runtime.getDeviceCount = fail
-        obstacle = configuration.cuda_obstacle()
+        obstacle = installation.cuda_obstacle()
         assert obstacle
         assert "nvidia-smi" in obstacle
