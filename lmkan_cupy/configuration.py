@@ -81,7 +81,7 @@ def _plan(
 
 
 def _configuration() -> dict[str, str]:
-    from . import cpu_engine  # on demand: Numba is slow to import
+    from .cpu_engine import compiling, threads  # here, because importing Numba is slow
 
     rows = {
         "lmkan-cupy": installation.installed_version("lmkan-cupy")
@@ -105,8 +105,8 @@ def _configuration() -> dict[str, str]:
     rows["cuda engine"] = obstacle or "ready, for CuPy arrays"
     if obstacle is None:
         rows |= _cuda_configuration()
-    rows["cpu threads"] = f"{cpu_engine.num_threads()} (set NUMBA_NUM_THREADS to change it)"
-    rows["kernel cache"] = f"{cpu_engine.kernel_cache()} (set NUMBA_CACHE_DIR to change it)"
+    rows["cpu threads"] = f"{threads.num_threads()} (set NUMBA_NUM_THREADS to change it)"
+    rows["kernel cache"] = f"{compiling.cache_folder()} (set NUMBA_CACHE_DIR to change it)"
     return rows
 
 
