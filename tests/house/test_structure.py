@@ -366,7 +366,8 @@ def grow(root: Path, tree: dict[str, str]) -> Path:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_repository(rule: Callable[[Path], list[str]]) -> None:
-    assert rule(ROOT) == []
+    broken = rule(ROOT)
+    assert not broken, "\n".join(["", *broken])
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
