@@ -24,8 +24,8 @@ cell choice
 
     the exponential, the difference and the product with G, and the knot's own rounding, each over
     the slope of sigma. The neighbour's hats, prolonged by |x - k|, differ by at most reach / h. As
-    s h is about 1 / G, this is G r max |second difference of T| (lmkan_cupy/README.md). Slopes jump there:
-    comparisons of derivatives leave such inputs out, see `near_knot`.
+    s h is about 1 / G, this is about G r max |second difference of T|, see lmkan_cupy/README.md.
+    Slopes jump there: comparisons of derivatives leave such inputs out, see `near_knot`.
 stencil of the penalty
     Two widths, their sum, two quotients and a product: six roundings.
 
