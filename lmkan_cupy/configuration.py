@@ -1,4 +1,4 @@
-"""What this installation can do, and the command that mends what it cannot."""
+"""`show_config`: what this installation can do, and the command that adds what it cannot do."""
 
 import os
 import platform
@@ -111,7 +111,7 @@ def _configuration() -> dict[str, str]:
 
 
 def _cuda_configuration() -> dict[str, str]:
-    """What there is to say of a working CUDA engine."""
+    """Rows for a CUDA engine that is ready: versions, devices, headers, cache."""
     cupy = import_module("cupy")
     runtime = cupy.cuda.runtime
     rows = {

@@ -1,17 +1,17 @@
 """The functions of an lmKAN layer on arrays: check, choose the engine, run.
 
 NumPy arrays run on the CPU engine (Numba), CuPy arrays on the CUDA engine, on their own device and
-CuPy's current stream. Nothing falls back silently from one engine to another. Other libraries'
-arrays (those of PyTorch, JAX, ...) are read where they lie, by DLPack: results are NumPy arrays
-where that is CPU memory, CuPy arrays where it is CUDA memory.
+CuPy's current stream. Neither engine ever stands in for the other. Arrays of other libraries
+(PyTorch, JAX, ...) are read where they are, by DLPack: results are NumPy arrays if that is CPU
+memory, CuPy arrays if it is CUDA memory.
 
 Every function gives the same bits for the same arguments on the same device. A NaN or infinite
 coordinate makes every output of its sample non-finite and no other sample's; in ``backward`` it
-also makes non-finite the gradients of the table cell that it fell into.
+also makes the gradients of the table cell that it falls into non-finite.
 
-Formulas: arXiv 2509.07103v2, section 3; symbols: B samples (all leading axes flattened), I input
-and O output features, P = ceil(I / 2) pairs, G grid intervals per axis, S = G + 1 knots. An odd I
-is completed by one constant input 0.
+Formulas: ``lmkan_cupy/README.md``, after arXiv 2509.07103v2, section 3. Symbols: B samples (all
+leading axes flattened), I input and O output features, P = ceil(I / 2) pairs, G grid intervals per
+axis, S = G + 1 knots. The last input of an odd number is paired with a constant 0.
 """
 
 from functools import cache
@@ -27,7 +27,7 @@ from .grid import sigma_grid
 
 @cache
 def _engine(xp: Any) -> ModuleType:
-    """Return the engine for arrays of the library ``xp``; importing it is what costs time."""
+    """Return the engine for arrays of the library ``xp``, imported now because that takes long."""
     if xp is np:
         from . import cpu_engine
 
@@ -50,7 +50,7 @@ def _contiguous(array: Array) -> Array:
 
 
 def _knots(tables: Array) -> Array:
-    """Return the grid of tables, on the host: an engine takes it to its device."""
+    """Return the grid of tables, on the host."""
     return _host_grid(tables.shape[1] - 1, tables.dtype)
 
 
@@ -78,7 +78,7 @@ def forward(x: AnyArray, tables: AnyArray, *, out: AnyArray | None = None) -> Ar
 
     With cell and position ``(i, u)`` of the first coordinate and ``(j, v)`` of the second,
     ``f = (1-u)(1-v) T[i,j] + (1-u)v T[i,j+1] + u(1-v) T[i+1,j] + uv T[i+1,j+1]``; outside the
-    grid the outermost cells go on.
+    grid, functions continue as in the outermost cells.
 
     Parameters
     ----------
@@ -311,7 +311,7 @@ def hessian_penalty_and_grad(
         Factor of the gradient.
     add_to : array [P, S, S, O], optional
         C-contiguous, in the dtype of ``tables``, float32 for half tables: a gradient to which this
-        one is added in place. It is what is returned, and no other array of that size is made.
+        one is added in place. It is returned, and no other array of that size is allocated.
 
     Raises
     ------
@@ -355,8 +355,8 @@ def warmup(
 ) -> None:
     """Compile, or load from the disk cache, what later calls with such tables will need.
 
-    Whatever their batch: so on a GPU it is more than any one of them needs, because the fastest
-    way to compute a forward depends on the size of the batch.
+    This serves calls with every batch size. On a GPU it is more than one size needs, because the
+    fastest kernel of a forward depends on the size of the batch.
 
     Parameters
     ----------

@@ -43,7 +43,7 @@ def cuda_obstacle() -> str | None:
     names = [each.partition(" ")[0] for each in cupy_distributions()]
     if len(names) > 1:
         return (
-            f"{len(names)} distributions of CuPy are installed and spoil each other: "
+            f"{len(names)} distributions of CuPy are installed and conflict with each other: "
             f"pip uninstall {' '.join(names)}, then {_INSTALL_CUPY}"
         )
     try:
