@@ -25,7 +25,7 @@ INFO = """
 
 
 def test_every_line_has_a_value(tmp_path: Path) -> None:
-    """A value that is empty leaves the spaces that align it."""
+    """An empty value would leave a line that ends in the spaces of the column."""
     shown = fresh_process.run(SHOW, tmp_path).splitlines()
     assert shown
     assert [line for line in shown if line != line.rstrip()] == []
@@ -62,7 +62,7 @@ def test_what_is_missing_comes_with_its_command(tmp_path: Path) -> None:
     [(None, ", without CUDA"), ("12.8", ", for CUDA 12.8"), ("13.0", ", for CUDA 13.0")],
 )
 def test_cuda_majors_of_torch_and_cupy(tmp_path: Path, cuda: str | None, text: str) -> None:
-    """With CuPy for CUDA 13, and a torch that is no more than its file of versions."""
+    """With CuPy for CUDA 13, and a stand-in for torch that has only the file of its version."""
     pytest.importorskip("torch")
     package = tmp_path / "torch"
     package.mkdir()
