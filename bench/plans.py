@@ -17,7 +17,8 @@ import cupy
 
 from lmkan_cupy import cuda_engine, sigma_grid
 from lmkan_cupy.configuration import cuda_obstacle
-from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
+from lmkan_cupy.cuda_engine import kernel_cache
+from lmkan_cupy.cuda_engine import plan as launch_plan
 
 from . import record
 from .device import OUT_OF_MEMORY, describe, device_stopwatch, free_memory

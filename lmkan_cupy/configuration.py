@@ -51,7 +51,8 @@ def _plan(
     in_features: int, out_features: int, num_grids: int, batch: int, table_dtype: str
 ) -> dict[str, str]:
     from . import array_checks, tables
-    from .cuda_engine import kernel_cache, launch_plan
+    from .cuda_engine import kernel_cache
+    from .cuda_engine import plan as launch_plan
 
     tables.tables_shape("info --plan", in_features, out_features, num_grids)
     array_checks.check_size("info --plan", "batch", batch, at_least=0)

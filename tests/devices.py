@@ -2,7 +2,7 @@
 
 import itertools
 
-from lmkan_cupy.cuda_engine.launch_plan import Device, Layer, RingShape, most_stages
+from lmkan_cupy.cuda_engine.plan import Device, Layer, RingShape, most_stages
 
 DEVICES = {
     "sm_75": Device(75, 40, 64 * 1024),

@@ -17,7 +17,7 @@ from problems import Sizes
 
 from lmkan_cupy import cuda_engine
 from lmkan_cupy.cuda_engine import kernel_cache, kernel_source
-from lmkan_cupy.cuda_engine.launch_plan import Device, Launch
+from lmkan_cupy.cuda_engine.plan import Device, Launch
 
 DEVICE = Device(capability=90, multiprocessors=1, shared_bytes=227 * 1024)
 """With a single multiprocessor, so that small problems fill it."""

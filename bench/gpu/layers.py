@@ -9,7 +9,8 @@ import cupy
 import ml_dtypes
 import torch
 
-from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
+from lmkan_cupy.cuda_engine import kernel_cache
+from lmkan_cupy.cuda_engine import plan as launch_plan
 
 from .. import authors, peers, truth
 from ..cases import Case, time_layers

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..array_library import Array
-from . import kernel_cache, launch_plan
+from . import kernel_cache
+from . import plan as launch_plan
 from .launch import Kernel, Workspace, aligned, clear
-from .launch_plan import Device, Layer
+from .plan import Device, Layer
 
 #: Calls made ready, by what they depend on: see `_ready`.
 _calls: dict[tuple[Any, ...], Callable[..., None]] = {}

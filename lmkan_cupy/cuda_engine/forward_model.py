@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .launch_plan import Device, Layer, Ring
+    from .plan import Device, Layer, Ring
 
 #: What holds the main kernel once tiles are there, by dtype of the tiles, and its clocks of 32
 #: samples and a pair, by chunks of 16 bytes in a row. Shared memory needs 16 for each chunk (4

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..array_library import Array
 from . import kernel_source
-from .launch_plan import Device, Launch, Source
+from .plan import Device, Launch, Source
 
 _log = logging.getLogger("lmkan_cupy")
 

@@ -10,7 +10,7 @@ from importlib.resources import files
 import numpy as np
 
 from ..array_library import Array
-from .launch_plan import Source
+from .plan import Source
 
 #: dtype -> its name in CUDA C, and the header that defines it.
 _CUDA_TYPES = {

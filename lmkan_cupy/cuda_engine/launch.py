@@ -12,7 +12,7 @@ import numpy as np
 from .. import allocation
 from ..array_library import Array, is_cupy_array
 from . import kernel_cache
-from .launch_plan import Launch
+from .plan import Launch
 
 #: Of a kernel: a C-contiguous array or a part of a workspace, None for null, or a float64.
 Argument: TypeAlias = Any

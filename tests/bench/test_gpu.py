@@ -25,7 +25,8 @@ from bench.gpu import correctness, host, layers, passes, penalty, training_step
 from bench.gpu.layers import Point
 from bench.record import OURS
 from bench.workloads import Workload, make_workload
-from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
+from lmkan_cupy.cuda_engine import kernel_cache
+from lmkan_cupy.cuda_engine import plan as launch_plan
 
 CIRCUMSTANCES = {
     "commit": "abc",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import emulated
 import pytest
 
-from lmkan_cupy.cuda_engine import launch_plan
+from lmkan_cupy.cuda_engine import plan as launch_plan
 
 
 @pytest.fixture

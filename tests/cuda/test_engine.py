@@ -12,7 +12,8 @@ import pytest
 
 import lmkan_cupy
 from lmkan_cupy import configuration, sigma_grid
-from lmkan_cupy.cuda_engine import kernel_cache, kernel_source, launch_plan
+from lmkan_cupy.cuda_engine import kernel_cache, kernel_source
+from lmkan_cupy.cuda_engine import plan as launch_plan
 
 LAYER = launch_plan.Layer(2, 5, 8, "float32", "float32")
 DEVICE = launch_plan.Device(90, 132, 227 * 1024)

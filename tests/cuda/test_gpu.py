@@ -25,7 +25,8 @@ from tolerances import Expected, check_each, host
 
 import lmkan_cupy
 from lmkan_cupy import cuda_engine, functional
-from lmkan_cupy.cuda_engine import forward_model, kernel_cache, launch_plan
+from lmkan_cupy.cuda_engine import forward_model, kernel_cache
+from lmkan_cupy.cuda_engine import plan as launch_plan
 
 pytestmark = pytest.mark.gpu
 

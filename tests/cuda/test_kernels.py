@@ -28,8 +28,9 @@ from problems import DTYPES, FLOAT32, HALF_TABLES, Dtypes, Problem, Sizes, make_
 
 import lmkan_cupy
 from lmkan_cupy import allocation, cuda_engine, functional, sigma_grid
-from lmkan_cupy.cuda_engine import forward_model, kernel_cache, launch, launch_plan
-from lmkan_cupy.cuda_engine.launch_plan import Launch, RingShape
+from lmkan_cupy.cuda_engine import forward_model, kernel_cache, launch
+from lmkan_cupy.cuda_engine import plan as launch_plan
+from lmkan_cupy.cuda_engine.plan import Launch, RingShape
 
 pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools")

@@ -27,8 +27,9 @@ from emulator.mutate import Mutant, Sources, run_mutants
 from problems import Sizes, make_problem, nan_filled
 
 from lmkan_cupy import allocation, cuda_engine, sigma_grid
-from lmkan_cupy.cuda_engine import kernel_source, launch_plan
-from lmkan_cupy.cuda_engine.launch_plan import RingShape
+from lmkan_cupy.cuda_engine import kernel_source
+from lmkan_cupy.cuda_engine import plan as launch_plan
+from lmkan_cupy.cuda_engine.plan import RingShape
 
 pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools")

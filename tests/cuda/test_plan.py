@@ -12,8 +12,9 @@ import pytest
 from devices import DEVICES
 from fresh_process import ROOT
 
-from lmkan_cupy.cuda_engine import forward_model, launch_plan
-from lmkan_cupy.cuda_engine.launch_plan import Backward, Device, Forward, Launch, Layer
+from lmkan_cupy.cuda_engine import forward_model
+from lmkan_cupy.cuda_engine import plan as launch_plan
+from lmkan_cupy.cuda_engine.plan import Backward, Device, Forward, Launch, Layer
 
 MOST_THREADS = 1024
 

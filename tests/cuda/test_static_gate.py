@@ -17,8 +17,9 @@ import pytest
 from devices import DEVICES, MULTIPROCESSOR_KB, RESERVED_KB, largest_grid
 
 from lmkan_cupy import sigma_grid
-from lmkan_cupy.cuda_engine import kernel_source, launch_plan
-from lmkan_cupy.cuda_engine.launch_plan import Device, Launch, Layer, RingShape, Source
+from lmkan_cupy.cuda_engine import kernel_source
+from lmkan_cupy.cuda_engine import plan as launch_plan
+from lmkan_cupy.cuda_engine.plan import Device, Launch, Layer, RingShape, Source
 
 STATIC_SHARED_BYTES = 48 * 1024
 REGISTERS = 65536
