@@ -26,7 +26,7 @@
 //     parts             blocks of a half, a pair and a tile: each has WARPS stretches
 //     slots             [2, P, parts, 4, O]: sums of the last cell of a part
 //     slopes            [tiles, P, chunk, 2]: each tile's part of dx; with a single tile dx itself
-#include "position.cuh"
+#include "stencil.cuh"
 #include "record.cuh"
 #include "row_vectors.cuh"
 

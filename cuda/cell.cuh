@@ -3,7 +3,7 @@
 //     float       4 outputs, the products in float
 //     bfloat16    8 outputs, each the upper half of a float: the same arithmetic
 //     float16     8 outputs, interpolated two at a time in half precision
-#include "position.cuh"
+#include "stencil.cuh"
 #include "tile.cuh"
 
 constexpr int QUADS = CHUNK_OUTPUTS / 4;  // float4 that hold the sums of a chunk

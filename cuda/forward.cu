@@ -2,7 +2,7 @@
 //
 //     y[b, o] = sum over p, corners n of  w_n(b, p) T[p, n, o]
 //
-// with the weights of position.cuh; with DIRECTION its derivative along X [B, I].
+// with the weights of stencil.cuh; with DIRECTION its derivative along X [B, I].
 //
 // The preamble defines SPLIT, how many warps share the pairs of a sample: what keeps them waiting
 // are rows of the tables on their way, so small batches need many warps.
@@ -15,7 +15,7 @@
 // Reads    x, X: once per tile. tables: four rows of a tile per pair, from L2 or farther.
 // Writes   y: each element once.
 // Order    one sum per output and run, over pairs ascending and corners 0 .. 3; runs ascending.
-#include "position.cuh"
+#include "stencil.cuh"
 #include "row_vectors.cuh"
 
 constexpr int SAMPLES = WARPS / SPLIT;

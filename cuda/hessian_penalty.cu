@@ -24,7 +24,7 @@
 // and what its neighbours had of f_yy(i-1) and f_xy(i-2): the gradient of row i-3 is complete.
 #include "element.cuh"
 #include "lanes.cuh"
-#include "position.cuh"
+#include "stencil.cuh"
 
 using Values = Vector<REAL, VECTOR>;
 

@@ -5,7 +5,7 @@
 //     packed_x      [P, stride, 2]               from x [B, I]
 //
 // What fills a last tile or an odd I, and rows without a node, is 0.
-#include "position.cuh"
+#include "stencil.cuh"
 #include "tile.cuh"
 #include "warp.cuh"
 

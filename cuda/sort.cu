@@ -19,7 +19,7 @@
 // arrays [chunk]: the keys, 2 bytes (4 for G > 256); the sample of each place, 2 bytes, of one pass
 // and of the next.
 #include "lanes.cuh"
-#include "position.cuh"
+#include "stencil.cuh"
 #include "record.cuh"
 
 constexpr int THREADS = WARPS * LANES;

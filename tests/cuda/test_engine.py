@@ -82,9 +82,9 @@ class TestText:
         text = kernel_source.text(FORWARD.source, KNOTS)
         assert text.count("struct Position {") == 1
         assert '#include "' not in text
-        after = text.split('#line 1 "position.cuh"')[1]
+        after = text.split('#line 1 "stencil.cuh"')[1]
         lines = kernel_source.read("forward.cu").splitlines()
-        following = lines.index('#include "position.cuh"') + 2
+        following = lines.index('#include "stencil.cuh"') + 2
         assert f'\n#line {following} "forward.cu"\n' in after
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("emulator_tools")
 FILES = (
     "lanes.cuh",
     "element.cuh",
-    POSITION := "position.cuh",
+    POSITION := "stencil.cuh",
     WARP := "warp.cuh",
     VECTORS := "row_vectors.cuh",
     RECORD := "record.cuh",
