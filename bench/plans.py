@@ -15,8 +15,8 @@ from typing import Any
 
 import cupy
 
-from lmkan_cupy import cuda_engine, sigma_grid
-from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
+from lmkan_cupy.cuda_engine import forward_pass, kernel_cache
+from lmkan_cupy.cuda_engine.plan import layer_shape
 from lmkan_cupy.installation import cuda_obstacle
 
 from . import record
@@ -38,17 +38,16 @@ POINTS = [
 def measure(point: tuple[int, int, int, int]) -> list[dict[str, Any]]:
     """Time each plan; all must give the same results to rounding."""
     workload = make_workload(*point, cupy)
-    layer = launch_plan.layer(workload.x, workload.tables)
-    knots = sigma_grid(workload.num_grids)
+    layer = layer_shape(workload.x, workload.tables)
     batch, device = len(workload.x), kernel_cache.device()
-    chosen = launch_plan.forward(layer, batch, device, direction=False, aligned=True)
+    chosen = forward_pass.plan_forward(layer, batch, device, direction=False, aligned=True)
     expected = None
     results = []
-    for plan in launch_plan.candidates(layer, batch, device, direction=False, aligned=True):
+    for plan in forward_pass.candidates(layer, batch, device, direction=False, aligned=True):
         if not plan.ring and batch > MOST_SAMPLES_WITHOUT and plan != chosen:
             continue  # takes up to ten times as long
         y = cupy.full_like(workload.grad_y, cupy.nan)
-        call = cuda_engine.by_plan(plan, knots, layer, batch)
+        call = forward_pass.by_plan(plan, layer, batch)
         arrays = (workload.x, None, workload.tables, y)
         call(*arrays)
         expected = y if expected is None else expected

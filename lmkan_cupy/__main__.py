@@ -12,11 +12,13 @@ def main() -> int:
     arguments = vars(_parser().parse_args())
     command = arguments.pop("command")
     if command == "info":
-        from .configuration import show_config, show_plan
-
         if (sizes := arguments["plan"]) is None:
+            from .configuration import show_config
+
             show_config()
             return 0
+        from .cuda_engine.show_plan import show_plan
+
         try:
             show_plan(*sizes, table_dtype=arguments["dtype"])
         except ValueError as error:

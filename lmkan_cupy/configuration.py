@@ -26,60 +26,6 @@ def show_config() -> None:
         print(f"{name:<14} {value}")
 
 
-def show_plan(
-    in_features: int, out_features: int, num_grids: int, batch: int, *, table_dtype: str
-) -> None:
-    """Print how the CUDA engine computes a forward, and what its model says of the time.
-
-    For the current device; where there is none, for an H100, to which the model is fitted.
-
-    Raises
-    ------
-    ValueError
-        If a size is out of range.
-    """
-    for name, value in _plan(in_features, out_features, num_grids, batch, table_dtype).items():
-        print(f"{name:<14} {value}")
-
-
-def _plan(
-    in_features: int, out_features: int, num_grids: int, batch: int, table_dtype: str
-) -> dict[str, str]:
-    from . import array_checks, tables
-    from .cuda_engine import kernel_cache, launch_plan
-
-    tables.tables_shape("info --plan", in_features, out_features, num_grids)
-    array_checks.check_size("info --plan", "batch", batch, at_least=0)
-    if installation.cuda_obstacle() is None:
-        device, where = kernel_cache.device(), "this machine's"
-    else:
-        device, where = launch_plan.H100, "an H100, for want of a device here"
-    rows = {"device": f"sm_{device.capability}, {device.multiprocessors} multiprocessors ({where})"}
-    if batch == 0:
-        return rows | {"kernel": "none: there is nothing to do for 0 samples"}
-    real = array_checks.COMPUTE_DTYPE[table_dtype]
-    layer = launch_plan.Layer(in_features, out_features, num_grids, real, table_dtype)
-    plan = launch_plan.forward(layer, batch, device, direction=False, aligned=True)
-    predicted = plan.prediction
-    rows["kernel"] = f"{plan.kernel.kernel}, {plan.kernel.blocks} blocks of {plan.kernel.threads}"
-    if ring := plan.ring:
-        rows["tables"] = (
-            f"{'packed' if ring.packed else 'as they are'}, {ring.outputs} outputs wide, "
-            f"{ring.stages} in shared memory ({plan.kernel.shared_bytes // 1024} KB)"
-        )
-        rows["samples"] = f"{ring.samples} per block, at most {ring.slice_size} per launch"
-        rows["pairs"] = f"{ring.run} per block" + f", {ring.splits} parts" * (ring.splits > 1)
-    else:
-        rows["tables"] = "in global memory"
-    rows["predicted"] = f"{1e3 * predicted.seconds:.4g} ms, held by {predicted.bound}"
-    rows["limits, ms"] = ", ".join(
-        f"{name} {1e3 * seconds:.4g}" for name, seconds in predicted.bounds.items()
-    )
-    rows["besides, ms"] = f"{1e3 * predicted.others:.4g} for packing, parts and launches"
-    rows["note"] = "a model's prediction, not a measurement"
-    return rows
-
-
 def _configuration() -> dict[str, str]:
     from .cpu_engine import compiling, threads  # here, because importing Numba is slow
 

@@ -378,16 +378,14 @@ def warmup(
     out_features = array_checks.check_size("warmup", "out_features", out_features)
     num_grids = array_checks.check_num_grids("warmup", num_grids)
     dtype = array_checks.table_dtype("warmup", dtype)
-    real = array_checks.compute_dtype_of(dtype)
     cuda_device = array_checks.check_device("warmup", device)
     if cuda_device is None:
         if dtype.name == "bfloat16":
             raise TypeError("warmup: bfloat16 tables need device='cuda'")
-        _engine(np).warmup(real, dtype)
+        _engine(np).warmup(array_checks.compute_dtype_of(dtype), dtype)
         return
     if obstacle := installation.cuda_obstacle():
         raise RuntimeError(f"warmup: {obstacle}")
     from . import cuda_engine
 
-    knots = sigma_grid(num_grids, dtype=real)
-    cuda_engine.warmup(in_features, out_features, knots, dtype, cuda_device)
+    cuda_engine.warmup(in_features, out_features, num_grids, dtype, cuda_device)

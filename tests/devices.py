@@ -2,7 +2,8 @@
 
 import itertools
 
-from lmkan_cupy.cuda_engine.launch_plan import Device, Layer, RingShape, most_stages
+from lmkan_cupy.cuda_engine.plan import Device, LayerShape
+from lmkan_cupy.cuda_engine.ring import RingShape, most_stages
 
 DEVICES = {
     "sm_75": Device(75, 40, 64 * 1024),
@@ -24,7 +25,7 @@ def largest_grid(table: str, shape: RingShape, device: Device, stages: int = 2) 
     """The most intervals with which so many tiles fit into the shared memory of a block."""
 
     def fits(num_grids: int) -> bool:
-        layer = Layer(512, 512, num_grids, "float32", table)
+        layer = LayerShape(512, 512, num_grids, "float32", table)
         return most_stages(layer, shape, device) >= stages
 
     return next(n for n in itertools.count(3) if not fits(n + 1))

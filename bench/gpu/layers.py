@@ -9,7 +9,9 @@ import cupy
 import ml_dtypes
 import torch
 
-from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
+from lmkan_cupy.cuda_engine import kernel_cache
+from lmkan_cupy.cuda_engine.forward_pass import plan_forward
+from lmkan_cupy.cuda_engine.plan import ITEM_BYTES, LayerShape
 
 from .. import authors, peers, truth
 from ..cases import Case, time_layers
@@ -135,8 +137,8 @@ def limits(point: Point, dtype: Any, milliseconds: float) -> dict[str, Any]:
     """
     device = kernel_cache.device()
     table = cupy.dtype(dtype).name
-    layer = launch_plan.Layer(*point[:3], "float32", table)
-    plan = launch_plan.forward(layer, point.batch, device, direction=False, aligned=True)
+    layer = LayerShape(*point[:3], "float32", table)
+    plan = plan_forward(layer, point.batch, device, direction=False, aligned=True)
     found = {
         "kernel": plan.kernel.kernel,
         "predicted ms": round(1e3 * plan.prediction.seconds, 4),
@@ -144,6 +146,6 @@ def limits(point: Point, dtype: Any, milliseconds: float) -> dict[str, Any]:
     }
     if plan.ring is None:
         return found
-    read = 4 * launch_plan.TABLE_BYTES[table] * point.batch * layer.pairs * layer.out_features
+    read = 4 * ITEM_BYTES[table] * point.batch * layer.pairs * layer.out_features
     limit = read / 128 / device.multiprocessors / device.clock_hz
     return found | {"share of the shared-memory limit": round(1e3 * limit / milliseconds, 4)}

@@ -25,7 +25,8 @@ from bench.gpu import correctness, host, layers, passes, penalty, training_step
 from bench.gpu.layers import Point
 from bench.record import OURS
 from bench.workloads import Workload, make_workload
-from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
+from lmkan_cupy.cuda_engine import kernel_cache
+from lmkan_cupy.cuda_engine.plan import H100
 
 CIRCUMSTANCES = {
     "commit": "abc",
@@ -105,7 +106,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(module, "free_memory", lambda: None)
     monkeypatch.setattr(training_step, "cuda", cuda)
     monkeypatch.setattr(layers, "watched_clocks", lambda: nullcontext(CLOCKS))
-    monkeypatch.setattr(kernel_cache, "device", lambda: launch_plan.H100)
+    monkeypatch.setattr(kernel_cache, "device", lambda: H100)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     theirs = ModuleType("lmKAN")
     monkeypatch.setattr(Theirs, "fault", lambda y, **_: y, raising=False)

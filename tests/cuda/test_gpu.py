@@ -25,7 +25,9 @@ from tolerances import Expected, check_each, host
 
 import lmkan_cupy
 from lmkan_cupy import cuda_engine, functional
-from lmkan_cupy.cuda_engine import forward_model, kernel_cache, launch_plan
+from lmkan_cupy.cuda_engine import forward_model, forward_pass, kernel_cache
+from lmkan_cupy.cuda_engine.plan import Device, layer_shape
+from lmkan_cupy.cuda_engine.ring import RINGS, RingShape, ring_shapes
 
 pytestmark = pytest.mark.gpu
 
@@ -127,7 +129,7 @@ def ring_problem(sizes: Sizes, dtype: str) -> tuple[Problem, list[Expected]]:
 @pytest.mark.usefixtures("small_device")
 @pytest.mark.parametrize("sizes", [Sizes(1100, 5, 33, 8), Sizes(3500, 8, 64, 9)], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("chunks", [shape.chunks for shape in launch_plan.RINGS])
+@pytest.mark.parametrize("chunks", [shape.chunks for shape in RINGS])
 @pytest.mark.parametrize("slow", ["CHUNK_BYTES", "BULK_BYTES"], ids=["packed", "direct"])
 def test_every_ring(
     cupy: Any,
@@ -141,15 +143,14 @@ def test_every_ring(
     never = forward_model.Prediction({"L2": 1e9}, 0)
     monkeypatch.setattr(forward_model, "from_global", lambda *_: never)
     monkeypatch.setattr(forward_model, slow, 1e-9)
-    shapes = launch_plan.ring_shapes
 
-    def only(table: str, device: launch_plan.Device) -> tuple[launch_plan.RingShape, ...]:
-        return tuple(shape for shape in shapes(table, device) if shape.chunks == chunks)
+    def only(table: str, device: Device) -> tuple[RingShape, ...]:
+        return tuple(shape for shape in ring_shapes(table, device) if shape.chunks == chunks)
 
-    monkeypatch.setattr(launch_plan, "ring_shapes", only)
+    monkeypatch.setattr(forward_pass, "ring_shapes", only)
     problem, expected = ring_problem(sizes, dtype)
-    layer = launch_plan.layer(problem.x, problem.tables)
-    plan = launch_plan.forward(
+    layer = layer_shape(problem.x, problem.tables)
+    plan = forward_pass.plan_forward(
         layer, sizes.batch, kernel_cache.device(), direction=False, aligned=True
     )
     assert plan.kernel.kernel == "forward_ring"
