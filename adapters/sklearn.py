@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import lmkan_cupy
 from lmkan_cupy.array_checks import check_num_grids, check_size
 
-from .training import (
+from .torch.training import (
     BOUND,
     MOST_STEPS,
     Rows,
@@ -126,10 +126,10 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         if not training.completed:
             raise KeyboardInterrupt
 
-    def _answers(self, X: Any) -> NDArray[np.float64]:
+    def _output(self, X: Any) -> NDArray[np.float64]:
         """Return the network's answers [N, K] for rows [N, I]."""
         check_is_fitted(self)
-        answers: NDArray[np.float64] = self.model_.answers(
+        answers: NDArray[np.float64] = self.model_.predict(
             validate_data(self, X, reset=False, dtype=np.float64)
         )
         return answers
@@ -229,7 +229,7 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[np.float64]:
         """Return the targets, [N] or [N, K] as in ``fit``, for rows [N, I]."""
-        answers = self._answers(X)
+        answers = self._output(X)
         return answers[:, 0] if self._target_ndim == 1 else answers
 
     def __sklearn_tags__(self) -> Any:
@@ -278,12 +278,12 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return the probabilities [N, K] of the classes, in the order of ``classes_``."""
-        probabilities: NDArray[np.float64] = torch.from_numpy(self._answers(X)).softmax(1).numpy()
+        probabilities: NDArray[np.float64] = torch.from_numpy(self._output(X)).softmax(1).numpy()
         return probabilities
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable labels [N] for rows [N, I]."""
-        best = self._answers(X).argmax(axis=1)
+        best = self._output(X).argmax(axis=1)
         labels: NDArray[Any] = self.classes_[best]
         return labels
 

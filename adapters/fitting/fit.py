@@ -1,25 +1,18 @@
-"""Fit a network of lmKAN layers to a table of numbers: ``python -m lmkan_cupy fit``, ``predict``.
+"""Training an lmKAN network on a table, and an MLP of equal inference FLOPs beside it.
 
-The network is an :class:`~lmkan_cupy.adapters.sklearn.LMKANRegressor`, and an MLP of equal
-inference FLOPs is trained beside it by the same loop.
+The network is trained by an :class:`~lmkan_cupy.adapters.sklearn.LMKANRegressor`, the MLP by the
+same loop with the same steps, batches and schedule.
 """
 
-import itertools
 import json
-import os
 import platform
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -27,113 +20,23 @@ from torch import Tensor, nn
 import lmkan_cupy
 from lmkan_cupy.configuration import installed_version
 
-from .datasets import Dataset, InputError, check_finite, read_dataset, read_features
-from .fit_pictures import save_functions_picture, save_parity_picture
-from .mlp import fused, make_mlp, mlp_flops, mlp_sizes
-from .sklearn import LMKANRegressor
-from .training import (
+from ..sklearn import LMKANRegressor
+from ..torch.training import (
     BOUND,
     MOST_STEPS,
     ROWS_AT_ONCE,
     Rows,
-    TableNetwork,
     Trainer,
+    block_chain,
     epochs_for,
     evaluate,
-    fold_chain_,
 )
+from . import mlp, pictures
+from .dataset import Dataset, InputError
+from .model import FittedModel, ModelDescription
 
-_FORMAT_VERSION = 2
-
-_TITLES = {"lmkan": "lmKAN", "mlp": "MLP"}
-
-#: On the methane sample better than 1e-2: test MAE 0.063 and 0.066 eV, RMSE 0.106 and 0.113.
-_MLP_RATE = 3e-2
-
-
-@dataclass(frozen=True)
-class ModelDescription:
-    """What ``model.json`` holds beside the format version: columns and sizes of a network."""
-
-    feature_names: list[str]
-    target_name: str
-    width: int
-    layers: int
-    num_grids: int
-    bound: float
-
-    @property
-    def sizes(self) -> list[int]:
-        """Features before, between and after the layers."""
-        return [len(self.feature_names), *[self.width] * (self.layers - 1), 1]
-
-
-class FittedModel(TableNetwork):
-    """A network of lmKAN blocks for one table, in whose units it reads and answers.
-
-    Attributes
-    ----------
-    description : ModelDescription
-    """
-
-    def __init__(self, description: ModelDescription) -> None:
-        super().__init__(description.sizes, description.num_grids, description.bound)
-        fold_chain_(self.network)
-        self.description = description
-
-    def predict(self, features: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the predicted target [N] for features [N, I], in the order of
-        ``description.feature_names``.
-
-        Raises
-        ------
-        InputError
-            If the shape does not fit or a value is missing or infinite.
-        """
-        features = np.asarray(features, np.float64)
-        names = self.description.feature_names
-        if features.ndim != 2 or features.shape[1] != len(names):
-            raise InputError(f"features must have shape [N, {len(names)}], got {features.shape}")
-        check_finite(features, names)
-        return self.answers(features)[:, 0]
-
-    def save(self, folder: Path) -> None:
-        """Write ``model.safetensors`` and ``model.json``, which :func:`load` reads."""
-        entries = {"format_version": _FORMAT_VERSION, **asdict(self.description)}
-        (folder / "model.json").write_text(json.dumps(entries, indent=2) + "\n")
-        safetensors.torch.save_file(self.state_dict(), folder / "model.safetensors")
-
-
-def load(folder: str | Path) -> FittedModel:
-    """Read a model that :func:`fit` or the command line left; this runs no code from the files.
-
-    Raises
-    ------
-    InputError
-        If a file is missing or damaged, or of another format version.
-    """
-    folder = Path(folder)
-    for name in ("model.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: there is no {name}; expected a folder that fit wrote")
-    try:
-        entries = json.loads((folder / "model.json").read_text())
-        version = entries.pop("format_version")
-        if version != _FORMAT_VERSION:
-            raise InputError(
-                f"{folder}: the model has format version {version}, but this version of "
-                f"lmkan_cupy reads {_FORMAT_VERSION}"
-            )
-        model = FittedModel(ModelDescription(**entries))
-        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-    except InputError:
-        raise
-    except (
-        *(ValueError, TypeError, KeyError, AttributeError),  # a damaged model.json
-        *(RuntimeError, safetensors.SafetensorError),  # weights that are damaged or do not fit
-    ) as error:
-        raise InputError(f"{folder}: the model is damaged ({error})") from error
-    return model.eval()
+#: How the networks are called in reports and pictures.
+TITLES = {"lmkan": "lmKAN", "mlp": "MLP"}
 
 
 @dataclass(frozen=True)
@@ -144,11 +47,11 @@ class FitResult:
     ----------
     model : FittedModel
     metrics : dict
-        What ``metrics.json`` holds: for "lmkan" and "mlp" "rmse" and "mae" on the test rows,
-        "parameters", "flops" and "rows_per_second"; "rows" ("train" with those for validation, and
-        "test"), "seed", "seconds", "versions".
+        The content of ``metrics.json``: for "lmkan" and "mlp" the "rmse" and "mae" on the test
+        rows, "parameters", "flops" and "rows_per_second"; and "rows" ("train", validation included,
+        and "test"), "seed", "seconds", "versions".
     interrupted : bool
-        Ctrl-C came before the end: the model is the best so far.
+        Whether Ctrl-C ended the training early: the model is then the best so far.
     test_features, test_target : float64 arrays [M, I] and [M]
         The rows kept for the test.
     test_predictions : dict
@@ -166,13 +69,13 @@ class FitResult:
         """Write the model, ``metrics.json``, ``parity.png`` and ``functions.png``."""
         self.model.save(folder)
         (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
-        save_parity_picture(
+        pictures.save_parity_picture(
             folder / "parity.png",
             self.model.description.target_name,
             self.test_target,
-            {_TITLES[name]: each for name, each in self.test_predictions.items()},
+            {TITLES[name]: each for name, each in self.test_predictions.items()},
         )
-        save_functions_picture(folder / "functions.png", self.model, self.test_features)
+        pictures.save_functions_picture(folder / "functions.png", self.model, self.test_features)
 
 
 def fit(
@@ -188,19 +91,19 @@ def fit(
 ) -> FitResult:
     """Fit a network of lmKAN blocks to a table, and an MLP of equal inference FLOPs beside it.
 
-    A tenth of the rows is kept for the test and a tenth for validation, which picks the best
+    A tenth of the rows is kept for the test and another tenth for validation, which picks the best
     state of each network. The MLP (SiLU, batch normalisation) gets the same steps, batches and
-    schedule, and its own learning rate. Ctrl-C ends the training, not the function.
+    schedule, but its own learning rate. Ctrl-C ends the training; what was trained is returned.
 
     Parameters
     ----------
     data : Dataset
     width, layers, num_grids : int
-        Features between the layers, number of layers, and grid intervals per axis.
+        Features between the layers, number of layers, grid intervals per axis.
     epochs : int, optional
         Passes over the rows; by default as many as make about 10,000 steps.
     seed : int
-        Of the split, the initial parameters and the order of the rows.
+        Seed of the split, of the initial parameters and of the order of the rows.
     device : {"cpu"}
         Where to compute.
     baseline : bool
@@ -248,18 +151,16 @@ def fit(
         if not hasattr(regressor, "model_"):
             raise
         completed = False
+
+    module = regressor.model_
+    networks = {"lmkan": module.network}
     flops = {"lmkan": sum(lmkan_cupy.flops(i, o) for i, o in pairwise(description.sizes))}
-    sizes = mlp_sizes(description.sizes, flops["lmkan"])
-    flops["mlp"] = mlp_flops(sizes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = FittedModel(description)
-        mlp = make_mlp(sizes, nn.SiLU)
-    model.load_state_dict(regressor.model_.state_dict())
-    features = model.standardised(data.features)
-    networks = {"lmkan": model.network}
+    features = module.standardised(data.features)
     if completed and baseline:
-        target = model.standardised_targets(data.target[:, None])
+        sizes = mlp.mlp_sizes(description.sizes, flops["lmkan"])
+        flops["mlp"] = mlp.mlp_flops(sizes)
+        network = _untrained_mlp(sizes, description, seed)
+        target = module.standardised_targets(data.target[:, None])
         rows = Rows(features[training], target[training], seed)
         trainer = Trainer(
             batches=rows,
@@ -267,18 +168,18 @@ def fit(
             validation=(features[validation], target[validation]),
             loss=nn.functional.mse_loss,
             penalty=0.0,  # an MLP has none
-            shown=model.error_in_units,
+            shown=module.error_in_units,
         )
-        groups = [{"params": [*mlp.parameters()], "lr": _MLP_RATE}]
-        completed = trainer.train("MLP", mlp, groups).completed
+        groups = [{"params": [*network.parameters()], "lr": mlp.LR}]
+        completed = trainer.train(TITLES["mlp"], network, groups).completed
         if completed:
-            networks["mlp"] = fused(mlp)
+            networks["mlp"] = mlp.fused(network)
 
     speeds = _rows_per_second(networks, features[np.resize(order, ROWS_AT_ONCE)])
     metrics: dict[str, Any] = {}
     predictions = {}
     for name, network in networks.items():
-        predictions[name] = model.in_units(evaluate(network, features[test]))[:, 0]
+        predictions[name] = module.in_units(evaluate(network, features[test]))[:, 0]
         errors = predictions[name] - data.target[test]
         metrics[name] = {
             "rmse": float(np.sqrt((errors**2).mean())),
@@ -295,42 +196,26 @@ def fit(
         **{name: installed_version(name) for name in ("lmkan-cupy", "numpy", "numba", "torch")},
     }
     return FitResult(
-        model.eval(), metrics, not completed, data.features[test], data.target[test], predictions
+        FittedModel(description, module),
+        metrics,
+        not completed,
+        data.features[test],
+        data.target[test],
+        predictions,
     )
 
 
-def run_fit(path: Path | None, target: str | None, out: Path | None, **options: Any) -> int:
-    """Run ``python -m lmkan_cupy fit``; return its exit code, 130 after Ctrl-C."""
-    if path is None:
-        path = Path(lmkan_cupy.__file__).with_name("data") / "methane.npz"
-    data = read_dataset(path, target)
-    out = _free_folder() if out is None else out
-    with _new_folder(out) as folder:
-        result = fit(data, **options)
-        result.save(folder)
-    if result.interrupted:
-        print("Interrupted: this is the best model so far.")
-    print(_report(result.metrics, data.target_name))
-    print(f"The model, its metrics and pictures are in {out}{os.sep}")
-    return 130 if result.interrupted else 0
-
-
-def run_predict(model: Path, data: Path, out: Path | None) -> int:
-    """Run ``python -m lmkan_cupy predict``: a CSV file of one column; return its exit code."""
-    fitted = load(model)
-    predictions = fitted.predict(read_features(data, fitted.description.feature_names))
-    text = "\n".join([fitted.description.target_name, *(f"{each:.9g}" for each in predictions)])
-    if out is None:
-        print(text)
-    else:
-        part = _part(out)
-        part.write_text(text + "\n")
-        part.replace(out)
-    return 0
+def _untrained_mlp(sizes: list[int], lmkan: ModelDescription, seed: int) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # Drawn and dropped: an MLP's random numbers follow those of the tables, as they did in all
+        # published results.
+        block_chain(lmkan.sizes, lmkan.num_grids, lmkan.bound, residual=None)
+        return mlp.make_mlp(sizes, nn.SiLU)
 
 
 def _rows_per_second(networks: dict[str, nn.Sequential], features: Tensor) -> dict[str, float]:
-    """Measure inference on ``features`` [N, I]: the fastest of calls that take turns."""
+    """Measure inference on ``features`` [N, I]: networks take turns, the fastest call counts."""
     seconds: dict[str, list[float]] = {name: [] for name in networks}
     for _ in range(20):
         for name, network in networks.items():
@@ -340,28 +225,6 @@ def _rows_per_second(networks: dict[str, nn.Sequential], features: Tensor) -> di
     return {name: len(features) / min(each) for name, each in seconds.items()}
 
 
-def _report(metrics: dict[str, Any], target_name: str) -> str:
-    """Return a table of the metrics, a column for every network."""
-    networks = {title: metrics[name] for name, title in _TITLES.items() if name in metrics}
-    rows = [
-        (f"test RMSE of {target_name}", "rmse", ".4g"),
-        (f"test MAE of {target_name}", "mae", ".4g"),
-        ("parameters", "parameters", ",d"),
-        ("inference FLOPs per row", "flops", ",d"),
-        ("rows per second", "rows_per_second", ",.0f"),
-    ]
-    width = max(len(title) for title, *_ in rows)
-    lines = [" " * width + "".join(f"{title:>14}" for title in networks)]
-    for title, key, form in rows:
-        values = "".join(f"{network[key]:>14{form}}" for network in networks.values())
-        lines.append(f"{title:<{width}}{values}")
-    count = metrics["rows"]
-    lines.append(
-        f"{count['train']:,} rows to train, {count['test']:,} to test; {metrics['seconds']:.0f} s"
-    )
-    return "\n".join(lines)
-
-
 def _check_options(*, device: str, **sizes: int | None) -> None:
     for name, size in sizes.items():
         least = 3 if name == "num_grids" else 1
@@ -369,36 +232,3 @@ def _check_options(*, device: str, **sizes: int | None) -> None:
             raise InputError(f"{name} must be at least {least}, got {size}")
     if device != "cpu":
         raise InputError(f"device must be 'cpu' in this version, got {device!r}")
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """Give a folder to fill that becomes ``out`` at the end, or vanishes after an exception."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists already; choose another --out")
-    part = _part(out)
-    try:
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror})") from error
-    try:
-        yield part
-        if out.exists():
-            out.rmdir()
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _part(out: Path) -> Path:
-    """Return where ``out`` is written until it is complete."""
-    return out.with_name(f"{out.name}.part{os.getpid()}")
-
-
-def _free_folder() -> Path:
-    """Return the first of ``lmkan_fit``, ``lmkan_fit-2``, ... that does not exist."""
-    numbers = itertools.count(2)
-    out = Path("lmkan_fit")
-    while out.exists():
-        out = Path(f"lmkan_fit-{next(numbers)}")
-    return out

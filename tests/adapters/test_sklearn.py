@@ -12,9 +12,8 @@ import pytest
 pytest.importorskip("sklearn")
 torch = pytest.importorskip("torch")
 
-from lmkan_cupy.adapters import training  # noqa: E402
 from lmkan_cupy.adapters.sklearn import LMKANClassifier, LMKANRegressor  # noqa: E402
-from lmkan_cupy.adapters.torch import hessian_penalty  # noqa: E402
+from lmkan_cupy.adapters.torch import hessian_penalty, training  # noqa: E402
 from sklearn.base import clone  # noqa: E402
 from sklearn.datasets import make_friedman1, make_moons  # noqa: E402
 from sklearn.exceptions import NotFittedError  # noqa: E402
@@ -148,7 +147,7 @@ def test_random_state(kind: Any) -> None:
 
     def answers(random_state: Any) -> Any:
         estimator = kind(**{**QUICK, "random_state": random_state}).fit(x, y)
-        return estimator.model_.answers(x)
+        return estimator.model_.predict(x)
 
     np.testing.assert_array_equal(answers(3), answers(3))
     assert (answers(3) != answers(4)).any()
@@ -190,7 +189,7 @@ def test_training_stops_when_it_gets_no_better(kind: Any) -> None:
     x, _ = rows(150)
     noise = np.random.default_rng(1).integers(0, 2, 150)
     options = {**QUICK, "epochs": 50, "penalty": 1e-4}
-    first_part = training.FIRST_PART * 50
+    first_part = training.trainer.FIRST_PART * 50
     assert first_part < kind(**options).fit(x, noise).n_iter_ < 50
     assert kind(**options, n_iter_no_change=None).fit(x, noise).n_iter_ == 50
     assert kind(**options, early_stopping=False).fit(x, noise).n_iter_ == 50
@@ -207,7 +206,7 @@ def test_the_state_that_is_best_on_the_given_rows_is_kept(kind: Any) -> None:
     last = kind(**options, early_stopping=False).fit(x[:200], noise[:200])
 
     def loss(fitted: Any) -> float:
-        answers = torch.from_numpy(fitted.model_.answers(x[200:]))
+        answers = torch.from_numpy(fitted.model_.predict(x[200:]))
         if kind is LMKANClassifier:
             target = torch.from_numpy(noise[200:] // 7)
             return float(torch.nn.functional.cross_entropy(answers, target))

@@ -144,8 +144,8 @@ def test_capture_of_a_training_step() -> None:
 
 
 def test_training_in_graphs_is_eager_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both parts, on a refined grid in the second, with bursts that are cut short."""
-    training = import_module("lmkan_cupy.adapters.training")
+    """Both parts, on a refined grid in the second, with chunks of steps that are cut short."""
+    training = import_module("lmkan_cupy.adapters.torch.training")
     features, target = torch.randn(4096, 5, device="cuda"), torch.randn(4096, 1, device="cuda")
     trainer = training.Trainer(
         batches=training.Rows(features, target, seed=1, batch=128),
@@ -157,7 +157,7 @@ def test_training_in_graphs_is_eager_to_the_bit(monkeypatch: pytest.MonkeyPatch)
     )
     replays = []
     replay = torch.cuda.CUDAGraph.replay
-    monkeypatch.setattr(training, "_VALIDATIONS", 4)
+    monkeypatch.setattr(training.trainer, "_VALIDATIONS", 4)
     monkeypatch.setattr(
         torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(graph), replay(graph))
     )
@@ -170,10 +170,10 @@ def test_training_in_graphs_is_eager_to_the_bit(monkeypatch: pytest.MonkeyPatch)
         return result.validation_loss, [*network.state_dict().values()]
 
     loss, state = trained()
-    assert len(set(replays)) >= 2  # of the steps in each part; those of the answers besides
+    assert len(set(replays)) >= 2  # of the steps in each part; those of the validations besides
     assert len(replays) > 6
     replays.clear()
-    monkeypatch.setattr(training, "Replayed", lambda function: function)
+    monkeypatch.setattr(training.trainer, "GraphedFunction", lambda function: function)
     eager_loss, eager_state = trained()
     assert not replays
     assert loss == eager_loss
