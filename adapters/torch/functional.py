@@ -63,7 +63,7 @@ def hessian_penalty_of(tables: Tensor, *, engine: Engine = None) -> Tensor:
     check_device("tables", tables)
     need_grad = torch.is_grad_enabled() and tables.requires_grad
     penalty, _ = operators.hessian_penalty(as_engine_takes(tables), need_grad)
-    # The penalty of sharded tables is a DTensor, but a loss is a plain tensor: the sum of its parts.
+    # The penalty of sharded tables is a DTensor; a loss needs a plain tensor, the sum of its parts.
     return penalty.full_tensor() if hasattr(penalty, "full_tensor") else penalty
 
 

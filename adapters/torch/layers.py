@@ -1,4 +1,4 @@
-"""Modules: ``LMKANLinear``, an lmKAN layer in place of ``nn.Linear``, and ``LMKANBlock`` around it."""
+"""Modules: ``LMKANLinear``, in place of ``nn.Linear``, and ``LMKANBlock``, the safe block."""
 
 import math
 from typing import Any, Literal, TypeAlias
