@@ -227,7 +227,7 @@ def test_predict_gives_what_the_loaded_model_gives(tmp_path: Path, command: Any)
     frame = table()
     write_csv(frame, tmp_path / "data.csv")
     command("fit", "data.csv", "--out", "model", *QUICK_ARGUMENTS)
-    shuffled = frame[["y", "c", "b", "a"]].assign(remark="text")  # other columns do no harm
+    shuffled = frame[["y", "c", "b", "a"]].assign(remark="text")  # further columns are allowed
     write_csv(shuffled, tmp_path / "new.csv")
     expected = load(tmp_path / "model").predict(frame[["a", "b", "c"]].to_numpy())
 

@@ -1,4 +1,4 @@
-"""Torch's dispatcher is passed by only where it has nothing to do, and else sees the operator."""
+"""Calls go around torch's dispatcher only where it has nothing to do."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_subclasses_and_traces_see_the_operator(x: Any, tables: Any) -> None:
 
 
 def test_tensors_still_to_be_negated(x: Any, tables: Any) -> None:
-    """Their memory holds the opposite."""
+    """Their memory holds the values with the opposite sign."""
     negated = torch._neg_view(-x)
     assert negated.is_neg()
     assert negated.is_contiguous()

@@ -52,7 +52,7 @@ def hosts(tensors: Iterable[Any]) -> list[Any]:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 class TestNumbers:
-    """Both engines against the oracle, as autograd sees them."""
+    """Both engines, through autograd, against the oracle."""
 
     @pytest.mark.parametrize("sizes", SIZES, ids=str)
     def test_values_and_derivatives(
@@ -94,7 +94,7 @@ class TestNumbers:
     def test_bad_coordinates(
         self, rng: np.random.Generator, dtypes: Dtypes, engine: str | None, device: str
     ) -> None:
-        """They spoil their own sample only."""
+        """They spoil only their own sample."""
         x, tables, *_ = tensors_of(rng, SMALL, dtypes, device)
         expected = lmkan(x, tables, engine=engine)
         for row, bad in enumerate((np.nan, np.inf, -np.inf)):
@@ -107,7 +107,7 @@ class TestNumbers:
 @pytest.mark.gpu
 @pytest.mark.parametrize("engine", ENGINES)
 def test_bfloat16_tables_on_cuda(rng: np.random.Generator, engine: str | None) -> None:
-    """They go in as they are, and the layer is that of their values."""
+    """They are not widened first, and the layer computes with their values."""
     x, tables, grad_y, *_ = tensors_of(rng, SMALL, FLOAT32, "cuda")
     x.requires_grad_()
     tables = tables.bfloat16().requires_grad_()
@@ -130,7 +130,7 @@ LAYOUTS: dict[str, Callable[[Any], Any]] = {
 
 
 def arguments_of(rng: np.random.Generator, dtypes: Dtypes, batch: int) -> dict[str, Any]:
-    """Arguments of every operator; gradients of half tables are float32."""
+    """Arguments of every operator by its name; gradients of half tables are float32."""
     sizes = Sizes(batch, 3, 2, 4)
     x, tables, grad_y, ggx, ggt = map(torch.from_numpy, make_problem(rng, sizes, dtypes))
     return {
@@ -156,7 +156,7 @@ class TestRegistration:
         batch: int,
         device: str,
     ) -> None:
-        """Once without and once with derivatives, those of the last operator are not there."""
+        """Once without and once with derivatives, which the last operator does not have."""
         operator = getattr(torch.ops.lmkan_cupy, name).default
         arguments = [
             LAYOUTS[layout](each.to(device)) if torch.is_tensor(each) else each
@@ -186,7 +186,7 @@ class TestRegistration:
         torch.library.opcheck(torch.ops.lmkan_cupy.backward_backward.default, arguments)
 
     def test_opcheck_of_a_penalty_alone(self, rng: np.random.Generator) -> None:
-        """It has a derivative all the same: under vmap a tensor hides that it requires one."""
+        """It has a derivative, too: under vmap a tensor hides that it requires one."""
         _, tables, *_ = tensors_of(rng, SMALL, FLOAT32)
         arguments = tables.requires_grad_(), False
         torch.library.opcheck(torch.ops.lmkan_cupy.hessian_penalty.default, arguments)
@@ -209,7 +209,7 @@ class TestRegistration:
     @pytest.mark.parametrize("name", list(operators._OPERATORS))
     @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
     def test_fake_cuda_tensors(self, rng: np.random.Generator, name: str, half: Any) -> None:
-        """Results lie on the device, in the dtypes of the core; bfloat16 goes in as it is."""
+        """Results are on the device, in the core's dtypes; bfloat16 is accepted as it is."""
         arguments = arguments_of(rng, HALF_TABLES, 3)[name]
         real = getattr(operators, name)(*arguments)
         with FakeTensorMode() as mode:
@@ -258,7 +258,7 @@ class TestRegistration:
 
 
 class TestPassesOfThePenalty:
-    """What is read of the tables is what a step on a GPU pays for."""
+    """On a GPU the time of the penalty is the time to read the tables."""
 
     @pytest.fixture
     def layers(self) -> Any:
@@ -266,7 +266,7 @@ class TestPassesOfThePenalty:
 
     @pytest.fixture
     def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """Functions of the core that were called."""
+        """Names of the core's functions that were called."""
         names: list[str] = []
 
         def counted(name: str) -> Any:
@@ -297,7 +297,7 @@ class TestPassesOfThePenalty:
         assert layers[0].tables.grad is None
 
     def test_none_in_a_second_backward(self, layers: Any, calls: list[str]) -> None:
-        """What was kept is as it was."""
+        """The first one leaves what was kept for it unchanged."""
         penalty = 0.1 * adapter.hessian_penalty(layers)
         first, second = (
             torch.autograd.grad(penalty, list(layers.parameters()), retain_graph=True)
@@ -359,7 +359,7 @@ class TestAutocast:
         assert seen == [(torch.float32, torch.float16)]
 
     def test_training_with_a_scaler(self) -> None:
-        """The scale is taken out again; a step with infinite gradients is left out."""
+        """The scale is divided out again, and a step with infinite gradients is skipped."""
         layer, x = LMKANLinear(5, 7), torch.randn(33, 5)
         twin = LMKANLinear(5, 7)
         twin.load_state_dict(layer.state_dict())

@@ -1,4 +1,4 @@
-"""What torch makes of the operators: vmap, torch.func, torch.compile, torch.export, checkpoints."""
+"""The operators under vmap, torch.func, torch.compile, torch.export and checkpointing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TestVmap:
         torch.testing.assert_close(mapped, expected)
 
     def test_over_tables(self, x: Any, tables: Any, engine: str | None) -> None:
-        """An ensemble, on the same samples and on its own."""
+        """An ensemble, on shared samples and on samples of its own."""
         ensemble = torch.stack([tables, -2 * tables, tables.flip(1)])
         layer = partial(lmkan, engine=engine)
         for in_dims, samples in ((None, [x[0]] * 3), (0, x[:3])):
@@ -46,7 +46,7 @@ class TestVmap:
             )
 
     def test_gradients_of_every_sample(self, x: Any, tables: Any, engine: str | None) -> None:
-        """Of the input, which is one call for all samples, and of the tables, which is one each."""
+        """Those of the input take one call for all samples, those of the tables one per sample."""
         layer = partial(lmkan, engine=engine)
 
         def loss(sample: Any, tables: Any) -> Any:
@@ -61,7 +61,7 @@ class TestVmap:
             torch.testing.assert_close(grads, torch.stack(expected))
 
     def test_forces_of_an_ensemble(self, x: Any, tables: Any, engine: str | None) -> None:
-        """Of the input alone, with tables of every member's own."""
+        """Gradients of the input alone, where every member has its own tables."""
         ensemble = torch.stack([tables, -2 * tables])
         layer = partial(lmkan, engine=engine)
 
@@ -120,13 +120,13 @@ class _Penalty(torch.nn.Module):  # type: ignore[misc]
 
 
 def grads_of(model: Any, x: Any) -> list[Any]:
-    """Output, gradients of the input and of all parameters."""
+    """The output, and the gradients of the input and of all parameters."""
     x = x.detach().requires_grad_()
     y = model(x)
     return [y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()])]
 
 
-# torch itself still uses torch.jit.script in these parts.
+# torch itself still uses torch.jit.script here.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 class TestCompilers:
     @pytest.fixture(autouse=True)
@@ -145,7 +145,7 @@ class TestCompilers:
 
     @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
     def test_plain_torch(self, dynamic: bool) -> None:
-        """With tables as an argument: a size that is a symbol gets its knots all the same."""
+        """Tables are an argument, so their sizes are symbolic, and the knots must still be right."""
         compiled = torch.compile(
             partial(lmkan, engine="torch"), fullgraph=True, dynamic=dynamic, backend="aot_eager"
         )
@@ -154,7 +154,7 @@ class TestCompilers:
             assert torch.equal(compiled(x, tables), lmkan(x, tables, engine="torch"))
 
     def test_training_step(self) -> None:
-        """A whole loss with autocast and penalty in one graph, in which no error text gets lost."""
+        """A loss with autocast and penalty in one graph; errors keep their message."""
         layer, x = LMKANLinear(5, 7), torch.randn(33, 5)
 
         def loss(x: Any) -> Any:
@@ -176,7 +176,7 @@ class TestCompilers:
 
     @pytest.mark.parametrize("engine", ENGINES)
     def test_export(self, engine: str | None) -> None:
-        """With a batch of any size, through a file."""
+        """With any batch size, and through a file."""
         model = torch.nn.Sequential(LMKANLinear(5, 7, engine=engine), torch.nn.ReLU())
         batch = torch.export.Dim("batch", min=2)
         exported = torch.export.export(model, (torch.randn(4, 5),), dynamic_shapes=({0: batch},))
