@@ -25,7 +25,7 @@ def main() -> int:
             return _fail(str(error))
         return 0
     try:
-        from .adapters import datasets, fitting
+        from .adapters import fitting
 
         return (fitting.run_fit if command == "fit" else fitting.run_predict)(**arguments)
     except ModuleNotFoundError as error:
@@ -34,7 +34,7 @@ def main() -> int:
     except KeyboardInterrupt:
         _fail("interrupted before there was a result; nothing was written")
         return 130
-    except datasets.InputError as error:
+    except fitting.InputError as error:
         return _fail(str(error))
 
 

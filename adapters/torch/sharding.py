@@ -1,7 +1,7 @@
 """The operators on sharded tensors (``torch.distributed.tensor``), and a layer sharded by outputs.
 
-Importing this module registers how the operators are sharded; :mod:`.operators` does so as soon as
-there can be a DTensor. FSDP2 shards tables by pairs, :class:`ColumnParallel` by outputs.
+Importing this module registers how the operators are sharded; :mod:`.dispatch` imports it as soon
+as there can be a DTensor. FSDP2 shards tables by pairs, :class:`ColumnParallel` by outputs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from torch.distributed.tensor.parallel import ParallelStyle
 
 from .layers import LMKANLinear
 
-#: Where the results of an operator lie along one axis of a mesh, if its tensors do so.
+#: Placements of an operator's results along one axis of a mesh, and of its arguments.
 _Sharding: TypeAlias = tuple[Sequence[Placement], Sequence[Placement | None]]
 
 _WHOLE, _SUM = Replicate(), Partial()
@@ -35,13 +35,15 @@ _PAIRS, _OUTPUTS = Shard(0), Shard(3)  # of tables [P, S, S, O]
 class ColumnParallel(ParallelStyle):
     """Shards the outputs of an :class:`LMKANLinear` over the processes of a mesh.
 
-    For ``torch.distributed.tensor.parallel.parallelize_module``: every process keeps, updates and
-    evaluates its part of the outputs for the same inputs. Parameters become DTensors in place.
+    Use it with ``torch.distributed.tensor.parallel.parallelize_module``. All processes get the same
+    inputs; each keeps, trains and evaluates its part of the outputs. Parameters become DTensors, in
+    place.
 
     Parameters
     ----------
     gather_output : bool
-        Give every process all outputs, as a tensor; else a DTensor sharded along its last axis.
+        Whether every process gets all outputs, as a tensor. Otherwise the output is a DTensor,
+        sharded along its last axis.
     """
 
     def __init__(self, *, gather_output: bool = True) -> None:
@@ -67,7 +69,7 @@ def _whole_inputs(module: nn.Module, inputs: tuple[Any, ...], mesh: DeviceMesh) 
     (x,) = inputs
     if not isinstance(x, DTensor):
         x = DTensor.from_local(x, mesh, [_WHOLE], run_check=False)
-    # Also where x is whole: it sums up the parts of its gradient, in a way that has a derivative.
+    # Also if x is replicated: this sums the parts of its gradient, and can be differentiated again.
     return x.redistribute(mesh, [_WHOLE])
 
 
@@ -79,7 +81,7 @@ def _outputs(gather: bool, module: nn.Module, y: DTensor, mesh: DeviceMesh) -> T
 
 
 def _fills_all(tables: Any, shard: Shard) -> bool:
-    """Tell whether every process gets a part of the tables; the functions of none are no layer."""
+    """Tell whether every process gets a part of the tables; empty tables are no layer."""
     processes, size = tables.mesh.size(), tables.shape[shard.dim]
     return bool(-(-size // processes) * (processes - 1) < size)
 
@@ -87,10 +89,10 @@ def _fills_all(tables: Any, shard: Shard) -> bool:
 def _of_layer(
     x: Any, tables: Any, results: list[str], arguments: list[str | None]
 ) -> list[_Sharding]:
-    """Return the shardings of an operator on a layer: of nothing, by outputs, by axes of samples.
+    """Return the possible shardings of an operator: none, by outputs, by an axis of samples.
 
-    ``results`` and ``arguments`` name, for each, the one of "x", "y" and "tables" that it is like;
-    None stands for what is no tensor.
+    ``results`` and ``arguments`` say for each of them whether it has the shape of "x", "y" or
+    "tables"; None stands for an argument that is no tensor.
     """
     last = len(x.shape) - 1
 

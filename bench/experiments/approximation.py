@@ -12,7 +12,7 @@ from functools import cache
 from itertools import pairwise
 
 import torch
-from lmkan_cupy.adapters.training import penalty_for
+from lmkan_cupy.adapters.torch.training import penalty_for
 from torch import Tensor
 from torch.nn.functional import mse_loss
 

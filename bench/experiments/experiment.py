@@ -20,16 +20,9 @@ from typing import Any, TypeAlias
 import numba
 import numpy as np
 import torch
-from lmkan_cupy.adapters.replay import Replayed
-from lmkan_cupy.adapters.training import (
-    BETAS,
-    FIRST_PART,
-    ROWS_AT_ONCE,
-    Trainer,
-    evaluate,
-    one_thread,
-    own_stream,
-)
+from lmkan_cupy.adapters.torch.training import ROWS_AT_ONCE, Trainer, evaluate
+from lmkan_cupy.adapters.torch.training.cuda_graph import GraphedFunction, new_stream
+from lmkan_cupy.adapters.torch.training.trainer import BETAS, FIRST_PART, one_thread
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -73,7 +66,7 @@ class Task:
     rows_at_once : int
         In inference, also when it is timed.
     keeps_statistics : bool
-        As of the :class:`~lmkan_cupy.adapters.training.Trainer`.
+        As of the :class:`~lmkan_cupy.adapters.torch.training.Trainer`.
     """
 
     batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]]
@@ -150,7 +143,7 @@ class Experiment:
         def begin() -> None:
             for key in self._missing(runs):
                 if len(under_way) < TOGETHER[device.type] and key not in under_way:
-                    under_way[key] = own_stream(device), self._train(*key, device)
+                    under_way[key] = new_stream(device), self._train(*key, device)
 
         begin()
         with one_thread():
@@ -195,8 +188,8 @@ class Experiment:
             rows_at_once=task.rows_at_once,
         )
         started = time.perf_counter()
-        bursts = trainer.bursts(model.label, network, model.parameter_groups(network, rate))
-        training = yield from bursts
+        groups = model.parameter_groups(network, rate)
+        training = yield from trainer.train_in_chunks(model.label, network, groups)
         if not training.completed:
             raise KeyboardInterrupt
         seconds = time.perf_counter() - started
@@ -227,7 +220,7 @@ class Experiment:
             from ..device import device_stopwatch  # needs CuPy
 
             def measure(network: nn.Module) -> Callable[[], tuple[float]]:
-                forward = Replayed(network.eval())
+                forward = GraphedFunction(network.eval())
                 return lambda: device_stopwatch(forward, inputs)[:1]
 
         else:
@@ -236,7 +229,7 @@ class Experiment:
                 return lambda: stopwatch(evaluate, network, inputs, self.task.rows_at_once)[:1]
 
         measurements = {label: measure(each) for label, each in networks.items()}
-        with torch.no_grad(), torch.cuda.stream(own_stream(device)):
+        with torch.no_grad(), torch.cuda.stream(new_stream(device)):
             taken = interleave(measurements, seconds=self.timing_seconds)
         return {label: len(inputs) / float(np.median(each)) for label, each in taken.items()}
 

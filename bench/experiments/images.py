@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lmkan_cupy.adapters.torch import LMKANConv2d
-from lmkan_cupy.adapters.training import BOUND, Rows, fold_, parameter_groups, penalty_for
+from lmkan_cupy.adapters.torch.training import BOUND, Rows, fold_, parameter_groups, penalty_for
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, pad
 

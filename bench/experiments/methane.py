@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from lmkan_cupy.adapters.training import Rows, penalty_for
+from lmkan_cupy.adapters.torch.training import Rows, penalty_for
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss

@@ -10,8 +10,8 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from lmkan_cupy.adapters.mlp import fused, make_mlp, mlp_flops
-from lmkan_cupy.adapters.training import BOUND, block_chain, fold_chain_, parameter_groups
+from lmkan_cupy.adapters.fitting.mlp import fused, make_mlp, mlp_flops
+from lmkan_cupy.adapters.torch.training import BOUND, block_chain, fold_chain_, parameter_groups
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_weights
 

@@ -35,7 +35,7 @@ def torchrun(script: Path, *arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """Of each process: what went wrong, by check."""
+    """For each process, by the name of the check, what went wrong."""
     folder = tmp_path_factory.mktemp("two-processes")
     torchrun(Path(two_processes.__file__), folder)
     return [json.loads(each.read_text()) for each in sorted(folder.glob("failures-*.json"))]
@@ -53,14 +53,14 @@ def test_check(failures: list[dict[str, str]], check: str) -> None:
     [(2, 1, False), (2, 7, True), (4, 4, True), (4, 5, False), (4, 6, False), (4, 7, True)],
 )
 def test_no_process_is_left_without_tables(processes: int, size: int, fills: bool) -> None:
-    """Of 5 outputs four processes get 2, 2, 1 and 0, as of chunks in torch."""
+    """Four processes get 2, 2, 1 and 0 of 5 outputs, as with `torch.chunk`."""
     mesh = SimpleNamespace(size=lambda: processes)
     tables = SimpleNamespace(mesh=mesh, shape=(3, 7, 7, size))
     assert sharding._fills_all(tables, sharding.Shard(3)) == fills
 
 
 def test_example(tmp_path: Path) -> None:
-    """The loss of the example falls."""
+    """The example's loss falls."""
     printed = torchrun(ROOT / "bench" / "experiments" / "distributed.py")
     losses: list[Any] = [float(line.split()[-1]) for line in printed.splitlines()]
     assert losses[-1] < 0.2 * losses[0]

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lmkan_cupy.adapters import training
+from lmkan_cupy.adapters.torch import training
 from PIL import Image
 
 from bench import report
@@ -514,7 +514,7 @@ def test_the_setting_names_adams_betas(main: Any, monkeypatch: pytest.MonkeyPatc
 
     before = errors()
     assert errors() == before
-    monkeypatch.setattr(training, "BETAS", (0.9, 0.9))
+    monkeypatch.setattr(training.trainer, "BETAS", (0.9, 0.9))
     assert errors() != before
 
 
@@ -564,7 +564,7 @@ def test_runs_side_by_side_are_those_one_after_another(
 def test_the_grid_is_refined_after_the_first_part(
     part: float, num_grids: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "FIRST_PART", part)
+    monkeypatch.setattr(training.trainer, "FIRST_PART", part)
     x = torch.randn(256, 2)
     trainer = training.Trainer(
         batches=training.Rows(x, x[:, :1] * x[:, 1:], seed=0),

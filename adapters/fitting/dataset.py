@@ -14,7 +14,7 @@ MIN_ROWS = 50
 
 
 class InputError(ValueError):
-    """What the user handed in cannot be used; the message is one sentence for them."""
+    """The user's file or argument cannot be used; the message says why, in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Dataset:
     Raises
     ------
     InputError
-        If shapes do not fit, there are fewer than 50 rows, a value is missing or infinite, or a
-        column is constant.
+        If shapes do not fit, there are fewer than 50 rows or no feature, a value is missing or
+        infinite, or a column is constant.
     """
 
     features: NDArray[np.float64]
@@ -67,16 +67,17 @@ def read_dataset(path: Path, target: str | None = None) -> Dataset:
     Parameters
     ----------
     path : Path
-        ``.csv``, whose first line names the columns, or ``.parquet``: all columns but the target
-        are features. ``.npz``: the features are an array ``features`` [N, I], named by an array
-        ``feature_names`` [I] if there is one; targets are the arrays [N].
+        A ``.csv`` file, whose first line names the columns, or a ``.parquet`` file: all columns but
+        the target are features. Or an ``.npz`` file: its array ``features`` [N, I] holds the
+        features, its array ``feature_names`` [I] their names, if there is one, and each array [N]
+        can be the target.
     target : str, optional
-        The name of the target; by default the last column, or the last array [N].
+        Name of the target; by default the last column, or the last array [N].
 
     Raises
     ------
     InputError
-        If the file cannot be read, has no such target, or :class:`Dataset` refuses it.
+        If the file cannot be read, has no such target, or :class:`Dataset` refuses its numbers.
     """
     features, targets = _read(path)
     try:
@@ -90,12 +91,14 @@ def read_dataset(path: Path, target: str | None = None) -> Dataset:
 
 
 def read_features(path: Path, feature_names: Sequence[str]) -> NDArray[np.float64]:
-    """Read the named columns [N, I] of a table; it may hold others, and those in any order.
+    """Read the named columns of a table as features [N, I].
+
+    The table may hold other columns, too, and its columns may have any order.
 
     Raises
     ------
     InputError
-        If the file cannot be read, lacks a column, or a value is no finite number.
+        If the file cannot be read, lacks a column, or a value is not a finite number.
     """
     features, _ = _read(path)
     try:
@@ -110,7 +113,7 @@ def read_features(path: Path, feature_names: Sequence[str]) -> NDArray[np.float6
 
 
 def check_finite(values: NDArray[np.float64], names: Sequence[str]) -> None:
-    """Require numbers in all columns ``names`` of ``values`` [N, I]."""
+    """Require that ``values`` [N, I], with columns called ``names``, are all finite."""
     bad_rows, bad_columns = np.nonzero(~np.isfinite(values))
     if len(bad_rows):
         raise InputError(
@@ -120,7 +123,7 @@ def check_finite(values: NDArray[np.float64], names: Sequence[str]) -> None:
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the columns that may be features and those that may be the target."""
+    """Return the columns that can be features and those that can be the target."""
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
     try:

@@ -3,11 +3,9 @@
 They are drawn without pyplot, so that neither a display nor global state is involved.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +15,9 @@ from numpy.typing import NDArray
 
 import lmkan_cupy
 
-if TYPE_CHECKING:
-    from .fitting import FittedModel
+from .model import FittedModel
 
-#: Functions in one picture; points per axis of each; dots that show where the rows are.
+#: Functions in one picture; points per axis of each; rows that are shown as dots.
 _MOST_FUNCTIONS, _POINTS, _DOTS = 9, 101, 300
 
 
@@ -30,7 +27,7 @@ def save_parity_picture(
     target: NDArray[np.float64],
     predictions: Mapping[str, NDArray[np.float64]],
 ) -> None:
-    """Draw the predictions [N] of every model, by its title, against the true values [N]."""
+    """Draw predictions [N], by the title of their model, against the true values [N]."""
     figure = Figure(figsize=(4.4 * len(predictions) + 1, 4.6), layout="compressed", dpi=130)
     panels = figure.subplots(1, len(predictions), squeeze=False, sharex=True, sharey=True)[0]
     values = np.concatenate([target, *predictions.values()])
@@ -56,13 +53,15 @@ def save_parity_picture(
 def save_functions_picture(path: Path, model: FittedModel, features: NDArray[np.float64]) -> None:
     """Draw functions of the first layer; the dots are rows of ``features`` [N, I].
 
-    From every pair of features the function that bends most over the rows, and of these the ones
-    that bend most. Where there are no dots, nothing but the penalty determines a function.
+    Of every pair of features the function that bends most over the rows is a candidate, and of the
+    candidates those that bend most are drawn. Where there are no dots, only the Hessian penalty
+    determines a function.
     """
-    block: Any = model.network[0]
+    module = model.module
+    block: Any = module.network[0]
     tables = block.layer.tables.detach().numpy()
     with torch.inference_mode():
-        x = block.bound(block.norm(model.standardised(features))).numpy()
+        x = block.bound(block.norm(module.standardised(features))).numpy()
     most_bent = []
     for pair in range(len(tables)):
         values = lmkan_cupy.forward(x[:, 2 * pair : 2 * pair + 2], tables[pair : pair + 1])
@@ -72,8 +71,8 @@ def save_functions_picture(path: Path, model: FittedModel, features: NDArray[np.
     most_bent = sorted(most_bent, reverse=True)[:_MOST_FUNCTIONS]
 
     names = model.description.feature_names
-    scale = model.feature_scale * (block.norm.running_var + block.norm.eps).sqrt()
-    centre = model.feature_mean + model.feature_scale * block.norm.running_mean
+    scale = module.feature_scale * (block.norm.running_var + block.norm.eps).sqrt()
+    centre = module.feature_mean + module.feature_scale * block.norm.running_mean
     columns = min(len(most_bent), 3)
     lines = -(-len(most_bent) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.5 * lines), layout="constrained", dpi=130)

@@ -7,9 +7,15 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
+#: Learning rate of the MLP that ``fit`` trains, chosen on the methane sample.
+LR = 3e-2
+
 
 def make_mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Return linear layers with batch normalisation and an activation between them."""
+    """Return linear layers, ``sizes[0]`` to ``sizes[-1]`` features.
+
+    Between them stand batch normalisation and an activation.
+    """
     modules: list[nn.Module] = []
     for in_features, out_features in pairwise(sizes):
         layer = nn.Linear(in_features, out_features)
@@ -18,7 +24,7 @@ def make_mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.
 
 
 def fused(mlp: nn.Sequential) -> nn.Sequential:
-    """Return the MLP as it would be deployed: batch normalisation absorbed by linear layers."""
+    """Return the MLP as it would be deployed: linear layers absorb batch normalisation."""
     modules: list[Any] = []
     for module in mlp.eval():
         if isinstance(module, nn.BatchNorm1d):
@@ -29,12 +35,15 @@ def fused(mlp: nn.Sequential) -> nn.Sequential:
 
 
 def mlp_flops(sizes: Sequence[int]) -> int:
-    """Return the multiply-adds of one row, I O for every layer, as the paper counts."""
+    """Return the multiply-adds of one row, I O for every layer, as the paper counts them."""
     return sum(i * o for i, o in pairwise(sizes))
 
 
 def mlp_sizes(sizes: Sequence[int], flops: int) -> list[int]:
-    """Return sizes of an MLP as deep as the lmKAN network, as wide as its FLOPs allow."""
+    """Return the sizes of the widest MLP that takes at most so many FLOPs.
+
+    It is as deep as an lmKAN network of the given ``sizes``, with at least one hidden layer.
+    """
 
     def with_width(width: int) -> list[int]:
         return [sizes[0], *[width] * max(1, len(sizes) - 2), 1]
