@@ -18,13 +18,13 @@ import torch
 
 import lmkan_cupy
 
-from . import peers, record, truth
-from .cases import Case, time_layers
-from .record import OURS
-from .show import LEGEND, console, show, show_case
-from .timing import interleave, stopwatch
-from .verdicts import Verdict, verdict_rows
-from .workloads import Workload, make_workload
+from .harness import peers, reference, results_file
+from .harness.console_tables import LEGEND, console, show, show_case
+from .harness.layer_timings import Case, time_layers
+from .harness.results_file import OURS
+from .harness.targets import Verdict, verdict_rows
+from .harness.timing import interleave, stopwatch
+from .harness.workload import Workload, make_workload
 
 BATCH = 8192
 
@@ -38,7 +38,7 @@ def fastest_kan(case: Case, pass_: str) -> str | None:
 def run_case(features: int, num_grids: int, kans: Iterable[str], seconds: float) -> Case:
     workload = make_workload(features, features, num_grids, BATCH)
     layers = {OURS: peers.lmkan(workload), "embedding_bag": peers.embedding_bag(workload)}
-    expected = truth.of_layer(workload)
+    expected = reference.of_layer(workload)
     for name, layer in layers.items():
         expected.check_layer(name, layer, has_grad_x=name == OURS)
     layers |= {
@@ -107,7 +107,7 @@ def main() -> None:
 
     torch.set_num_threads(numba.get_num_threads())
     out = console()
-    circumstances = record.circumstances()
+    circumstances = results_file.circumstances()
     kans = peers.kan_versions()
     for name, value in (circumstances | kans).items():
         missing = "not installed: pip install -r bench/requirements.txt"
@@ -141,7 +141,7 @@ def main() -> None:
             "picoseconds_per_evaluation": flatness,
             "targets": [asdict(verdict) for verdict in verdicts],
         }
-        record.write(arguments.json, results)
+        results_file.write(arguments.json, results)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from torch import Tensor
 
 import lmkan_cupy
 
-from .record import circumstances
-from .timing import interleave, stopwatch
+from .harness.results_file import circumstances
+from .harness.timing import interleave, stopwatch
 
 #: Calls in a row: on a GPU so few that their kernels, ten at most each, fit into its queue.
 CALLS = 50

@@ -19,9 +19,9 @@ from lmkan_cupy import cuda_engine, sigma_grid
 from lmkan_cupy.configuration import cuda_obstacle
 from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
 
-from . import record
-from .device import OUT_OF_MEMORY, describe, device_stopwatch, free_memory
-from .workloads import make_workload
+from .harness import results_file
+from .harness.cuda_device import OUT_OF_MEMORY, describe, device_stopwatch, free_memory
+from .harness.workload import make_workload
 
 REPEATS = 5
 MOST_SAMPLES_WITHOUT = 2**14
@@ -84,10 +84,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if obstacle := cuda_obstacle():
         sys.exit(obstacle)
-    circumstances = record.circumstances() | {"gpu": describe()}
+    circumstances = results_file.circumstances() | {"gpu": describe()}
     circumstances["versions"] |= {"cupy": cupy.__version__}
     try:
-        path, results = record.resumed("plans", circumstances, arguments.json)
+        path, results = results_file.resumed("plans", circumstances, arguments.json)
     except ValueError as error:
         sys.exit(str(error))
     not_measured = results.setdefault("not measured", [])
@@ -107,7 +107,7 @@ def main() -> None:
             for name, each in ("chosen", chosen), ("fastest", measured[0]):
                 print(*point, name, each)
         free_memory()
-        record.write(path, results)
+        results_file.write(path, results)
     print(path)
 
 

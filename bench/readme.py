@@ -12,9 +12,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .record import OURS, RESULTS
+from .harness.results_file import OURS, RESULTS
+from .harness.targets import Verdict, verdict_rows
 from .report import read_all, summary
-from .verdicts import Verdict, verdict_rows
 
 ROOT = Path(__file__).parent.parent
 

@@ -341,7 +341,7 @@ def write_report(folder: Path, out: Path) -> None:
     all_results = read_all(folder)
     content = sections(all_results)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "harness" / "templates"),
         autoescape=jinja2.select_autoescape(["html"]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

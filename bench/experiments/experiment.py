@@ -33,8 +33,8 @@ from lmkan_cupy.adapters.training import (
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..record import RESULTS, circumstances, read, write
-from ..timing import interleave, stopwatch
+from ..harness.results_file import RESULTS, circumstances, read, write
+from ..harness.timing import interleave, stopwatch
 from .models import Model
 
 #: Runs that share a device.
@@ -224,7 +224,7 @@ class Experiment:
         inputs = inputs[torch.arange(rows, device=device) % len(inputs)]
         networks = {each.label: each.deployed(each.build().to(device)) for each in self.models}
         if device.type == "cuda":
-            from ..device import device_stopwatch  # needs CuPy
+            from ..harness.cuda_device import device_stopwatch  # needs CuPy
 
             def measure(network: nn.Module) -> Callable[[], tuple[float]]:
                 forward = Replayed(network.eval())
@@ -295,6 +295,6 @@ def results_path(name: str, arguments: argparse.Namespace) -> Path:
 def _circumstances(device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":
         return circumstances()
-    from ..device import describe  # needs CuPy
+    from ..harness.cuda_device import describe  # needs CuPy
 
     return circumstances() | {"gpu": describe()}

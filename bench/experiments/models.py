@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_linear_bn_weights
 
 import lmkan_cupy
 
-from ..fastkan import fastkan_flops, make_fastkan
+from .fastkan import fastkan_flops, make_fastkan
 
 #: Learning rates that are tried for every model; of the tables, for an lmKAN.
 RATES = (3e-3, 1e-2, 3e-2)

@@ -23,10 +23,10 @@ import torch
 
 from lmkan_cupy.configuration import cuda_obstacle
 
-from .. import authors, record
-from ..device import OUT_OF_MEMORY, describe, free_memory
-from ..show import LEGEND, console, show, show_case, show_numbers
-from ..verdicts import verdict_rows
+from ..harness import authors, results_file
+from ..harness.console_tables import LEGEND, console, show, show_case, show_numbers
+from ..harness.cuda_device import OUT_OF_MEMORY, describe, free_memory
+from ..harness.targets import verdict_rows
 from . import correctness, host, layers, passes, penalty, targets, training_step
 from .layers import Measured, Point
 
@@ -54,16 +54,16 @@ def main() -> None:
     arguments = parse_arguments()
     if obstacle := cuda_obstacle():
         sys.exit(obstacle)
-    circumstances = record.circumstances() | {"gpu": describe(), "peer": None}
+    circumstances = results_file.circumstances() | {"gpu": describe(), "peer": None}
     circumstances["versions"] |= {"cupy": cupy.__version__}
     if arguments.peer:
         sys.path.insert(0, str(arguments.peer))
         has_commit = (arguments.peer / ".git").exists()  # else it may lie in another repository
-        circumstances["peer"] = record.commit_of(arguments.peer) if has_commit else "unknown"
+        circumstances["peer"] = results_file.commit_of(arguments.peer) if has_commit else "unknown"
     try:
         if arguments.peer:
             authors.require_package()
-        path, results = record.resumed("gpu", circumstances, arguments.json)
+        path, results = results_file.resumed("gpu", circumstances, arguments.json)
     except (ImportError, ValueError) as error:
         sys.exit(str(error))
     try:
@@ -89,7 +89,7 @@ def run(path: Path, results: dict[str, Any], full: bool, with_authors: bool) -> 
             with out.status(name):
                 results[name] = measure()
             free_memory()
-            record.write(path, results)
+            results_file.write(path, results)
         show_numbers(out, name, results[name])
 
     out.print(f"\n{LEGEND}\nnn.Linear: in float32 and without TF32 unless said")
@@ -107,7 +107,7 @@ def run(path: Path, results: dict[str, Any], full: bool, with_authors: bool) -> 
             why = authors.reason(error)
             not_measured.append(point._asdict() | {"why": why})
         free_memory()  # in the exception's handler, it would still hold some
-        record.write(path, results)
+        results_file.write(path, results)
         if measured:
             show_measured(out, measured)
         else:
@@ -116,7 +116,7 @@ def run(path: Path, results: dict[str, Any], full: bool, with_authors: bool) -> 
     verdicts = targets.verdicts(results)
     show(out, "Targets", ("", "target", "measured", "met"), verdict_rows(verdicts))
     results["targets"] = [asdict(verdict) for verdict in verdicts]
-    record.write(path, results)
+    results_file.write(path, results)
 
 
 def show_measured(out: Console, measured: Measured) -> None:

@@ -12,7 +12,7 @@ import cupy
 import lmkan_cupy
 
 from .. import host_cost
-from ..workloads import make_workload
+from ..harness.workload import make_workload
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,11 +11,11 @@ import torch
 
 from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
 
-from .. import authors, peers, truth
-from ..cases import Case, time_layers
-from ..device import device_stopwatch, free_memory, watched_clocks
-from ..record import OURS
-from ..workloads import make_workload
+from ..harness import authors, peers, reference
+from ..harness.cuda_device import device_stopwatch, free_memory, watched_clocks
+from ..harness.layer_timings import Case, time_layers
+from ..harness.results_file import OURS
+from ..harness.workload import make_workload
 
 #: Our layers, and the dtypes of their tables.
 TABLES = {OURS: "float32", "float16 tables": "float16", "bfloat16 tables": ml_dtypes.bfloat16}
@@ -85,7 +85,7 @@ def measure(point: Point, with_authors: bool) -> Measured:
     for name, dtype in TABLES.items():
         rounded = workload.with_tables(dtype)
         layers[name] = peers.lmkan(rounded)
-        expected = truth.of_layer(rounded)
+        expected = reference.of_layer(rounded)
         expected.check_layer(name, layers[name])
         if name == OURS:
             layers |= _plain_torch(point, workload, expected)
@@ -117,7 +117,9 @@ def measure(point: Point, with_authors: bool) -> Measured:
     )
 
 
-def _plain_torch(point: Point, workload: Any, expected: truth.LayerTruth) -> dict[str, peers.Layer]:
+def _plain_torch(
+    point: Point, workload: Any, expected: reference.LayerTruth
+) -> dict[str, peers.Layer]:
     if point.batch > MOST_SAMPLES_OF_TORCH or point.num_grids != GRIDS_OF_TORCH:
         return {}
     bag, torch_engine = peers.embedding_bag(workload), peers.plain_torch(workload)

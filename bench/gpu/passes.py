@@ -11,9 +11,9 @@ import torch
 
 import lmkan_cupy
 
-from .. import truth
-from ..device import device_stopwatch, free_memory
-from ..workloads import Workload, make_workload
+from ..harness import reference
+from ..harness.cuda_device import device_stopwatch, free_memory
+from ..harness.workload import Workload, make_workload
 
 SIZES = {"in_features": 512, "out_features": 512, "num_grids": 16, "batch": 2**17}
 REPEATS = 5
@@ -28,7 +28,7 @@ def measure() -> dict[str, float]:
     results = {**_backward(workload), **_double_backward(workload)}
     for name, x in _concentrated(workload.x).items():
         inputs = replace(workload, x=x)
-        expected = truth.of_layer(inputs)
+        expected = reference.of_layer(inputs)
         forward, y = _milliseconds(lmkan_cupy.forward, x, inputs.tables)
         backward, grads = _milliseconds(lmkan_cupy.backward, inputs.grad_y, x, inputs.tables)
         expected.check(name, y, *grads)
@@ -57,7 +57,7 @@ def _concentrated(x: Any) -> dict[str, Any]:
 
 def _backward(workload: Workload) -> dict[str, float]:
     x, tables, grad_y = workload.x, workload.tables, workload.grad_y
-    expected = truth.of_layer(workload)
+    expected = reference.of_layer(workload)
     results = {}
     for wanted in {"need_x": True, "need_tables": False}, {"need_x": False, "need_tables": True}:
         name = f"backward, {' and '.join(need for need in wanted if wanted[need])} alone"
@@ -73,16 +73,18 @@ def _double_backward(workload: Workload) -> dict[str, float]:
     x, tables = workload.x, workload.tables
     rng = cupy.random.default_rng(1)
     ggx, ggt = (rng.standard_normal(each.shape, dtype=np.float32) for each in (x, tables))
-    defined = truth.away_from_knots(torch.from_dlpack(x), workload.num_grids).all(1).nonzero()[:, 0]
+    defined = (
+        reference.away_from_knots(torch.from_dlpack(x), workload.num_grids).all(1).nonzero()[:, 0]
+    )
     samples = defined[:: -(-len(defined) // COMPARED)]
     chosen = cupy.from_dlpack(samples)
     some = cupy.zeros_like(workload.grad_y)
     some[chosen] = workload.grad_y[chosen]
-    expected = truth.of_double_backward(replace(workload, grad_y=some), ggx, ggt, samples)
+    expected = reference.of_double_backward(replace(workload, grad_y=some), ggx, ggt, samples)
     grad_grad_y, grad_x, grad_tables = map(
-        truth.as_tensor, lmkan_cupy.backward_backward(ggx, ggt, some, x, tables)
+        reference.as_tensor, lmkan_cupy.backward_backward(ggx, ggt, some, x, tables)
     )
-    results = (grad_grad_y[samples], grad_x[samples], grad_tables[truth.ENDS])
+    results = (grad_grad_y[samples], grad_x[samples], grad_tables[reference.ENDS])
     for name, result, each in zip(("grad_y", "x", "tables"), results, expected, strict=True):
         each.check(f"double backward, {name}", result)
     taken, _ = _milliseconds(lmkan_cupy.backward_backward, ggx, ggt, workload.grad_y, x, tables)

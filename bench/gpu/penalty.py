@@ -7,8 +7,8 @@ import cupy
 
 import lmkan_cupy
 
-from .. import truth
-from ..device import device_stopwatch, free_memory
+from ..harness import reference
+from ..harness.cuda_device import device_stopwatch, free_memory
 
 FEATURES, GRIDS = 512, (8, 16, 26, 40)
 REPEATS = 20
@@ -19,7 +19,7 @@ def measure() -> dict[str, dict[str, float]]:
     results = {}
     for num_grids in GRIDS:
         tables = lmkan_cupy.init_tables(FEATURES, FEATURES, num_grids, rng=0, xp=cupy)
-        truth.check_penalty(tables, *lmkan_cupy.hessian_penalty_and_grad(tables))
+        reference.check_penalty(tables, *lmkan_cupy.hessian_penalty_and_grad(tables))
         other = cupy.empty_like(tables)
 
         def milliseconds(call: Callable[..., object], *arguments: object) -> float:

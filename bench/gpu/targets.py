@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ..record import OURS
-from ..verdicts import Verdict
+from ..harness.results_file import OURS
+from ..harness.targets import Verdict
 
 LARGE = {"in_features": 512, "out_features": 512, "batch": 2**20}
 SMALL = {"in_features": 128, "out_features": 128, "batch": 2**10}

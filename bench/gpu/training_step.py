@@ -11,10 +11,10 @@ import torch
 from lmkan_cupy.adapters.torch import LMKANLinear
 from torch import Tensor, cuda, nn
 
-from .. import authors
-from ..device import OUT_OF_MEMORY, device_stopwatch, free_memory
-from ..record import OURS
-from ..workloads import Workload, make_workload
+from ..harness import authors
+from ..harness.cuda_device import OUT_OF_MEMORY, device_stopwatch, free_memory
+from ..harness.results_file import OURS
+from ..harness.workload import Workload, make_workload
 
 #: Gives the loss before the step.
 Step: TypeAlias = Callable[[], Tensor]

@@ -18,7 +18,7 @@ import lmkan_cupy
 
 from .peers import Layer, torch_layer
 from .timing import Stopwatch
-from .workloads import Workload
+from .workload import Workload
 
 #: Sizes of kernels are tried on as many samples at most, and timed so often.
 TRIED_SAMPLES = 2**16

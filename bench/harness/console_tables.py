@@ -7,8 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .cases import PASSES, Case
-from .record import OURS
+from .layer_timings import PASSES, Case
+from .results_file import OURS
 
 LEGEND = (
     "both: forward and backward of a training step\n"

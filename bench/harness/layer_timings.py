@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .peers import Layer
-from .record import OURS
+from .results_file import OURS
 from .timing import Ratio, interleave, ratio
 
 PASSES = ("forward", "backward", "both")

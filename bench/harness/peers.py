@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import lmkan_cupy
 
-from .corners import corners, weighted_sum
+from .interpolation import corners, weighted_sum
 from .timing import Stopwatch, stopwatch
-from .workloads import Workload
+from .workload import Workload
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch.nn.functional import pad
 
 import lmkan_cupy
 
-from .corners import UNIT, Corners, corners, products, scaled_sigma, weighted_sum
+from .interpolation import UNIT, Corners, corners, products, scaled_sigma, weighted_sum
 from .peers import Layer
-from .workloads import Workload
+from .workload import Workload
 
 #: Most factors in one product.
 FACTORS = 5

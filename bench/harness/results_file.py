@@ -15,7 +15,7 @@ from typing import Any
 import llvmlite.binding
 import numba
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 #: The name of our layers in results.
 OURS = "lmkan_cupy"

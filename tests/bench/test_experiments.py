@@ -33,6 +33,7 @@ from bench.experiments import (
     images,
     methane,
 )
+from bench.experiments.fastkan import FastKANLayer
 from bench.experiments.models import (
     FEW_RATES,
     LMKAN,
@@ -42,7 +43,6 @@ from bench.experiments.models import (
     FastKAN,
     LinearFirst,
 )
-from bench.fastkan import FastKANLayer
 
 CPU = torch.device("cpu")
 

@@ -20,11 +20,12 @@ import torch
 from lmkan_cupy.adapters.torch import LMKAN2DLayer
 
 import lmkan_cupy
-from bench import authors, device, host_cost, peers, plans, record, timing, truth
+from bench import host_cost, plans
 from bench.gpu import correctness, host, layers, passes, penalty, training_step
 from bench.gpu.layers import Point
-from bench.record import OURS
-from bench.workloads import Workload, make_workload
+from bench.harness import authors, cuda_device, peers, reference, results_file, timing
+from bench.harness.results_file import OURS
+from bench.harness.workload import Workload, make_workload
 from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
 
 CIRCUMSTANCES = {
@@ -120,7 +121,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(training_step, "BATCH", 64)
     monkeypatch.setattr(training_step, "REPEATS", 1)
     monkeypatch.setattr(training_step, "STEPS", 1)
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path)
 
 
 # What is checked
@@ -152,7 +153,7 @@ def test_wrong_results_of_a_layer_are_seen(
         lmkan_cupy.forward(*arguments),
         *lmkan_cupy.backward(rounded.grad_y, *arguments),
     ]
-    expected = truth.of_layer(rounded)
+    expected = reference.of_layer(rounded)
     expected.check("ours", *results)
     results[which] = wrong(results[which])
     with pytest.raises(AssertionError, match=f"ours, {['y', 'grad_x', 'grad_tables'][which]}: "):
@@ -160,7 +161,7 @@ def test_wrong_results_of_a_layer_are_seen(
 
 
 def test_tables_that_were_not_rounded_are_seen(workload: Workload) -> None:
-    expected = truth.of_layer(workload.with_tables("float16"))
+    expected = reference.of_layer(workload.with_tables("float16"))
     with pytest.raises(AssertionError, match="y: "):
         expected.check_layer("ours", peers.lmkan(workload))
 
@@ -168,10 +169,10 @@ def test_tables_that_were_not_rounded_are_seen(workload: Workload) -> None:
 @pytest.mark.parametrize("which", [0, 1])
 def test_wrong_penalties_are_seen(workload: Workload, which: int) -> None:
     results = [*lmkan_cupy.hessian_penalty_and_grad(workload.tables)]
-    truth.check_penalty(workload.tables, *results)
+    reference.check_penalty(workload.tables, *results)
     results[which] = results[which] * np.float32(1 + 1e-4)
     with pytest.raises(AssertionError, match="penalty"):
-        truth.check_penalty(workload.tables, *results)
+        reference.check_penalty(workload.tables, *results)
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
@@ -357,12 +358,12 @@ def test_theirs_is_compared_at_full_size(monkeypatch: pytest.MonkeyPatch, on_cpu
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> Callable[..., dict[str, Any]]:
     """Run all of it but the tests, the host's part and the tables; return what it wrote."""
-    show = ModuleType("bench.show")
+    show = ModuleType("bench.harness.console_tables")
     silent = SimpleNamespace(print=print, status=lambda text: nullcontext())
     show.__dict__.update(LEGEND="", console=lambda: silent)
     for name in "show", "show_case", "show_numbers":
         setattr(show, name, lambda *_: None)
-    monkeypatch.setitem(sys.modules, "bench.show", show)
+    monkeypatch.setitem(sys.modules, "bench.harness.console_tables", show)
     monkeypatch.delitem(sys.modules, "bench.gpu.__main__", raising=False)
     command = import_module("bench.gpu.__main__")
     monkeypatch.setattr(command, "free_memory", lambda: None)
@@ -375,9 +376,9 @@ def run(monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> Callable[..., dict[str
     monkeypatch.setattr(layers, "points", lambda full: [Point(8, 6, 8, 100), Point(9, 6, 8, 100)])
 
     def run(**circumstances: Any) -> dict[str, Any]:
-        path, results = record.resumed("gpu", CIRCUMSTANCES | circumstances)
+        path, results = results_file.resumed("gpu", CIRCUMSTANCES | circumstances)
         command.run(path, results, full=False, with_authors=True)
-        return record.read(path)
+        return results_file.read(path)
 
     return run
 
@@ -443,30 +444,30 @@ def test_share_of_the_limit(on_cpu: None) -> None:
 
 
 def test_which_results_a_run_goes_on_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
-    path, results = record.resumed("gpu", CIRCUMSTANCES | {"date": "yesterday"})
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path)
+    path, results = results_file.resumed("gpu", CIRCUMSTANCES | {"date": "yesterday"})
     assert path.name.startswith("gpu-test-9-")
-    record.write(path, results | {"host": 1})
-    assert record.resumed("gpu", CIRCUMSTANCES)[0] == path
-    assert record.resumed("gpu", CIRCUMSTANCES)[1]["circumstances"]["date"] == "yesterday"
+    results_file.write(path, results | {"host": 1})
+    assert results_file.resumed("gpu", CIRCUMSTANCES)[0] == path
+    assert results_file.resumed("gpu", CIRCUMSTANCES)[1]["circumstances"]["date"] == "yesterday"
     for other in (
         {"commit": "def"},
         {"versions": {"torch": "2"}},
         {"gpu": {"name": "NVIDIA Test 9", "driver_version": "2"}},
         {"peer": "826d28c"},
     ):
-        assert "host" not in record.resumed("gpu", CIRCUMSTANCES | other)[1]
+        assert "host" not in results_file.resumed("gpu", CIRCUMSTANCES | other)[1]
         with pytest.raises(ValueError, match=f"has another {next(iter(other))}"):
-            record.resumed("gpu", CIRCUMSTANCES | other, path)
-    assert "host" not in record.resumed("plans", CIRCUMSTANCES)[1]
+            results_file.resumed("gpu", CIRCUMSTANCES | other, path)
+    assert "host" not in results_file.resumed("plans", CIRCUMSTANCES)[1]
 
 
 def test_clocks_are_read_from_whole_lines() -> None:
-    assert device._clocks("1980, 2619\n1650, 2619\n[N/A], 2619\n1700, 2619\n19") == {
+    assert cuda_device._clocks("1980, 2619\n1650, 2619\n[N/A], 2619\n1700, 2619\n19") == {
         "SM": {"median": 1700, "least": 1650, "most": 1980},
         "memory": {"median": 2619, "least": 2619, "most": 2619},
     }
-    assert device._clocks("") == {}
+    assert cuda_device._clocks("") == {}
 
 
 # Beside it
@@ -484,7 +485,7 @@ def test_plans_go_on_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tmp_pat
         return [{"chosen": True, "ms": 1.0}]
 
     monkeypatch.setattr(sys, "argv", ["plans"])
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path)
     monkeypatch.setattr(plans, "cuda_obstacle", lambda: None)
     monkeypatch.setattr(plans, "describe", lambda: CIRCUMSTANCES["gpu"])
     monkeypatch.setattr(plans, "free_memory", lambda: None)
@@ -494,7 +495,7 @@ def test_plans_go_on_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tmp_pat
         plans.main()
     plans.main()
     assert timed == [*plans.POINTS[:4], *plans.POINTS[3:]]
-    results = record.read(*tmp_path.iterdir())
+    results = results_file.read(*tmp_path.iterdir())
     assert [len(results[name]) for name in ("cases", "not measured")] == [4, 1]
     assert "cupy" in results["circumstances"]["versions"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench import readme
 from bench.gpu import targets
-from bench.record import OURS
+from bench.harness.results_file import OURS
 
 
 def results_with(authors: float, backward_ms: float) -> dict[str, Any]:
