@@ -1,4 +1,4 @@
-"""Further passes of one layer: halves of a backward, the double backward, concentrated inputs."""
+"""Other passes of one layer: one gradient alone, the double backward, concentrated inputs."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,12 +18,12 @@ from ..harness.workload import Workload, make_workload
 SIZES = {"in_features": 512, "out_features": 512, "num_grids": 16, "batch": 2**17}
 REPEATS = 5
 
-#: Samples with which a double backward is compared.
+#: Number of samples on which the double backward is checked.
 COMPARED = 64
 
 
 def measure() -> dict[str, float]:
-    """Return milliseconds of each pass, after its results were compared."""
+    """Return the milliseconds of each pass, after its results were checked."""
     workload = make_workload(**SIZES, xp=cupy)
     results = {**_backward(workload), **_double_backward(workload)}
     for name, x in _concentrated(workload.x).items():
@@ -38,13 +38,13 @@ def measure() -> dict[str, float]:
 
 
 def _milliseconds(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    """Return the median time of a call after a first one, and its result."""
+    """Return the median time of a call after one warm-up, and its result."""
     result = call(*arguments)
     return 1e3 * median(device_stopwatch(call, *arguments)[0] for _ in range(REPEATS)), result
 
 
 def _concentrated(x: Any) -> dict[str, Any]:
-    """Inputs by name; the first are spread over all cells."""
+    """Return inputs by name: the first fall into all cells, the others into few."""
     constant_columns = x.copy()
     constant_columns[:, ::2] = 0.3
     return {
@@ -69,7 +69,7 @@ def _backward(workload: Workload) -> dict[str, float]:
 
 
 def _double_backward(workload: Workload) -> dict[str, float]:
-    """Compared where ``grad_y`` is 0 but for some samples, which then are all that count."""
+    """Checked with a ``grad_y`` that is 0 except for a few samples: only these count then."""
     x, tables = workload.x, workload.tables
     rng = cupy.random.default_rng(1)
     ggx, ggt = (rng.standard_normal(each.shape, dtype=np.float32) for each in (x, tables))

@@ -1,4 +1,4 @@
-"""The penalty of a layer 512 x 512 beside a copy of its tables."""
+"""The Hessian penalty of a layer of 512 x 512 features, beside a copy of its tables."""
 
 from collections.abc import Callable
 from statistics import median
@@ -15,7 +15,7 @@ REPEATS = 20
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """Return milliseconds by G, after results were compared."""
+    """Return milliseconds by G, after the results were checked."""
     results = {}
     for num_grids in GRIDS:
         tables = lmkan_cupy.init_tables(FEATURES, FEATURES, num_grids, rng=0, xp=cupy)

@@ -1,12 +1,12 @@
-"""Targets of the benches, and whether what was measured meets them."""
+"""Targets of the benchmarks, and whether the measurements meet them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A target and what was measured; ``met`` is None where nothing could be."""
+class CheckedTarget:
+    """A target beside the measurement; ``met`` is None where nothing could be measured."""
 
     what: str
     target: str
@@ -14,6 +14,7 @@ class Verdict:
     met: bool | None
 
 
-def verdict_rows(verdicts: Iterable[Verdict]) -> list[tuple[str, str, str, str]]:
+def target_rows(targets: Iterable[CheckedTarget]) -> list[tuple[str, str, str, str]]:
+    """Return the rows of a table."""
     met = {True: "yes", False: "NO", None: "?"}
-    return [(each.what, each.target, each.measured, met[each.met]) for each in verdicts]
+    return [(each.what, each.target, each.measured, met[each.met]) for each in targets]

@@ -1,4 +1,4 @@
-"""`bench.gpu` and `bench.plans` without a GPU: on NumPy arrays, by the wall clock."""
+"""`bench.gpu` and `bench.plans` without a GPU: on NumPy arrays, with the host's clock."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CLOCKS = {"SM": {"median": 1700, "least": 1650, "most": 1980}}
 
 
 class Theirs(LMKAN2DLayer):
-    """In place of the authors' class; ``fault`` is what is wrong with kernels of a tile size."""
+    """Stands in for the authors' class; ``fault`` spoils the output for some tile sizes."""
 
     fault: Callable[..., Any]
 
@@ -59,7 +59,7 @@ class Stream(nullcontext):  # type: ignore[type-arg]
 
 
 class Graphs(ModuleType):
-    """NumPy with what CuPy has beside it; what is captured runs at once."""
+    """NumPy with the parts of CuPy that NumPy lacks; what is captured runs at once."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
@@ -76,7 +76,7 @@ class Graphs(ModuleType):
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Layers this small gain nothing from more."""
+    """Layers this small gain nothing from more threads."""
     before = torch.get_num_threads(), numba.get_num_threads()
     torch.set_num_threads(1)
     numba.set_num_threads(1)
@@ -87,7 +87,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """NumPy for CuPy, the CPU for CUDA, smallest sizes; nothing is compiled by torch."""
+    """NumPy for CuPy, the CPU for CUDA, the smallest sizes; torch compiles nothing."""
     default_stream = SimpleNamespace(wait_stream=lambda other: None)
     cuda = SimpleNamespace(
         CUDAGraph=lambda: SimpleNamespace(replay=lambda: None),
@@ -124,7 +124,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(results_file, "RESULTS", tmp_path)
 
 
-# What is checked
+# The checks before anything is timed
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_no_layer_with_tables_is_timed_unchecked(
 ) -> None:
     make = getattr(peers, factory)
 
-    def wrong(workload: Workload) -> peers.Layer:
+    def wrong(workload: Workload) -> peers.TimedLayer:
         layer = make(workload)
         return replace(layer, forward=lambda: layer.forward() * 1.001)
 
@@ -241,9 +241,7 @@ def test_no_other_pass_is_timed_unchecked(
         module.measure()
 
 
-def test_a_step_that_learns_otherwise_is_seen(
-    monkeypatch: pytest.MonkeyPatch, on_cpu: None
-) -> None:
+def test_a_step_with_another_loss_is_seen(monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> None:
     steps = training_step.measure(with_authors=True)["8 x 8"]
     assert {*steps} == {
         OURS,
@@ -264,20 +262,22 @@ def test_a_step_that_learns_otherwise_is_seen(
 
 
 @pytest.mark.parametrize("captured", [False, True])
-def test_what_is_not_captured_stays_on_the_default_stream(
+def test_only_a_captured_step_leaves_the_default_stream(
     captured: bool, on_cpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The authors' kernels run there, whatever stream is torch's."""
+    """The authors' kernels run on the default stream, whatever torch's current stream is."""
     entered = []
     monkeypatch.setattr(
         training_step.cuda, "stream", lambda each: nullcontext(entered.append(each))
     )
-    training_step._of_step(training_step.Maker(lambda: lambda: torch.zeros(()), captured=captured))
+    training_step._measure_step(
+        training_step.StepFactory(lambda: lambda: torch.zeros(()), captured=captured)
+    )
     (stream,) = entered
     assert (stream is training_step.cuda.current_stream()) != captured
 
 
-def test_what_a_graph_writes_to_stays_alive(on_cpu: None) -> None:
+def test_the_memory_of_a_graph_stays_alive(on_cpu: None) -> None:
     class Written:
         pass
 
@@ -305,10 +305,10 @@ def refused(y: Any, **_: Any) -> Any:
     raise ValueError("N_in must be divisible by tile_size")
 
 
-def test_what_gives_zeros_is_not_their_fastest(
+def test_kernels_that_return_zeros_are_not_their_fastest(
     monkeypatch: pytest.MonkeyPatch, on_cpu: None
 ) -> None:
-    """All take a second, and of these the first would be chosen, a tile of 16."""
+    """All sizes take a second here, so the first would be chosen, a tile of 16."""
     even = make_workload(8, 6, 8, 100)
 
     def clock(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
@@ -332,7 +332,7 @@ def test_what_gives_zeros_is_not_their_fastest(
     ],
     ids=["refused", "zeros", "no gradients", "odd"],
 )
-def test_why_theirs_does_not_run(
+def test_the_reason_why_theirs_does_not_run(
     monkeypatch: pytest.MonkeyPatch,
     on_cpu: None,
     fault: Callable[..., Any],
@@ -357,11 +357,11 @@ def test_theirs_is_compared_at_full_size(monkeypatch: pytest.MonkeyPatch, on_cpu
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> Callable[..., dict[str, Any]]:
-    """Run all of it but the tests, the host's part and the tables; return what it wrote."""
+    """Run the command without tests, start of a process and tables; return what it wrote."""
     show = ModuleType("bench.harness.console_tables")
     silent = SimpleNamespace(print=print, status=lambda text: nullcontext())
     show.__dict__.update(LEGEND="", console=lambda: silent)
-    for name in "show", "show_case", "show_numbers":
+    for name in "show_table", "show_timings", "show_numbers":
         setattr(show, name, lambda *_: None)
     monkeypatch.setitem(sys.modules, "bench.harness.console_tables", show)
     monkeypatch.delitem(sys.modules, "bench.gpu.__main__", raising=False)
@@ -397,7 +397,7 @@ def test_everything_is_written_and_not_repeated(
     assert results["host"]["forward in a graph, us"] == 5.0
     assert results["host"]["forward of arrays, host us"] > 0
     assert {*results["penalty"]} == {"8", "16", "26", "40"}
-    assert len(results["targets"]) == 23  # one of them of the training step
+    assert len(results["targets"]) == 23  # one of them for the training step
 
     def fail(*_: Any) -> None:
         raise AssertionError("measured again")
@@ -431,7 +431,7 @@ def test_a_point_without_memory_is_not_measured(
     assert run() == results
 
 
-def test_share_of_the_limit(on_cpu: None) -> None:
+def test_share_of_the_shared_memory_limit(on_cpu: None) -> None:
     """512 x 512, B = 2^20: 65.7 ms at 16 bytes per function and sample."""
     point = Point(512, 512, 16, 2**20)
     for dtype, milliseconds in (("float32", 65.74), ("float16", 32.87)):
@@ -440,10 +440,10 @@ def test_share_of_the_limit(on_cpu: None) -> None:
         ] == pytest.approx(1, abs=1e-3)
 
 
-# The record
+# The results file
 
 
-def test_which_results_a_run_goes_on_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_which_results_a_run_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(results_file, "RESULTS", tmp_path)
     path, results = results_file.resumed("gpu", CIRCUMSTANCES | {"date": "yesterday"})
     assert path.name.startswith("gpu-test-9-")
@@ -470,10 +470,10 @@ def test_clocks_are_read_from_whole_lines() -> None:
     assert cuda_device._clocks("") == {}
 
 
-# Beside it
+# The other commands
 
 
-def test_plans_go_on_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_plans_resume_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     timed: list[Any] = []
 
     def measure(point: Any) -> list[dict[str, Any]]:
