@@ -12,6 +12,7 @@ A table stands between two comments. The first names the file of its numbers:
 import argparse
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def with_tables(text: str) -> str:
     return _TABLE.sub(replace, text)
 
 
+@cache
 def experiment_table() -> list[list[str]]:
     table = summary(read_all(RESULTS))
     return [[*table.columns], ["---"] * len(table.columns), *table.to_numpy().tolist()]
