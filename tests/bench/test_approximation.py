@@ -14,21 +14,13 @@ import torch
 from lmkan_cupy.adapters import training
 from smoke_runs import untimed
 
-from bench import report
 from bench.experiments import approximation
 from bench.experiments.models import FEW_LEARNING_RATES, MLP
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder with the results of all students."""
-    folder = tmp_path_factory.mktemp("approximation")
-    smoke_runs.run(approximation, folder)
-    return folder
-
-
-def test_every_student_is_trained_with_its_learning_rates_and_seeds(folder: Path) -> None:
-    results = smoke_runs.read(approximation, folder)
+@pytest.mark.long
+def test_every_student_is_trained_with_its_learning_rates_and_seeds(tmp_path: Path) -> None:
+    results = smoke_runs.run(approximation, tmp_path)
     planned = approximation.students("smoke", 4, pykan=False)
     runs = [(run["model"], run["rate"], run["seed"]) for run in results["runs"]]
     assert len(set(runs)) == len(runs) == sum(len(model.learning_rates) + 2 for model in planned)
@@ -42,16 +34,6 @@ def test_every_student_is_trained_with_its_learning_rates_and_seeds(folder: Path
         assert {run["flops"] for run in runs} == {model.flops()}
         assert len({run["errors"]["relative RMSE"] for run in runs}) == len(runs)
     assert min(run["errors"]["relative RMSE"] for run in results["runs"]) < 0.6
-
-
-def test_the_page_has_every_student(folder: Path, tmp_path: Path) -> None:
-    (folder / "other.json").write_text('{"cases": []}')  # of another benchmark
-    report.write_report(folder, tmp_path)
-    page, tables = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
-    assert page.count("data:image/png;base64,") == 2  # against FLOPs and time
-    for run in smoke_runs.read(approximation, folder)["runs"]:
-        assert run["model"] in page
-        assert f"| {run['model']}" in tables
 
 
 def test_pykan_is_trained_too_if_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ def made_up_molecules(rows: int = 300) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("inputs", ["distances", "cartesian", "forces"])
-def test_every_input(tmp_path: Path, inputs: str) -> None:
+def test_every_input(tmp_path: Path, inputs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the variants, which test_approximation trains."""
+    monkeypatch.setattr(methane, "variants", lambda sizes: [])
     np.savez(tmp_path / "methane_xtb.npz", **made_up_molecules())
     arguments = () if inputs == "distances" else ("--inputs", inputs, "--data", str(tmp_path))
     out = smoke_runs.path(methane, tmp_path)
@@ -40,13 +42,21 @@ def test_every_input(tmp_path: Path, inputs: str) -> None:
     assert results["setting"]["source"] == (
         "methane.npz" if inputs == "distances" else "methane_xtb.npz"
     )
-    kinds = {run["kind"] for run in results["runs"] if "," not in run["kind"]}
-    assert kinds == {"lmKAN", "MLP", "FastKAN"}
-    rates = {run["rate"] for run in results["runs"] if run["kind"] in kinds}
-    assert rates == set(MORE_LEARNING_RATES if inputs == "cartesian" else LEARNING_RATES)
+    assert {run["kind"] for run in results["runs"]} == {"lmKAN", "MLP", "FastKAN"}
+    assert {run["rate"] for run in results["runs"]} == set(
+        MORE_LEARNING_RATES if inputs == "cartesian" else LEARNING_RATES
+    )
     for run in results["runs"]:
         assert all(0 < error < 10 for error in run["errors"].values())
         assert ("MAE of forces, eV / Angstrom" in run["errors"]) == (inputs == "forces")
+
+
+def test_variants_are_trained_on_distances_only(tmp_path: Path) -> None:
+    np.savez(tmp_path / "methane_xtb.npz", **made_up_molecules())
+    for inputs, number in (("distances", 8), ("cartesian", 0), ("forces", 0)):
+        data = None if inputs == "distances" else tmp_path
+        made = methane.make_experiment(inputs, "smoke", data, torch.device("cpu"), False)
+        assert sum(model.kind.startswith("lmKAN, ") for model in made.models) == number
 
 
 def test_the_loss_is_the_absolute_error(tmp_path: Path) -> None:

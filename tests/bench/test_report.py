@@ -102,21 +102,44 @@ def test_a_cheaper_and_less_accurate_network_loses_nothing() -> None:
     assert "none as cheap" in report.conclusion(results, "MLP", "FLOPs")
 
 
-def test_the_chosen_learning_rate_is_that_of_the_lowest_validation_loss(tmp_path: Path) -> None:
-    def run(lr: float, seed: int, validation: float, error: float) -> dict[str, Any]:
-        losses = {"validation_loss": validation, "errors": {"error": error}}
-        sizes = {"model": "A", "kind": "MLP", "flops": 1, "parameters": 1}
-        return {**sizes, "rate": lr, "seed": seed, **losses}
+def made_up_run(
+    model: str, lr: float, seed: int, validation: float, error: float
+) -> dict[str, Any]:
+    losses = {"validation_loss": validation, "errors": {"error": error}}
+    sizes = {"model": model, "kind": model.split()[0], "flops": 1, "parameters": 1}
+    return {**sizes, "rate": lr, "seed": seed, **losses}
 
-    runs = [run(0.1, 0, 2.0, 0.1), run(0.2, 0, 1.0, 0.3), run(0.2, 1, 9.0, 0.5)]
-    content = {"title": "", "setting": {}, "circumstances": {}, "runs": runs}
-    (tmp_path / "made-up.json").write_text(json.dumps(content))
+
+def write_made_up_file(path: Path, runs: list[dict[str, Any]], **more: Any) -> None:
+    circumstances = {"cpu": "a CPU", "threads": 1, "commit": "abc", "date": "today"}
+    content = {"title": "Made up", "setting": {}, "circumstances": circumstances, "runs": runs}
+    path.write_text(json.dumps(content | more))
+
+
+def test_the_chosen_learning_rate_has_the_lowest_validation_loss(tmp_path: Path) -> None:
+    tried = [(0.1, 0, 2.0, 0.1), (0.2, 0, 1.0, 0.3), (0.2, 1, 9.0, 0.5)]
+    write_made_up_file(tmp_path / "made-up.json", [made_up_run("MLP A", *each) for each in tried])
     results = report.read_results(tmp_path / "made-up.json")
     assert results.chosen["error"].tolist() == [0.3, 0.5]
     assert results.costs == ["FLOPs"]  # nothing has been timed
     table = report.models_table(results)
     assert table["error"].tolist() == ["0.4 (0.3 - 0.5)"]
     assert table["learning rate"].tolist() == ["0.2 (highest tried)"]  # a better one may lie beyond
+
+
+def test_both_pages_have_every_network(tmp_path: Path) -> None:
+    labels = ["lmKAN 8-1", "MLP 8-1", "FastKAN 8-1", "lmKAN, no branch 8-1"]
+    runs = [made_up_run(label, 0.1, seed, 1.0, 0.5) for label in labels for seed in range(3)]
+    runs = [run | {"kind": run["model"].removesuffix(" 8-1")} for run in runs]
+    speed = {"rows_per_second": dict.fromkeys(labels, 100.0)}
+    write_made_up_file(tmp_path / "made-up.json", runs, **speed)
+    (tmp_path / "other.json").write_text('{"cases": []}')  # of another benchmark
+    report.write_report(tmp_path, tmp_path)
+    page, tables = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert page.count("data:image/png;base64,") == 2  # against FLOPs and time
+    for label in labels:
+        assert label in page
+        assert f"| {label}" in tables
 
 
 def test_without_results_there_is_no_page(tmp_path: Path) -> None:
