@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ KINDS = (OURS, "MLP", "CNN", "FastKAN", "pykan")
 COSTS = {"FLOPs": "FLOPs per row", "seconds": "seconds per row"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Results:
     """One results file: a row for every run; ``chosen`` marks a model's chosen learning rate."""
 
@@ -136,6 +137,7 @@ def error_at(cost: float, costs: NDArray[Any], errors: NDArray[Any]) -> float:
     return float(np.exp(np.interp(np.log(cost), front_costs, front_errors, left=np.nan)))
 
 
+@cache  # used by the summary, a table and a sentence
 def matched(results: Results, rival: str, cost: str) -> pd.DataFrame:
     """Compare a rival with every seed of the lmKANs on their Pareto front.
 
