@@ -60,7 +60,7 @@ def test_no_process_is_left_without_tables(processes: int, size: int, fills: boo
 
 
 def test_example(tmp_path: Path) -> None:
-    """The example's loss falls."""
-    printed = torchrun(ROOT / "bench" / "experiments" / "distributed.py")
+    """The loss of the example falls."""
+    printed = torchrun(ROOT / "bench" / "examples" / "distributed.py")
     losses: list[Any] = [float(line.split()[-1]) for line in printed.splitlines()]
     assert losses[-1] < 0.2 * losses[0]

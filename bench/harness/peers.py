@@ -1,4 +1,4 @@
-"""The layers that stand side by side in the benches, ours and others', ready to be timed."""
+"""The layers that the benchmarks compare, ours and others', ready to be timed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from torch import Tensor, nn
 
 import lmkan_cupy
 
-from .corners import corners, weighted_sum
+from .interpolation import interpolation, weighted_sum
 from .timing import Stopwatch, stopwatch
-from .workloads import Workload
+from .workload import Workload
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A layer bound to its arguments.
+class TimedLayer:
+    """A layer with its arguments.
 
     Attributes
     ----------
     forward : function
-        Gives the output.
+        Returns the output.
     backward : function
-        Takes what ``forward`` gave; gives the gradients of the input and of all parameters, for
-        lmKAN layers ``(grad_x, grad_tables)``.
+        Takes what ``forward`` returned, and returns the gradients of the input and of all
+        parameters, for lmKAN layers ``(grad_x, grad_tables)``.
     share : float
-        The part of the workload's samples that one call does; times are scaled to all of them.
+        The fraction of the workload's samples that one call computes; times are scaled to all.
     stopwatch : function
-        :func:`.timing.stopwatch`, or another clock of that form.
+        :func:`.timing.stopwatch`, or another function with its signature.
     """
 
     forward: Callable[[], Any]
@@ -40,33 +40,33 @@ class Layer:
     stopwatch: Stopwatch = stopwatch
 
     def time_forward(self) -> tuple[float]:
-        """Seconds of a forward that keeps nothing for a backward."""
+        """Return the seconds of a forward that keeps nothing for a backward."""
         with torch.no_grad():
             forward, _ = self.stopwatch(self.forward)
         return (forward / self.share,)
 
     def time_step(self) -> tuple[float, float]:
-        """Seconds of the backward in a training step, and of forward and backward together."""
+        """Return the seconds of the backward of a training step, and of forward and backward."""
         forward, y = self.stopwatch(self.forward)
         backward, _ = self.stopwatch(self.backward, y)
         return backward / self.share, (forward + backward) / self.share
 
 
-def lmkan(workload: Workload) -> Layer:
-    """Our functions on the arrays as they are."""
+def lmkan(workload: Workload) -> TimedLayer:
+    """Return our functions on the arrays of a workload."""
     x, grad_y, tables = workload.x, workload.grad_y, workload.tables
-    return Layer(
+    return TimedLayer(
         forward=lambda: lmkan_cupy.forward(x, tables),
         backward=lambda y: lmkan_cupy.backward(grad_y, x, tables),
     )
 
 
-def embedding_bag(workload: Workload) -> Layer:
-    """The same sum with its rows and weights given, so that only the sum itself is timed.
+def embedding_bag(workload: Workload) -> TimedLayer:
+    """Return the same sum in torch, rows and weights given, so that only the sum is timed.
 
-    The gradients are those of the tables and of the weights; ``grad_x`` would come on top.
+    Its gradients are those of tables and weights; ``grad_x`` would take further time.
     """
-    at = corners(torch.from_dlpack(workload.x).double(), workload.num_grids)
+    at = interpolation(torch.from_dlpack(workload.x).double(), workload.num_grids)
     rows, weights = at.rows, at.weights.float().requires_grad_()
     tables = torch.from_dlpack(workload.tables).requires_grad_()
     return torch_layer(
@@ -74,7 +74,7 @@ def embedding_bag(workload: Workload) -> Layer:
     )
 
 
-def linear(workload: Workload, dtype: torch.dtype = torch.float32) -> Layer:
+def linear(workload: Workload, dtype: torch.dtype = torch.float32) -> TimedLayer:
     x = torch.from_dlpack(workload.x).to(dtype).requires_grad_()
     in_features, out_features = workload.x.shape[1], workload.grad_y.shape[1]
     layer = nn.Linear(in_features, out_features, device=x.device, dtype=dtype)
@@ -82,8 +82,8 @@ def linear(workload: Workload, dtype: torch.dtype = torch.float32) -> Layer:
     return torch_layer(lambda: layer(x), [x, *layer.parameters()], grad_y)
 
 
-def tf32_linear(workload: Workload) -> Layer:
-    """A linear layer in float32 whose products are rounded to TF32."""
+def tf32_linear(workload: Workload) -> TimedLayer:
+    """Return a float32 linear layer whose products are rounded to TF32."""
     layer = linear(workload)
 
     def in_tf32(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,11 +96,11 @@ def tf32_linear(workload: Workload) -> Layer:
 
         return called
 
-    return Layer(in_tf32(layer.forward), in_tf32(layer.backward))
+    return TimedLayer(in_tf32(layer.forward), in_tf32(layer.backward))
 
 
-def plain_torch(workload: Workload) -> Layer:
-    """Our layer in plain torch operations, ``engine="torch"``, under ``torch.compile``."""
+def plain_torch(workload: Workload) -> TimedLayer:
+    """Return our layer in plain torch operations, ``engine="torch"``, under ``torch.compile``."""
     torch.compiler.reset()
     x = torch.from_dlpack(workload.x).requires_grad_()
     tables = torch.from_dlpack(workload.tables).requires_grad_()
@@ -108,13 +108,13 @@ def plain_torch(workload: Workload) -> Layer:
     return torch_layer(lambda: compiled(x, tables), [x, tables], _grad_y(workload))
 
 
-def kan(package: str, workload: Workload) -> Layer:
-    """The KAN layer of a PyPI package, of the same shape and grid size.
+def kan(package: str, workload: Workload) -> TimedLayer:
+    """Return the KAN layer of a PyPI package, of the same shape and grid size.
 
-    Each is run under ``torch.compile`` as a whole, as its package does in part or offers: on a CPU
-    that was the fastest setting, or level with it, for all of them.
+    All of it runs under ``torch.compile``, which its package uses in part or offers: on a CPU that
+    was the fastest setting for all of them, or as fast.
     """
-    torch.compiler.reset()  # else graphs of earlier shapes count against the recompilation limit
+    torch.compiler.reset()  # otherwise earlier shapes count against the recompilation limit
     batch, in_features = workload.x.shape
     out_features = workload.grad_y.shape[1]
     layer = KAN_LAYERS[package](in_features, out_features, workload.num_grids)
@@ -122,7 +122,7 @@ def kan(package: str, workload: Workload) -> Layer:
     @torch.compile(dynamic=False)
     def forward(x: Tensor) -> Tensor:
         result = layer(x)
-        y: Tensor = result[0] if package == "pykan" else result  # pykan also gives what it plots
+        y: Tensor = result[0] if package == "pykan" else result  # pykan also returns what it plots
         return y
 
     # pykan has intermediate results [B, O, I]: one such array may take 512 MB.
@@ -134,7 +134,7 @@ def kan(package: str, workload: Workload) -> Layer:
 
 
 def kan_versions() -> dict[str, str | None]:
-    """The KAN packages with their versions, None where one is not installed."""
+    """Return the versions of the KAN packages, None for one that is not installed."""
     versions: dict[str, str | None] = dict.fromkeys(KAN_LAYERS)
     for package in versions:
         try:
@@ -146,8 +146,8 @@ def kan_versions() -> dict[str, str | None]:
 
 def torch_layer(
     forward: Callable[[], Tensor], inputs: Sequence[Tensor], grad_y: Tensor, share: float = 1.0
-) -> Layer:
-    return Layer(forward, lambda y: torch.autograd.grad(y, inputs, grad_y), share)
+) -> TimedLayer:
+    return TimedLayer(forward, lambda y: torch.autograd.grad(y, inputs, grad_y), share)
 
 
 def _grad_y(workload: Workload) -> Tensor:

@@ -1,4 +1,4 @@
-"""Data-parallel training: ``torchrun --nproc-per-node 2 bench/experiments/distributed.py``."""
+"""Data-parallel training: ``torchrun --nproc-per-node 2 bench/examples/distributed.py``."""
 
 import torch
 from lmkan_cupy.adapters.torch import LMKANBlock, hessian_penalty

@@ -1,4 +1,4 @@
-"""The first CUDA device: its times, its memory and its clocks."""
+"""The first CUDA device: timing, memory and clocks."""
 
 import subprocess
 import tempfile
@@ -13,15 +13,15 @@ import torch
 #: Cycles for which the device is kept busy while the host queues a call: about a millisecond.
 BUSY_CYCLES = 2_000_000
 
-#: What is raised where the device has too little memory.
+#: What is raised if the device has too little memory.
 OUT_OF_MEMORY = (torch.OutOfMemoryError, cupy.cuda.memory.OutOfMemoryError)
 
-#: Milliseconds between two looks at the clocks.
-LOOK = 50
+#: Milliseconds between two readings of the clocks.
+INTERVAL = 50
 
 
 def device_stopwatch(call: Callable[..., Any], *arguments: object) -> tuple[float, Any]:
-    """Return the seconds that the device took for what a call started, and its result."""
+    """Return the seconds that the device took for what a call queued, and the call's result."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda._sleep(BUSY_CYCLES)
     begin.record()
@@ -32,17 +32,17 @@ def device_stopwatch(call: Callable[..., Any], *arguments: object) -> tuple[floa
 
 
 def free_memory() -> None:
-    """Give back what CuPy and torch keep for later."""
+    """Free the memory that CuPy and torch keep for later."""
     cupy.get_default_memory_pool().free_all_blocks()
     torch.cuda.empty_cache()
 
 
 @contextmanager
 def watched_clocks() -> Iterator[dict[str, dict[str, int]]]:
-    """Fill, at the end, what it gives: median, least and greatest MHz of SM and memory clock."""
+    """Yield a dict that at the end has median, least and most MHz of the SM and memory clock."""
     clocks: dict[str, dict[str, int]] = {}
     with tempfile.TemporaryFile("w+") as file:
-        watch = subprocess.Popen(_nvidia_smi(["clocks.sm", "clocks.mem"], LOOK), stdout=file)
+        watch = subprocess.Popen(_nvidia_smi(["clocks.sm", "clocks.mem"], INTERVAL), stdout=file)
         try:
             yield clocks
         finally:
@@ -53,7 +53,7 @@ def watched_clocks() -> Iterator[dict[str, dict[str, int]]]:
 
 
 def _clocks(lines: str) -> dict[str, dict[str, int]]:
-    """Return what whole lines ``SM clock, memory clock`` say; the last may be broken off."""
+    """Summarise complete lines ``SM clock, memory clock``; the last line may be cut off."""
     whole = [line.split(", ") for line in lines.split("\n")[:-1] if line.count(", ") == 1]
     pairs = [(int(sm), int(memory)) for sm, memory in whole if sm.isdigit() and memory.isdigit()]
     return {
@@ -63,18 +63,18 @@ def _clocks(lines: str) -> dict[str, dict[str, int]]:
 
 
 def describe() -> dict[str, str]:
-    """Return what ``nvidia-smi`` says of the device: name, driver, greatest clocks in MHz."""
+    """Return name, driver and highest clocks in MHz, as ``nvidia-smi`` reports them."""
     fields = ["name", "driver_version", "clocks.max.sm", "clocks.max.mem"]
     answer = subprocess.run(_nvidia_smi(fields), capture_output=True, text=True, check=True)
     return dict(zip(fields, answer.stdout.strip().split(", "), strict=True))
 
 
-def _nvidia_smi(fields: Sequence[str], look: int | None = None) -> list[str]:
-    """Return the command that asks about CUDA's first device, which may be another's first."""
+def _nvidia_smi(fields: Sequence[str], interval: int | None = None) -> list[str]:
+    """Return the command that queries CUDA's first device, whatever its number in nvidia-smi."""
     return [
         "nvidia-smi",
         f"--id=GPU-{torch.cuda.get_device_properties(0).uuid}",
         f"--query-gpu={','.join(fields)}",
         "--format=csv,noheader,nounits",
-        *([] if look is None else [f"--loop-ms={look}"]),
+        *([] if interval is None else [f"--loop-ms={interval}"]),
     ]

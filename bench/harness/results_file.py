@@ -1,4 +1,4 @@
-"""The circumstances of a measurement, and the JSON files that keep it in ``bench/results``."""
+"""The JSON files in ``bench/results``: measurements, and the circumstances they were taken in."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from typing import Any
 import llvmlite.binding
 import numba
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 #: The name of our layers in results.
 OURS = "lmkan_cupy"
 
-#: Circumstances that a run shares with the one that it goes on from.
+#: Circumstances that must be the same for a run to resume an earlier one.
 _DECISIVE = ("commit", "versions", "gpu", "peer")
 
 
@@ -52,21 +52,22 @@ def commit_of(folder: Path) -> str:
 def resumed(
     bench: str, circumstances: Mapping[str, Any], path: Path | None = None
 ) -> tuple[Path, dict[str, Any]]:
-    """Return where a bench on a GPU writes its results, and those that it goes on from.
+    """Return where a GPU benchmark writes its results, and the results to resume from.
 
     Parameters
     ----------
     bench : str
+        The name of the benchmark.
     circumstances : dict
-        With the "gpu". Only results of the same commit, versions, GPU and driver are gone on from,
-        and all beside the same package of the authors, or none.
+        With the "gpu". Only results of the same commit, versions, GPU, driver and package of the
+        authors (or none) are resumed.
     path : Path, optional
-        By default the newest file with such results, or else a new one, of today.
+        By default the newest file with such results, or a new one with today's date.
 
     Raises
     ------
     ValueError
-        If ``path`` holds results under other circumstances.
+        If ``path`` holds results of other circumstances.
     """
     new = {"bench": bench, "circumstances": dict(circumstances), "cases": []}
     device = re.sub(r"[^a-z0-9]+", "-", circumstances["gpu"]["name"].lower())
@@ -80,7 +81,7 @@ def resumed(
         path = next(each for each in paths if not each.exists())
     results = read(path)
     if results and (different := _differences(results, circumstances)):
-        raise ValueError(f"{path} has another {' and '.join(different)}: take another --json")
+        raise ValueError(f"{path} has another {' and '.join(different)}: choose another --json")
     return path, results or new
 
 
@@ -89,19 +90,19 @@ def _modified(path: Path) -> float:
 
 
 def _differences(results: Mapping[str, Any], circumstances: Mapping[str, Any]) -> list[str]:
-    """Return in which circumstances a run cannot go on from results."""
+    """Return the circumstances that keep a run from resuming these results."""
     before = results.get("circumstances", {})
     return [name for name in _DECISIVE if before.get(name) != circumstances.get(name)]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return what was written there, nothing where there is no file."""
+    """Return what was written there; nothing if there is no file."""
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return results
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
-    """Write results, at once: whoever interrupts this leaves the file of before."""
+    """Write results in one step: an interruption leaves the previous file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(results, indent=1) + "\n")

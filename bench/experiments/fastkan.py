@@ -1,9 +1,9 @@
-"""FastKAN: the 1-D Kolmogorov-Arnold layer with Gaussian radial functions, as a baseline.
+"""FastKAN: the Kolmogorov-Arnold layer with Gaussian radial functions of one variable, a baseline.
 
 Li, "Kolmogorov-Arnold Networks are Radial Basis Function Networks", arXiv 2405.06721:
-``num_grids`` Gaussians on an even grid over [-2, 2], one linear map of all their values, and a
-linear branch of SiLU beside it. Inputs are normalised over the batch, as for the other networks;
-layer normalisation, the author's, takes from a few features their mean and their length.
+``num_grids`` Gaussians on an even grid over [-2, 2], one linear map of all their values, plus a
+linear map of SiLU of the inputs. Inputs are batch-normalised, as for the other networks; the
+author's layer normalisation would remove mean and length, which matters with few features.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class FastKANLayer(nn.Module):
     in_features, out_features : int
         Sizes I and O.
     num_grids : int
-        Gaussians per input, as wide as the distance between two of them.
+        Gaussians per input, whose width is the distance between neighbours.
     """
 
     centres: Tensor
@@ -49,5 +49,5 @@ def make_fastkan(sizes: Sequence[int], num_grids: int) -> nn.Sequential:
 
 
 def fastkan_flops(sizes: Sequence[int], num_grids: int) -> int:
-    """Return the multiply-adds of the linear maps for one row; exponentials are not counted."""
+    """Return the multiply-adds of the linear maps for one row, without the exponentials."""
     return sum((num_grids + 1) * i * o for i, o in pairwise(sizes))

@@ -1,4 +1,4 @@
-"""What the benches measure: layers of one shape side by side."""
+"""What the benchmarks measure: layers of one shape, timed side by side."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .peers import Layer
-from .record import OURS
+from .peers import TimedLayer
+from .results_file import OURS
 from .timing import Ratio, interleave, ratio
 
 PASSES = ("forward", "backward", "both")
 
 
 @dataclass(frozen=True)
-class Case:
-    """Layers of one shape, with the seconds [round] of each in each pass."""
+class LayerTimings:
+    """The seconds [round] of layers of one shape, by layer and pass."""
 
     in_features: int
     out_features: int
@@ -28,10 +28,11 @@ class Case:
         return f"{self.in_features} x {self.out_features}, G = {self.num_grids}"
 
     def milliseconds(self, layer: str, pass_: str) -> float:
+        """Return the median over the rounds."""
         return round(1e3 * float(np.median(self.seconds[layer][pass_])), 4)
 
     def ratio(self, layer: str, pass_: str) -> Ratio:
-        """The time of a layer over that of ours."""
+        """Return the time of a layer over that of ours."""
         return ratio(self.seconds[layer][pass_], self.seconds[OURS][pass_])
 
     def json(self) -> dict[str, Any]:
@@ -44,11 +45,12 @@ class Case:
 
 
 def time_layers(
-    layers: Mapping[str, Layer], seconds: float, rounds: tuple[int, int] = (5, 30)
+    layers: Mapping[str, TimedLayer], seconds: float, rounds: tuple[int, int] = (5, 30)
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Return the seconds [round] of each layer in each pass, all layers called in turn.
+    """Return the seconds [round] by layer and pass, all layers called in turn.
 
-    ``seconds`` and ``rounds`` as of :func:`.timing.interleave`, for the forward and for the rest.
+    ``seconds`` and ``rounds`` go to :func:`.timing.interleave`, once for the forward and once for
+    the other passes.
     """
     forward, step = (
         interleave(measurements, seconds=seconds, rounds=rounds)
@@ -57,4 +59,4 @@ def time_layers(
             {name: layer.time_step for name, layer in layers.items()},
         )
     )
-    return {n: dict(zip(PASSES, (*forward[n], *step[n]), strict=True)) for n in layers}
+    return {name: dict(zip(PASSES, (*forward[name], *step[name]), strict=True)) for name in layers}

@@ -1,7 +1,8 @@
-"""The authors' layer beside ours, where ``--peer`` names a folder with their package lmKAN.
+"""The layer of the paper's authors, where ``--peer`` names a folder with their package lmKAN.
 
-They launch kernels without asking whether that succeeded, and where sizes do not fit, zeros are
-left: what is timed was compared with ours before. Whatever fails is a reason and not an error.
+Their package does not check whether a kernel launch succeeded, and leaves zeros where sizes do not
+fit. So results are compared with ours before anything is timed, and a layer that fails is reported
+with the reason instead of ending the benchmark.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,19 +17,19 @@ from torch import Tensor
 
 import lmkan_cupy
 
-from .peers import Layer, torch_layer
+from .peers import TimedLayer, torch_layer
 from .timing import Stopwatch
-from .workloads import Workload
+from .workload import Workload
 
-#: Sizes of kernels are tried on as many samples at most, and timed so often.
+#: Largest number of samples on which kernel sizes are tried, and how often each is timed.
 TRIED_SAMPLES = 2**16
 REPEATS = 3
 
-#: Most that a result of theirs may be off, in norms. They are compiled for fast, inexact
-#: exponentials: near a knot, for some 1e-5 of the inputs, the other of the two slopes is taken,
-#: which changes the norm of a gradient by 3e-3. A tile of outputs that is missing changes it by
+#: Largest difference of their results from ours, relative in norm. They are compiled with fast,
+#: inexact exponentials: for some 1e-5 of the inputs, those near a knot, the slope of the other side
+#: is taken, which changes the norm of a gradient by 3e-3. A missing tile of outputs changes it by
 #: more than 1e-1.
-OFF = 1e-2
+MAX_DIFFERENCE = 1e-2
 
 
 class DoesNotRun(Exception):
@@ -36,12 +37,12 @@ class DoesNotRun(Exception):
 
 
 def require_package() -> None:
-    """Raise an ImportError where their package cannot be imported."""
+    """Raise an ImportError if their package cannot be imported."""
     import_module("lmKAN")
 
 
 def module(workload: Workload, sizes: dict[str, Any]) -> Any:
-    """Their module with the tables of a workload, and tile and block sizes of its kernels."""
+    """Return their module with the tables of a workload and these kernel sizes."""
     from lmKAN import LMKAN2DLayer
 
     tables = torch.from_dlpack(workload.tables)
@@ -52,8 +53,8 @@ def module(workload: Workload, sizes: dict[str, Any]) -> Any:
     return made
 
 
-def layer(workload: Workload, sizes: dict[str, Any]) -> Layer:
-    """Their layer, in their layout ``[features, batch]``."""
+def layer(workload: Workload, sizes: dict[str, Any]) -> TimedLayer:
+    """Return their layer, in their layout ``[features, batch]``."""
     x = torch.from_dlpack(workload.x).T.contiguous().requires_grad_()
     made = module(workload, sizes)
     grad_y = torch.from_dlpack(workload.grad_y).T.contiguous()
@@ -61,12 +62,12 @@ def layer(workload: Workload, sizes: dict[str, Any]) -> Layer:
 
 
 def fastest_sizes(workload: Workload, clock: Stopwatch) -> dict[str, Any]:
-    """Return tile and block sizes of their fastest kernels for a workload.
+    """Return the tile and block sizes of their fastest kernels for a workload.
 
     Raises
     ------
     DoesNotRun
-        If there are none that give our results.
+        If no sizes give our results.
     """
     some = workload.first(TRIED_SAMPLES)
     ours = _ours(some)
@@ -105,7 +106,7 @@ def fastest_sizes(workload: Workload, clock: Stopwatch) -> dict[str, Any]:
 def _fastest(
     seconds: Callable[[dict[str, Any]], float], choices: Iterable[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return the choice of the least time; those that fail in any way are left out."""
+    """Return the fastest choice; those that fail in any way are left out."""
     times, failures = [], []
     for sizes in choices:
         try:
@@ -118,17 +119,17 @@ def _fastest(
 
 
 def reason(error: Exception) -> str:
-    """Return what an error says, in one line."""
+    """Return the type and the first line of an error."""
     return " ".join([type(error).__name__ + ":", *str(error).splitlines()[:1]])
 
 
-def compare(theirs: Layer, ours: tuple[Tensor, ...]) -> None:
-    """Compare the output, and both gradients if they are given, in their layout.
+def compare(theirs: TimedLayer, ours: tuple[Tensor, ...]) -> None:
+    """Compare the output, and both gradients where ours has them, in their layout.
 
     Raises
     ------
     AssertionError
-        If a result is off.
+        If a result differs too much.
     """
     y = theirs.forward()
     results = [y]
@@ -137,17 +138,17 @@ def compare(theirs: Layer, ours: tuple[Tensor, ...]) -> None:
         _report_refusal_in_autograd(y.device)
     for name, result, expected in zip(("y", "grad_x", "grad_tables"), results, ours, strict=False):
         # Operations of torch, which also report a launch of theirs that was refused.
-        off = torch.linalg.vector_norm(result.detach() - expected) / torch.linalg.vector_norm(
-            expected
-        )
-        if not off <= OFF:
-            raise AssertionError(f"{name} is not ours: off by {off:.2g} of its norm")
+        difference = torch.linalg.vector_norm(
+            result.detach() - expected
+        ) / torch.linalg.vector_norm(expected)
+        if not difference <= MAX_DIFFERENCE:
+            raise AssertionError(f"{name} is not ours: off by {difference:.2g} of its norm")
 
 
 def _report_refusal_in_autograd(device: torch.device) -> None:
-    """Let torch raise what CUDA says of a refused launch in a backward, before others hear of it.
+    """Let torch raise CUDA's error of a refused launch in their backward, before another call does.
 
-    That is kept for the thread that launched, and autograd has its own.
+    CUDA keeps it for the thread that launched, which is autograd's own.
     """
     x = torch.ones(1, device=device, requires_grad=True)
     torch.autograd.grad((x * x).sum(), x)

@@ -1,4 +1,4 @@
-"""Timings that can be compared: everything in turn, round by round, so that drift cancels."""
+"""Comparable timings: everything is measured in turn, round by round, so that drift cancels."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 
-#: Takes a function and its arguments; gives the seconds that the call took, and its result.
+#: Takes a function and its arguments; returns the seconds that the call took, and its result.
 Stopwatch: TypeAlias = Callable[..., tuple[float, Any]]
 
 
@@ -28,19 +28,19 @@ def interleave(
     seconds: float,
     rounds: tuple[int, int] = (5, 30),
 ) -> dict[Key, NDArray[np.float64]]:
-    """Take every measurement in turn (A, B, C, A, B, C, ...), after one round that is not kept.
+    """Take every measurement in turn (A, B, C, A, B, C, ...), after one round of warm-up.
 
-    The timers of torch.utils.benchmark and pyperf finish A before they start B, and so measure the
-    machine's drift with it.
+    The timers of torch.utils.benchmark and pyperf finish A before they start B, so the machine's
+    drift would be part of their difference.
 
     Parameters
     ----------
     measurements : mapping to functions
-        Each gives the seconds of the one or more things it measures.
+        Each returns the seconds of the one or more things that it measures.
     seconds : float
-        No new round is begun after this time,
+        After this time no further round is begun.
     rounds : (int, int)
-        but there are at least and at most so many.
+        Least and largest number of rounds, whatever time they take.
 
     Returns
     -------
@@ -51,7 +51,7 @@ def interleave(
     def one_round() -> dict[Key, Sequence[float]]:
         taken = {}
         for key, measure in measurements.items():
-            time.sleep(0.005)  # the thread pool of the one before spins for a while when done
+            time.sleep(0.005)  # the previous one's thread pool spins on for a while
             taken[key] = measure()
         return taken
 
@@ -66,7 +66,7 @@ def interleave(
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median and quartiles of the ratios of two timings taken in the same rounds."""
+    """Median and quartiles over the rounds of the ratio of two timings."""
 
     median: float
     low: float

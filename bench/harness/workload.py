@@ -1,4 +1,4 @@
-"""What is timed: the arrays of one layer."""
+"""What is timed: a layer's input, tables and output gradient."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,7 @@ from lmkan_cupy.array_library import Array
 
 @dataclass(frozen=True)
 class Workload:
-    """The arrays of one layer, float32; ``x`` is standard normal, as after batch normalisation."""
+    """The float32 arrays of one layer; ``x`` is standard normal, as after batch normalisation."""
 
     x: Array  # [B, I]
     tables: Array  # [P, S, S, O]
@@ -23,14 +23,15 @@ class Workload:
 
     @property
     def evaluations(self) -> int:
-        """Inner functions evaluated by one forward, B P O."""
+        """Number of inner functions that one forward evaluates, B P O."""
         return int(self.x.shape[0] * self.tables.shape[0] * self.tables.shape[3])
 
     def with_tables(self, dtype: Any) -> "Workload":
-        """Return the same with its tables rounded to a dtype."""
+        """Return the same workload with tables rounded to a dtype."""
         return replace(self, tables=self.tables.astype(dtype, copy=False))
 
     def first(self, samples: int) -> "Workload":
+        """Return the workload of the first samples."""
         return replace(self, x=self.x[:samples], grad_y=self.grad_y[:samples])
 
 

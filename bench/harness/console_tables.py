@@ -1,4 +1,4 @@
-"""Tables of what was measured, on a console."""
+"""Tables of what was measured, on the console."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -7,23 +7,23 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .cases import PASSES, Case
-from .record import OURS
+from .layer_timings import PASSES, LayerTimings
+from .results_file import OURS
 
 LEGEND = (
     "both: forward and backward of a training step\n"
-    "/ ours: its time over that of ours, median (quartiles); below 1, ours is slower"
+    "/ ours: time over that of ours, median (quartiles); below 1 ours is slower"
 )
 
 
 def console() -> Console:
-    """Return a console that is wide enough also where the output goes to a file."""
-    made = Console(highlight=False)
-    made.width = max(made.width, 132)
-    return made
+    """Return a console that is wide enough for the tables, also if the output goes to a file."""
+    wide = Console(highlight=False)
+    wide.width = max(wide.width, 132)
+    return wide
 
 
-def show(
+def show_table(
     console: Console, title: str, header: Iterable[str], rows: Iterable[Iterable[str]]
 ) -> None:
     table = Table(*header, box=box.MARKDOWN)
@@ -32,33 +32,36 @@ def show(
     console.print(f"\n{title}", table)
 
 
-def show_case(console: Console, case: Case) -> None:
+def show_timings(console: Console, timings: LayerTimings) -> None:
     def row(layer: str) -> Iterator[str]:
         yield layer
         for pass_ in PASSES:
-            yield f"{case.milliseconds(layer, pass_):.4g}"
-            yield "" if layer == OURS else str(case.ratio(layer, pass_))
+            yield f"{timings.milliseconds(layer, pass_):.4g}"
+            yield "" if layer == OURS else str(timings.ratio(layer, pass_))
 
     header = ["layer", *(name for pass_ in PASSES for name in (f"{pass_}, ms", "/ ours"))]
-    show(console, f"{case}, B = {case.batch}, float32", header, map(row, case.seconds))
+    title = f"{timings}, B = {timings.batch}, float32"
+    show_table(console, title, header, map(row, timings.seconds))
 
 
 def show_numbers(console: Console, title: str, results: Mapping[str, Any]) -> None:
-    """Show numbers by name, by row and column, or several such tables by name."""
+    """Show numbers by name, or by row and column, or several such tables by name."""
 
     def cell(value: Any) -> str:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     first = next(iter(results.values()))
     if not isinstance(first, Mapping):
-        show(console, title, ("", ""), ((name, cell(value)) for name, value in results.items()))
+        show_table(
+            console, title, ("", ""), ((name, cell(value)) for name, value in results.items())
+        )
     elif not isinstance(next(iter(first.values())), Mapping):
         columns = dict.fromkeys(column for row in results.values() for column in row)
         rows = (
             [name, *(cell(row.get(column, "")) for column in columns)]
             for name, row in results.items()
         )
-        show(console, title, ["", *columns], rows)
+        show_table(console, title, ["", *columns], rows)
     else:
         for name, inner in results.items():
             show_numbers(console, f"{title}, {name}", inner)

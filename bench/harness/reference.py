@@ -1,9 +1,7 @@
-"""What results are checked with: float64 evaluations, and how far those in float32 may be off.
+"""What results are checked against: float64 references, and how far float32 results may be off.
 
-A sum of n products of f factors is off by at most ``(n + f) r`` of the sum of their sizes,
-r = 2^-24, and by what the errors of the factors bring into it. The rule and the errors of hats,
-slopes and stencils are those of ``tests/tolerances.py``, here on any device and for the corners of
-a cell instead of all knots. Magnitudes are those of :mod:`.corners`.
+The rule for the bounds is that of :mod:`.rounding`, as in ``tests/tolerances.py``, but for the
+corners of a cell instead of all knots, and on any device.
 """
 
 from collections.abc import Sequence
@@ -16,20 +14,29 @@ from torch.nn.functional import pad
 
 import lmkan_cupy
 
-from .corners import UNIT, Corners, corners, products, scaled_sigma, weighted_sum
-from .peers import Layer
-from .workloads import Workload
+from .interpolation import (
+    UNIT,
+    Interpolation,
+    corner_products,
+    interpolation,
+    scaled_sigma,
+    weighted_sum,
+)
+from .peers import TimedLayer
+from .rounding import STENCIL_ROUNDINGS, error_bound, size_and_error
+from .workload import Workload
 
-#: Most factors in one product.
-FACTORS = 5
-
-#: Samples whose results are compared, spread over the batch; of gradients of the tables, which all
-#: samples share, the first and the last pair are, and so many samples are added up at a time.
+#: Number of samples, spread over the batch, whose results are compared.
 COMPARED = 2**12
-AT_A_TIME = 2**15
+
+#: Pairs whose table gradients are compared: all samples add to these, so only the first and the
+#: last pair.
 ENDS = [0, -1]
 
-#: Inputs this close to a knot, in intervals, are left out where slopes count, for these jump there.
+#: Samples that are added up at a time for the gradients of these pairs.
+CHUNK = 2**15
+
+#: Slopes jump at knots, so inputs this close to one, in intervals, are left out where slopes count.
 #: The rounding of G sigma(x) is 8 G r at most.
 NEAR_KNOT = 1e-4
 
@@ -59,35 +66,36 @@ class Bounded:
 
 
 def away_from_knots(x: Tensor, num_grids: int) -> Tensor:
+    """Return where the slope at x is defined in float32."""
     scaled = scaled_sigma(x.double(), num_grids)
     return (scaled - scaled.round()).abs() > NEAR_KNOT
 
 
 def dots(tables: Tensor, rows: Tensor, grad_y: Tensor) -> Tensor:
-    """``sum_o grad_y[b, o] tables[rows[b, n], o]`` [B, N]: what a weight is worth."""
+    """Return ``sum_o grad_y[b, o] tables[rows[b, n], o]`` [B, N], the gradient of the weights."""
     weights = torch.ones(rows.shape, dtype=tables.dtype, device=rows.device, requires_grad=True)
     (grad,) = torch.autograd.grad(weighted_sum(tables, rows, weights), weights, grad_y)
     return grad
 
 
 @dataclass(frozen=True)
-class LayerTruth:
-    """What forward and backward of a workload should give."""
+class LayerReference:
+    """The expected results of forward and backward for a workload."""
 
     samples: slice
     y: Bounded
     grad_x: Bounded
-    has_slope: Tensor  # where grad_x is defined
+    has_slope: Tensor  # True where grad_x is defined
     grad_tables: Bounded
 
-    def check_layer(self, name: str, layer: Layer, has_grad_x: bool = True) -> None:
-        """Compare the results of a layer with tables."""
+    def check_layer(self, name: str, layer: TimedLayer, has_grad_x: bool = True) -> None:
+        """Check the results of a layer with tables."""
         y = layer.forward()
         first, grad_tables = layer.backward(y)
         self.check(name, y, first if has_grad_x else None, grad_tables)
 
     def check(self, name: str, y: Any, grad_x: Any, grad_tables: Any) -> None:
-        """Compare results; one that is None is left out."""
+        """Check results; one that is None is left out."""
         if y is not None:
             self.y.check(f"{name}, y", as_tensor(y)[self.samples])
         if grad_x is not None:
@@ -97,16 +105,16 @@ class LayerTruth:
             self.grad_tables.check(f"{name}, grad_tables", as_tensor(grad_tables)[ENDS])
 
 
-def of_layer(workload: Workload) -> LayerTruth:
+def of_layer(workload: Workload) -> LayerReference:
     x, tables, grad_y = _tensors(workload)
     num_grids, samples = workload.num_grids, slice(None, None, -(-len(x) // COMPARED))
     some_x, some_grad_y = x[samples].double(), grad_y[samples].double()
-    at = corners(some_x, num_grids)
-    sums, sizes = 4 * tables.shape[0], tables.abs()
-    bound = weighted_sum(sizes, at.rows, _allowed(at.sizes, sums))
+    at = interpolation(some_x, num_grids)
+    terms, sizes = 4 * tables.shape[0], tables.abs()
+    bound = weighted_sum(sizes, at.rows, error_bound(at.magnitudes, terms, UNIT))
     if workload.tables.dtype == "float16" and tables.is_cuda:
         bound += _interpolation_in_half(sizes, at)
-    return LayerTruth(
+    return LayerReference(
         samples,
         Bounded(weighted_sum(tables, at.rows, at.weights), bound),
         _grad_x(at, tables, some_grad_y, x.shape[1]),
@@ -118,39 +126,39 @@ def of_layer(workload: Workload) -> LayerTruth:
 def of_double_backward(
     workload: Workload, ggx: Any, ggt: Any, samples: Tensor
 ) -> tuple[Bounded, Bounded, Bounded]:
-    """What `lmkan_cupy.backward_backward` should give, where ``grad_y`` is 0 but for some samples.
+    """Return what `lmkan_cupy.backward_backward` should give where only some rows of ``grad_y``
+    are not 0.
 
     Parameters
     ----------
     workload : Workload
     ggx, ggt : array [B, I], [P, S, S, O]
     samples : Tensor [M]
-        int64; none of them may have an input near a knot.
+        int64, the rows of ``grad_y`` that are not 0; none of them may have an input near a knot.
 
     Returns
     -------
     grad_grad_y [M, O], grad_x [M, I], grad_tables [2, S, S, O]
-        The last of the first and the last pair.
+        ``grad_tables`` of the first and the last pair.
     """
     x, tables, grad_y = _tensors(workload)
     some_x, g = x[samples].double(), grad_y[samples].double()
     along = torch.from_dlpack(ggx)[samples].double()
     z = torch.from_dlpack(ggt).double()
-    at = corners(some_x, workload.num_grids)
-    weights, sizes = _along(at, along)
-    sums, outputs = 12 * tables.shape[0], 8 * tables.shape[3]
+    at = interpolation(some_x, workload.num_grids)
+    weights, magnitudes = _along(at, along)
+    terms_of_y, terms_of_x = 12 * tables.shape[0], 8 * tables.shape[3]
     y = Bounded(
         weighted_sum(tables, at.rows, weights) + weighted_sum(z, at.rows, at.weights),
-        weighted_sum(tables.abs(), at.rows, _allowed(sizes, sums))
-        + weighted_sum(z.abs(), at.rows, _allowed(at.sizes, sums)),
+        weighted_sum(tables.abs(), at.rows, error_bound(magnitudes, terms_of_y, UNIT))
+        + weighted_sum(z.abs(), at.rows, error_bound(at.magnitudes, terms_of_y, UNIT)),
     )
-    twist, twist_sizes = products(*at.slopes), products(*at.slope_sizes)
-    dot, size = dots(tables, at.rows, g), dots(tables.abs(), at.rows, g.abs())
-    mixed, mixed_bound = (
-        _of_corners(each) for each in (twist * dot, _allowed(twist_sizes, outputs) * size)
-    )
+    mixed_weights = corner_products(*at.slopes)
+    mixed_weight_bound = error_bound(corner_products(*at.slope_magnitudes), terms_of_x, UNIT)
+    mixed = _sum_over_corners(mixed_weights * dots(tables, at.rows, g))
+    mixed_bound = _sum_over_corners(mixed_weight_bound * dots(tables.abs(), at.rows, g.abs()))
     other = _by_pair(along).flip(-1)  # the derivative by one coordinate, along the other
-    of_z = _grad_x(at, z, g, 2 * mixed.shape[1], outputs)
+    of_z = _grad_x(at, z, g, 2 * mixed.shape[1], terms_of_x)
     grad_x = Bounded(
         (other * mixed[..., None]).flatten(1) + of_z.value,
         (other.abs() * mixed_bound[..., None]).flatten(1) + of_z.bound,
@@ -164,10 +172,10 @@ def of_double_backward(
 
 
 def check_penalty(tables: Any, penalty: Any, grad: Any) -> None:
-    """Compare roughness and gradient of tables [P, S, S, O] with float64, a few pairs at a time.
+    """Check roughness and gradient of tables [P, S, S, O] against float64, a few pairs at a time.
 
-    A coefficient of a stencil takes six roundings; a curvature has four of them at most, a table
-    value ten curvatures; the roughness is summed in float64.
+    A curvature has at most four coefficients, a table value is in ten curvatures; the roughness is
+    summed in float64. Both depend on two coefficients in each product.
     """
     given, grad = torch.from_dlpack(tables), as_tensor(grad)
     knots = torch.from_numpy(lmkan_cupy.sigma_grid(given.shape[1] - 1)).to(given).double()
@@ -176,16 +184,19 @@ def check_penalty(tables: Any, penalty: Any, grad: Any) -> None:
     unit = torch.eye(len(knots), dtype=torch.float64, device=given.device)
     second = 2 * (unit.diff(dim=0) / width[:, None]).diff(dim=0) / span
     first = (unit[2:] - unit[:-2]) / span
-    roughness = allowed = torch.zeros((), dtype=torch.float64, device=given.device)
+    roughness = bound = torch.zeros((), dtype=torch.float64, device=given.device)
     for pairs in range(0, len(given), 8):
         values = given[pairs : pairs + 8].double()
         exact, slope = _roughness_and_grad(values, second, first)
         size, slope_size = _roughness_and_grad(values.abs(), second.abs(), first.abs())
-        bound = UNIT * (10 + 4 + FACTORS + 2 * 6) * slope_size
-        Bounded(slope, bound).check("gradient of the penalty", grad[pairs : pairs + 8])
+        grad_bound, roughness_bound = (
+            error_bound(size_and_error(magnitude, 2 * STENCIL_ROUNDINGS, UNIT), terms, UNIT)
+            for magnitude, terms in ((slope_size, 10 + 4), (size, 2 * 4))
+        )
+        Bounded(slope, grad_bound).check("gradient of the penalty", grad[pairs : pairs + 8])
         roughness = roughness + exact
-        allowed = allowed + UNIT * (2 * 4 + FACTORS + 2 * 6) * size
-    Bounded(roughness, allowed).check("penalty", torch.full_like(roughness, float(penalty)))
+        bound = bound + roughness_bound
+    Bounded(roughness, bound).check("penalty", torch.full_like(roughness, float(penalty)))
 
 
 def _roughness_and_grad(tables: Tensor, second: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,19 +210,19 @@ def _roughness_and_grad(tables: Tensor, second: Tensor, first: Tensor) -> tuple[
 
 
 def as_tensor(result: Any) -> Tensor:
-    """Return a tensor over the memory of an array, or a tensor without its history."""
+    """Return a tensor that shares the memory of an array, or a tensor detached from its graph."""
     return result.detach() if isinstance(result, Tensor) else torch.from_dlpack(result)
 
 
 def _tensors(workload: Workload) -> tuple[Tensor, Tensor, Tensor]:
-    """``x`` and ``grad_y`` as they are, and the tables in float64."""
+    """Return ``x``, the tables in float64, and ``grad_y``."""
     widened = workload.tables.astype("float32", copy=False)
     x, tables, grad_y = map(torch.from_dlpack, (workload.x, widened, workload.grad_y))
     return x, tables.double(), grad_y
 
 
-def _of_corners(by_corner: Tensor) -> Tensor:
-    """The sum [B, P] over the corners of a pair [B, 4 P]."""
+def _sum_over_corners(by_corner: Tensor) -> Tensor:
+    """Return the sums [B, P] over the corners of each pair [B, 4 P]."""
     return by_corner.unflatten(1, (-1, 4)).sum(-1)
 
 
@@ -219,35 +230,29 @@ def _by_pair(x: Tensor) -> Tensor:
     return pad(x, (0, x.shape[1] % 2)).unflatten(1, (-1, 2))
 
 
-def _allowed(magnitude: Tensor, terms: int | Tensor) -> Tensor:
-    """What a product adds to the error of a sum of so many."""
-    return UNIT * (terms + FACTORS) * magnitude.real + magnitude.imag.abs()
-
-
-def _along(at: Corners, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """The derivatives of the weights along a direction [B, I], and their magnitudes."""
+def _along(at: Interpolation, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the derivatives of the weights along a direction [B, I], and their magnitudes."""
     first, second = (each[..., None] for each in _by_pair(direction).unbind(-1))
-    weights = products(first * at.slopes[0], at.hats[1])
-    weights += products(at.hats[0], second * at.slopes[1])
-    sizes = products(first.abs() * at.slope_sizes[0], at.hat_sizes[1])
-    return weights, sizes + products(at.hat_sizes[0], second.abs() * at.slope_sizes[1])
+    weights = corner_products(first * at.slopes[0], at.hats[1])
+    weights += corner_products(at.hats[0], second * at.slopes[1])
+    magnitudes = corner_products(first.abs() * at.slope_magnitudes[0], at.hat_magnitudes[1])
+    magnitudes += corner_products(at.hat_magnitudes[0], second.abs() * at.slope_magnitudes[1])
+    return weights, magnitudes
 
 
 def _grad_x(
-    at: Corners, tables: Tensor, grad_y: Tensor, features: int, terms: int | None = None
+    at: Interpolation, tables: Tensor, grad_y: Tensor, features: int, terms: int | None = None
 ) -> Bounded:
-    dot, size = dots(tables, at.rows, grad_y), dots(tables.abs(), at.rows, grad_y.abs())
     terms = 4 * grad_y.shape[1] if terms is None else terms
-    value = [
-        _of_corners(weights * dot)
-        for weights in (products(at.slopes[0], at.hats[1]), products(at.hats[0], at.slopes[1]))
-    ]
+    dot, size = dots(tables, at.rows, grad_y), dots(tables.abs(), at.rows, grad_y.abs())
+
+    def by_coordinate(hats: tuple[Tensor, Tensor], slopes: tuple[Tensor, Tensor]) -> list[Tensor]:
+        return [corner_products(slopes[0], hats[1]), corner_products(hats[0], slopes[1])]
+
+    value = [_sum_over_corners(each * dot) for each in by_coordinate(at.hats, at.slopes)]
     bound = [
-        _of_corners(_allowed(sizes, terms) * size)
-        for sizes in (
-            products(at.slope_sizes[0], at.hat_sizes[1]),
-            products(at.hat_sizes[0], at.slope_sizes[1]),
-        )
+        _sum_over_corners(error_bound(each, terms, UNIT) * size)
+        for each in by_coordinate(at.hat_magnitudes, at.slope_magnitudes)
     ]
     return Bounded(
         torch.stack(value, -1).flatten(1)[:, :features],
@@ -258,36 +263,39 @@ def _grad_x(
 def _grad_tables(
     x: Tensor, direction: Tensor | None, grad_y: Tensor, shape: Sequence[int]
 ) -> Bounded:
-    """The gradient of the tables of the first and the last pair, of a layer or its derivative."""
+    """Return the gradient of the tables of the first and the last pair.
+
+    It is that of the layer, or with a direction [B, I] that of its derivative along it.
+    """
     num_grids = shape[1] - 1
     zeros = torch.zeros(shape, dtype=torch.float64, device=x.device, requires_grad=True)
     value, size, error = (torch.zeros_like(zeros) for _ in range(3))
     terms = torch.zeros(shape[:3], dtype=torch.float64, device=x.device)
 
-    def pulled(rows: Tensor, weights: Tensor, grad_y: Tensor) -> Tensor:
+    def pull_back(rows: Tensor, weights: Tensor, grad_y: Tensor) -> Tensor:
         (grad,) = torch.autograd.grad(weighted_sum(zeros, rows, weights), zeros, grad_y)
         return grad
 
     def of_ends(each: Tensor) -> Tensor:
         return _by_pair(each)[:, ENDS].flatten(1).double()
 
-    for first in range(0, len(x), AT_A_TIME):
-        part = slice(first, first + AT_A_TIME)
-        at, g = corners(of_ends(x[part]), num_grids), grad_y[part].double()
-        weights, sizes = at.weights, at.sizes
+    for first in range(0, len(x), CHUNK):
+        part = slice(first, first + CHUNK)
+        at, g = interpolation(of_ends(x[part]), num_grids), grad_y[part].double()
+        weights, magnitudes = at.weights, at.magnitudes
         if direction is not None:
-            weights, sizes = _along(at, of_ends(direction[part]))
-        value += pulled(at.rows, weights, g)
-        size += pulled(at.rows, sizes.real.contiguous(), g.abs())
-        error += pulled(at.rows, sizes.imag.contiguous(), g.abs())
+            weights, magnitudes = _along(at, of_ends(direction[part]))
+        value += pull_back(at.rows, weights, g)
+        size += pull_back(at.rows, magnitudes.real.contiguous(), g.abs())
+        error += pull_back(at.rows, magnitudes.imag.contiguous(), g.abs())
         terms += torch.bincount(at.rows.flatten(), minlength=terms.numel()).view(shape[:3])
     terms = terms if direction is None else 2 * terms
-    return Bounded(value, UNIT * (terms[..., None] + FACTORS) * size + error.abs())
+    return Bounded(value, error_bound(torch.complex(size, error), terms[..., None], UNIT))
 
 
-def _interpolation_in_half(sizes: Tensor, at: Corners) -> Tensor:
-    """What `lmkan_cupy.forward` allows itself for float16 tables on a GPU, see there."""
-    weights = at.sizes.real
-    of_pair = _of_corners(weights)
-    extra = 0.0025 * weights + 1.2e-7 * of_pair.repeat_interleave(4, 1)
-    return weighted_sum(sizes, at.rows, extra) + 4 * 1.2e-7 * of_pair.sum(1, keepdim=True)
+def _interpolation_in_half(sizes: Tensor, at: Interpolation) -> Tensor:
+    """Return the error that `lmkan_cupy.forward` states for float16 tables on a GPU."""
+    weights = at.magnitudes.real
+    by_pair = _sum_over_corners(weights)
+    extra = 0.0025 * weights + 1.2e-7 * by_pair.repeat_interleave(4, 1)
+    return weighted_sum(sizes, at.rows, extra) + 4 * 1.2e-7 * by_pair.sum(1, keepdim=True)
