@@ -33,7 +33,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, small_chunks: None) -> Callable[..., tuple[Any, ...]]:
-    """A caller that runs a function in every order; the results, which it returns, must not differ."""
+    """A caller that runs a function in every order and returns its results, which must agree."""
 
     def in_every_order(function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         all_results = []
