@@ -1,4 +1,4 @@
-"""A device of every architecture that the CUDA engine names, with what decides its plans."""
+"""A device of every architecture that the CUDA engine supports, with what its plans depend on."""
 
 import itertools
 
@@ -17,7 +17,7 @@ DEVICES = {
 
 MULTIPROCESSOR_KB = {75: 64, 80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}
 RESERVED_KB = {75: 0, 80: 1, 86: 1, 89: 1, 90: 1, 100: 1, 120: 1}
-"""Capability -> shared memory of a multiprocessor; what the hardware takes of it for each block:
+"""Capability -> shared memory of a multiprocessor, and what the hardware takes of it per block:
 CUDA C++ Programming Guide, technical specifications per compute capability."""
 
 

@@ -24,7 +24,7 @@ def read_sources(*files: str) -> dict[str, str]:
 
 
 def paste(sources: Mapping[str, str]) -> str:
-    """One text, as `kernel_source` makes it: each file under its own name and line numbers."""
+    """One text, as `kernel_source` makes it: each file keeps its name and line numbers."""
     return "\n".join(f'#line 1 "{file}"\n{text}' for file, text in sources.items())
 
 

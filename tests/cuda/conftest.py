@@ -16,7 +16,7 @@ from lmkan_cupy.cuda_engine import backward_pass
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks and stretches short enough for several of each in a small batch."""
+    """Make chunks and stretches so short that a small batch has several of each."""
     monkeypatch.setattr(backward_pass, "CHUNKS", {})
     monkeypatch.setattr(backward_pass, "MOST_CHUNK", 32)
     monkeypatch.setattr(backward_pass, "STRETCH", 3)
@@ -26,14 +26,14 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CUDA engine in the place of the CPU engine, its kernels in the emulator."""
+    """Use the CUDA engine instead of the CPU engine, with its kernels in the emulator."""
     monkeypatch.setattr(functional, "_engine", lambda xp: cuda_engine)
     emulated.install(monkeypatch)
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, small_chunks: None) -> Callable[..., tuple[Any, ...]]:
-    """Calls a function in every order and returns its results, which must not differ."""
+    """A caller that runs a function in every order and returns its results, which must agree."""
 
     def in_every_order(function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         all_results = []

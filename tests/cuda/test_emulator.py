@@ -16,7 +16,7 @@ pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools")
 
 ARCHITECTURES = [900, 800, 750]
-"""With asynchronous copies also in bulk, with small ones only, and with plain ones instead."""
+"""With asynchronous copies also in bulk; with small ones only; with plain copies instead."""
 
 
 @pytest.mark.parametrize("check", [True, False], ids=["checked", "unchecked"])
@@ -277,7 +277,7 @@ def test_syncwarp_orders_memory_through_a_third_lane() -> None:
 
 
 def test_a_lane_may_change_what_others_read_before_syncwarp() -> None:
-    """Although it reads the word itself after that, which is what `word += n` begins with."""
+    """Even if it then reads the word itself, as `word += n` does first."""
     statement = """
         __shared__ int word;
         if (threadIdx.x == 0) word = 1;

@@ -115,7 +115,7 @@ def planted_module(check: bool) -> emulator.Module:
 
 
 def marked_faults() -> dict[str, tuple[str, str]]:
-    """By kernel: the marked line, and the kind of its fault."""
+    """For each kernel the marked line and the kind of its fault."""
     faults = {}
     kernel = mark = None
     for number, line in enumerate((HERE / "planted_bugs.cu").read_text().splitlines(), 1):
@@ -131,7 +131,7 @@ def marked_faults() -> dict[str, tuple[str, str]]:
 
 @pytest.mark.parametrize("kernel", PLANTED)
 def test_planted_bug_is_caught(kernel: str) -> None:
-    """In every order, and at least in one of them by its own name and line."""
+    """In every order; and in at least one of them under its own name and line."""
     module = planted_module(check=True)
     reports: list[emulator.Report] = []
     for order in emulator.ORDERS:
@@ -157,7 +157,7 @@ SAFE_WITHOUT_CHECKS = [
 
 @pytest.mark.parametrize("kernel", SAFE_WITHOUT_CHECKS)
 def test_planted_bug_goes_unseen_without_checks(kernel: str) -> None:
-    """So it is the checks that catch it, and not the launch."""
+    """This shows that the checks catch it, and not the launch."""
     planted_launch(planted_module(check=False), kernel, "ascending")
 
 

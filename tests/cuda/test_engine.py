@@ -1,4 +1,4 @@
-"""The CUDA engine around its kernels: texts, cache, errors with the command that mends them."""
+"""The CUDA engine around its kernels: their text, the cache, errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ STATIC_BYTES = 36
 
 
 class CompileError(Exception):
-    """In the place of CuPy's."""
+    """Stands in for CuPy's exception."""
 
 
 class FakeCuda:
-    """CuPy as far as the engine uses it, with a compiler that counts."""
+    """The part of CuPy that the engine uses, with a compiler that records what it compiled."""
 
     def __init__(self) -> None:
         self.compiled: list[str] = []

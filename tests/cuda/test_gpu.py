@@ -1,4 +1,4 @@
-"""What a GPU alone can show: the hardware against oracle and emulator, streams, devices, graphs.
+"""What only a GPU can show: the hardware against oracle and emulator, streams, devices, graphs.
 
 The tests of the functions themselves run here too, with CuPy arrays: see the fixture `xp`.
 """
@@ -102,7 +102,7 @@ class TestEveryRowOfThePlan:
         dtypes: Dtypes,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Both keep to the bounds, so they are at most twice as far from each other.
+        """Each keeps to the bound, so they differ by at most twice the bound.
 
         The compilers round differently: NVRTC fuses products and sums.
         """
@@ -120,7 +120,7 @@ class TestEveryRowOfThePlan:
 
 @cache
 def ring_problem(sizes: Sizes, dtype: str) -> tuple[Problem, list[Expected]]:
-    """What is to be computed by every ring; the oracle takes longer than all of them."""
+    """The same problem for every ring: the oracle takes longer than all of them together."""
     problem = make_problem(np.random.default_rng(0), sizes)
     problem = problem._replace(tables=problem.tables.astype(table_dtype(dtype)))
     return problem, expected_results(problem)
@@ -262,7 +262,7 @@ def test_arguments_of_two_libraries(cupy: Any, rng: np.random.Generator) -> None
 class TestGraphs:
     @pytest.fixture
     def stream(self, cupy: Any) -> Iterator[Any]:
-        """A side stream, for a legacy default stream cannot be captured, with its own memory."""
+        """A side stream with its own memory: a legacy default stream cannot be captured."""
         memory = cupy.cuda.MemoryPool()
         with cupy.cuda.using_allocator(memory.malloc), cupy.cuda.Stream(non_blocking=True) as own:
             yield own
@@ -312,7 +312,7 @@ class TestCompiling:
             all_results(make_problem(rng, LAYER._replace(batch=batch)).on(cupy))
 
     def test_a_second_process_compiles_nothing(self, tmp_path: Path) -> None:
-        """It would write its kernels over those of the first."""
+        """If it did, it would overwrite the files of the first."""
         cache = tmp_path / "cache"
         code = 'import lmkan_cupy; lmkan_cupy.warmup(5, 7, 8, device="cuda")'
         written = []

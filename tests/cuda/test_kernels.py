@@ -1,4 +1,4 @@
-"""The kernels of the CUDA engine in the emulator: every row of the plan, against the oracle.
+"""The kernels of the CUDA engine in the emulator, against the oracle.
 
 Each call runs in three orders of threads and blocks and must give the same bits in all of them. The
 emulator reports every access out of bounds, race and read of memory that was not written.
@@ -67,7 +67,7 @@ def test_layer(run: Any, rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes)
     ids=str,
 )
 def test_penalty(run: Any, rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes) -> None:
-    """Every vector; one and two tiles of outputs and of columns of knots."""
+    """With vectors of every length, one and two tiles of outputs, one and two tiles of columns."""
     tables = make_problem(rng, sizes, dtypes).tables
     results = run(lmkan_cupy.hessian_penalty_and_grad, tables)
     check(results, tolerances.hessian_penalty(tables, dtypes.x))
@@ -104,8 +104,8 @@ CONCENTRATED: dict[str, Callable[[Any], Any]] = {
     "constant column": lambda x: np.where(np.arange(x.shape[1]) == 1, x.dtype.type(0.1), x),
     "after a ReLU": lambda x: np.maximum(x, 0),
 }
-"""Inputs of which many samples share cells. In one cell every stretch begins and ends in it, and no
-launch of the other half has samples."""
+"""Inputs where many samples share cells. If all lie in one cell, every stretch begins and ends in
+it, and the other half has no samples."""
 
 
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
@@ -125,7 +125,7 @@ def test_far_outside(run: Any, rng: np.random.Generator, dtypes: Dtypes, size: f
 def test_many_cells_per_stretch(
     run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A warp adds rows of neighbouring cells itself, and only its last goes through a slot."""
+    """A warp adds the sums of all its cells itself, except the last, which goes through a slot."""
     monkeypatch.setattr(backward_pass, "MOST_CHUNK", 600)
     monkeypatch.setattr(backward_pass, "STRETCH", 40)
     check_layer(run, make_problem(rng, Sizes(600, 3, 5, 8)))
@@ -149,7 +149,7 @@ def test_one_gradient_alone(
 
 
 def test_arrays_that_begin_anywhere(run: Any, rng: np.random.Generator) -> None:
-    """Not at multiples of the 16 bytes that a lane reads at once."""
+    """Arrays need not begin at multiples of the 16 bytes that a lane reads at once."""
     problem = make_problem(rng, Sizes(40, 4, 64, 4))
     shifted = [np.empty(each.size + 1, each.dtype)[1:].reshape(each.shape) for each in problem]
     for target, array in zip(shifted, problem, strict=True):
@@ -190,7 +190,7 @@ def test_empty_batch(run: Any, rng: np.random.Generator) -> None:
 
 
 def test_bfloat16_tables(run: Any, rng: np.random.Generator) -> None:
-    """Their check is left out: without CuPy they are no argument of the public functions."""
+    """The engine is called directly: public functions take bfloat16 tables only from CuPy."""
     problem = problem_with(rng, Sizes(40, 5, 33, 8), BFLOAT16_TABLES)
     x, tables, grad_y, *_ = problem
     knots = sigma_grid(8)
@@ -228,7 +228,7 @@ def test_samples_do_not_depend_on_each_other(small_chunks: None, rng: np.random.
 def test_few_blocks_do_the_work_of_many(
     run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A grid is limited: warps and blocks then take several tasks in turn."""
+    """The size of a grid is limited: beyond it, warps and blocks take several tasks in turn."""
     emulated.limit_blocks(monkeypatch, 2)
     sizes = Sizes(40, 7, 65, 8)
     check_layer(run, make_problem(rng, sizes))

@@ -25,7 +25,7 @@ def plan() -> Launch:
 
 @pytest.fixture
 def arguments(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Those of the last launch."""
+    """The arguments of the last launch."""
     seen: list[Any] = []
 
     def call(grid: Any, block: Any, arguments: Any, shared_bytes: int) -> None:
@@ -49,7 +49,7 @@ def test_an_empty_grid_starts_nothing(arguments: list[Any]) -> None:
 
 
 def test_a_workspace_is_one_piece() -> None:
-    """Of which each part begins at a multiple of 256 bytes and has the size it asked for."""
+    """Each of its parts begins at a multiple of 256 bytes and has the size that was asked for."""
     sizes: list[int] = []
 
     def allocate(shape: Any, dtype: Any, beside: Any) -> Any:

@@ -327,7 +327,7 @@ def check_rings() -> None:
 
 
 def check_half_ring(sizes: Sizes, dtype: Any, packed: bool) -> None:
-    """Tables of every size; samples so far outside that weights leave the range of halves."""
+    """With tables of every size, and samples so far outside that weights exceed halves."""
     rng = np.random.default_rng(0)
     x, tables, grad_y, *_ = make_problem(rng, sizes)
     x[::3] *= 1e6

@@ -1,4 +1,4 @@
-"""The plan of the CUDA engine for every architecture: all is covered, no limit exceeded."""
+"""The plans of the CUDA engine for every architecture: all work is covered, no limit exceeded."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def device(request: pytest.FixtureRequest) -> Device:
 
 
 REGISTERS = 65536
-"""Of a multiprocessor, on every architecture."""
+"""Registers of a multiprocessor, on every architecture."""
 
 
 def plan_forward(
@@ -52,7 +52,7 @@ def plan_forward(
 
 
 def plan_backward(layer: LayerShape, batch: int, device: Device, **choices: bool) -> BackwardPlan:
-    """For the backward of a layer, but for `choices`."""
+    """The plan of the backward of a layer, except for `choices`."""
     usual = {"direction": False, "of_layer": True, "need_x": True, "need_tables": True}
     return backward_pass.plan_backward(
         layer, batch, device, **{**usual, "aligned": True, **choices}
@@ -111,8 +111,8 @@ def test_every_node_of_the_penalty_has_one_owner(aligned: bool) -> None:
 
 
 def test_every_sample_and_tile_is_taken(device: Device) -> None:
-    """By a warp, or by a thread of a block in a slice of the batch; from global memory, at a grid's
-    limit, warps take several in turn."""
+    """By a warp, or by a thread of a block in a slice of the batch. Where a grid reaches its limit,
+    warps that read global memory take several in turn."""
     for layer in LAYERS:
         for batch in BATCHES[1:]:
             plan = plan_forward(layer, batch, device)
@@ -133,7 +133,7 @@ def test_every_sample_and_tile_is_taken(device: Device) -> None:
 
 
 def test_shapes_fill_the_registers_and_no_more() -> None:
-    """Sums take a quarter to half of them."""
+    """Sums take a quarter to half of the registers."""
     for table in ("float32", "float16", "bfloat16"):
         for device in DEVICES.values():
             for shape in ring_shapes(table, device):
@@ -146,7 +146,7 @@ def test_shapes_fill_the_registers_and_no_more() -> None:
 @pytest.mark.parametrize("table", ITEM_BYTES)
 @pytest.mark.parametrize("direction", [False, True])
 def test_every_shape_that_fits_is_a_candidate(device: Device, table: str, direction: bool) -> None:
-    """Split over pairs in every way for which a slice has room."""
+    """Split over pairs in every way with which the batch is one slice."""
     real = "float64" if table == "float64" else "float32"
     for layer, batch in (
         (LayerShape(512, 512, 30, real, table), 33),
@@ -185,7 +185,7 @@ def test_every_shape_that_fits_is_a_candidate(device: Device, table: str, direct
 def test_narrower_rows_allow_larger_grids(
     name: str, largest: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two stages have to fit: sm_90, 41 intervals: 2 * 42^2 * 64 bytes of 227 KB."""
+    """Two stages have to fit: on sm_90, 41 intervals take 2 * 42^2 * 64 bytes of 227 KB."""
     for shape, num_grids in zip(RINGS, largest, strict=True):
         monkeypatch.setattr("lmkan_cupy.cuda_engine.ring.RINGS", (shape,))
         for grids in (3, num_grids, num_grids + 1):
@@ -253,12 +253,12 @@ BY_RING = [
     for entry in MEASURED
     if entry["item"] == "forward" and entry["run"] == 6 and "text" not in entry
 ]
-"""Forwards through the ring as it is; earlier runs had other orders of blocks."""
+"""Forwards through the ring as it is now; earlier runs had other orders of blocks."""
 
 
 @pytest.mark.parametrize(("table", "within"), [("float32", 0.11), ("float16", 0.35)])
 def test_model_agrees_with_what_was_measured(table: str, within: float) -> None:
-    """Two stages of half tables overlap better than the model has it."""
+    """Two stages of half tables overlap better than the model predicts."""
     device, ratios = DEVICES["sm_90"], []
     for entry in BY_RING:
         way, num_grids = entry["way"], entry["num_grids"]
@@ -279,7 +279,7 @@ def test_model_agrees_with_what_was_measured(table: str, within: float) -> None:
 @pytest.mark.parametrize("table", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("num_grids", [8, 16, 26, 40])
 def test_the_plan_is_among_the_fastest_that_were_measured(table: str, num_grids: int) -> None:
-    """At B = 2^17 and 2^20, of all shapes, stages, packed or not: within 10 %."""
+    """Within 10 % of the fastest of all shapes, stages, packed or not, at B = 2^17 and 2^20."""
     for batch in (2**17, 2**20):
         chosen = plan_forward(
             LayerShape(512, 512, num_grids, "float32", table), batch, DEVICES["sm_90"]
@@ -301,7 +301,7 @@ IN_SMALL_BATCHES = [
     for entry in MEASURED
     if entry["item"] == "forward" and entry["run"] == 2 and entry["batch"] <= 2**14
 ]
-"""Of one bunch of tiles or few blocks, whose order does not matter."""
+"""Forwards of one bunch of tiles or few blocks, whose order does not matter."""
 
 
 @pytest.mark.parametrize("batch", [2**10, 2**14])
@@ -391,7 +391,7 @@ def test_blocks_of_the_walk_fill_whole_waves_of_an_h100(
     ],
 )
 def test_blocks_of_the_walk_fit_into_shared_memory(name: str, real: str, blocks: int) -> None:
-    """Rows narrow enough for 4, or 3 of float64; from sm_100 on one less. They fill whole waves."""
+    """Narrow rows: up to 4 blocks, 3 of float64, one less from sm_100 on, in whole waves."""
     device = DEVICES[name]
     plan = plan_backward(LayerShape(2 * device.multiprocessors, 32, 8, real, real), 2**14, device)
     assert dict(plan.walk.source.constants)["BLOCKS"] == blocks
@@ -400,7 +400,7 @@ def test_blocks_of_the_walk_fit_into_shared_memory(name: str, real: str, blocks:
 
 @pytest.mark.parametrize(("spare", "blocks"), [(1023, 1), (1024, 2)])
 def test_the_hardware_takes_shared_memory_of_each_block(spare: int, blocks: int) -> None:
-    """Of two, where a block alone may have all but what it takes of one."""
+    """Two blocks need what the hardware takes for the second, too."""
     device = Device(90, 10, 2 * backward_pass.WALK_BYTES["float32"] + spare)
     plan = plan_backward(LayerShape(64, 32, 8, "float32", "float32"), 2**14, device)
     assert dict(plan.walk.source.constants)["BLOCKS"] == blocks
@@ -419,7 +419,7 @@ def test_the_hardware_takes_shared_memory_of_each_block(spare: int, blocks: int)
     ids=["half-tables", "double", "not-aligned", "few-outputs", "even", "odd"],
 )
 def test_vectors_of_the_walk(layer: LayerShape, aligned: bool, vector: int) -> None:
-    """They divide a row, and no lane is without a vector while another has two."""
+    """A vector divides a row, and no lane has two vectors while another has none."""
     plan = plan_backward(layer, 2**20, DEVICES["sm_90"], aligned=aligned)
     constants = dict(plan.walk.source.constants)
     assert constants["VECTOR"] == vector
@@ -435,7 +435,7 @@ def test_every_output_has_a_tile_of_the_walk() -> None:
 
 @pytest.mark.parametrize("num_grids", [3, 8, 16, 26, 40, 45, 46, 256, 257, 1000, 46340])
 def test_sort(num_grids: int, device: Device) -> None:
-    """Its digits hold every key and its chunk is a useful one, within shared memory and 16 bits."""
+    """Digits hold every key; the chunk is large enough, and fits into shared memory and 16 bits."""
     layer = LayerShape(64, 1, num_grids, "float32", "float32")
     plan = plan_backward(layer, 2**20, device)
     constants = dict(plan.sort.source.constants)

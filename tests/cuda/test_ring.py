@@ -36,13 +36,13 @@ RINGS = {
     "64-byte rows": RingShape(chunks=4, samples=3, warps=2),
     "32-byte rows": RingShape(chunks=2, samples=2, warps=4),
 }
-"""Those of the plan with fewer warps: less to emulate, and the same text."""
+"""The shapes of the plan with fewer warps: less to emulate, and the same text."""
 
 RING_DTYPES = [FLOAT32, HALF_TABLES, BFLOAT16_TABLES]
 
 RING_SIZES = [Sizes(37, 5, 32, 8), Sizes(200, 24, 64, 9), Sizes(300, 2, 96, 4)]
-"""For the tables in shared memory: odd pairs and half a block; several blocks by several tiles,
-more pairs than stages and warps; tiles in several bunches, the last of them incomplete."""
+"""An odd number of pairs and half a block; several blocks by several tiles, with more pairs than
+stages and warps; tiles in several bunches, the last of them incomplete."""
 
 ROWS = [
     (name, table, shape.chunks, direction)
@@ -56,10 +56,10 @@ ROWS = [
     )
     for shape in ring_shapes(table, DEVICES[name])
 ]
-"""Every row of the plan's table; from sm_100 on those of half tables are others."""
+"""Every shape of a ring that the plan knows; from sm_100 on half tables have other shapes."""
 
 HALF_RING_SIZES = Sizes(150, 9, 128, 6)
-"""The second for half tables, whose tiles have twice as many outputs."""
+"""As the second of `RING_SIZES`, for half tables, whose tiles have twice as many outputs."""
 
 
 def use_ring(monkeypatch: pytest.MonkeyPatch, shape: RingShape) -> None:
@@ -81,7 +81,7 @@ def test_rows_of_the_plan(
     chunks: int,
     direction: bool,
 ) -> None:
-    """With all their warps and samples, and the largest grid of the device."""
+    """With all their warps and samples, and the largest grid that fits into the device."""
     device = DEVICES[name]
     shapes = ring_shapes(table, device)
     (shape,) = (shape for shape in shapes if shape.chunks == chunks)
@@ -126,7 +126,7 @@ class TestForwardRing:
 
     @pytest.fixture(params=["packed", "direct"])
     def way(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-        """Of the tables to shared memory; the other is made slow."""
+        """How tables come to shared memory; the model is told that the other way is slow."""
         way: str = request.param
         slow = {"packed": "CHUNK_BYTES", "direct": "BULK_BYTES"}[way]
         monkeypatch.setattr(forward_model, slow, 1e-9)
@@ -165,7 +165,7 @@ class TestForwardRing:
         splits: int,
         dtypes: Dtypes,
     ) -> None:
-        """Along a direction, then added to it; the sums of parts as well. In float throughout."""
+        """A forward along a direction and one added to it, with sums of parts; all in float."""
         monkeypatch.setattr(forward_pass, "SPLITS", (splits,))
         problem = problem_with(rng, RING_SIZES[0], dtypes)
         check(run(double_backward, problem), expected_twice(problem))
@@ -238,7 +238,7 @@ class TestForwardRing:
     def test_range_of_half_tables(
         self, rng: np.random.Generator, dtypes: Dtypes, size: float, values: str
     ) -> None:
-        """Nothing overflows inside a cell, and what is rounded to steps keeps to its bound."""
+        """Nothing overflows within a cell, and rounding to halves stays within its bound."""
         problem = problem_with(rng, Sizes(64, 5, 64, 8), dtypes)
         shape = problem.tables.shape
         factors = {
@@ -252,7 +252,7 @@ class TestForwardRing:
         expected_by_ring(problem).check(forward(problem))
 
     def test_largest_tables_give_themselves(self) -> None:
-        """Rounded weights may add up to more than 1; sums of pairs leave the range of halves."""
+        """Although rounded weights may add up to over 1 and sums exceed the range of halves."""
         x = np.linspace(-2, 2, 400, dtype=np.float32).reshape(100, 4)
         y = lmkan_cupy.forward(x, np.full((2, 9, 9, 64), 65504, np.float16))
         np.testing.assert_allclose(y, 2 * 65504, rtol=5 * 2.0**-11)
@@ -284,7 +284,7 @@ class TestForwardRing:
     def test_slices(
         self, run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The last has as many blocks as it has samples for."""
+        """The last slice has only as many blocks as its samples need."""
         monkeypatch.setattr(forward_pass, "SLICE_BYTES", 256 * 3 * 8)  # of three pairs
         problem = make_problem(rng, Sizes(300, 5, 32, 8))
         assert self.plan(problem).slice_size == 256

@@ -25,7 +25,7 @@ from lmkan_cupy.cuda_engine.ring import MOST_STAGES, RINGS, RingShape, ring_shap
 
 STATIC_SHARED_BYTES = 48 * 1024
 REGISTERS = 65536
-"""Of a block at most, on every architecture."""
+"""Registers of a block at most, on every architecture."""
 
 DTYPES = [
     ("float32", "float32"),
@@ -37,12 +37,12 @@ LAYERS = [
     *(LayerShape(512, 1, 3, *dtypes) for dtypes in DTYPES),
     *(LayerShape(512, 512, 40, *dtypes) for dtypes in DTYPES),
 ]
-"""At both ends of the plan's choices: outputs per lane by O."""
+"""At both ends of the plan's choices: O decides the outputs per lane."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """A line for each kernel; shown in the end, also where output is captured."""
+    """A line for each kernel; printed at the end, even if output is captured."""
     lines: list[str] = []
     yield lines
     capture = request.config.pluginmanager.getplugin("capturemanager")
@@ -103,7 +103,7 @@ def compile_source(core: Any, source: Source, architecture: int) -> tuple[list[C
     "layer", LAYERS, ids=lambda layer: f"O{layer.out_features}-G{layer.num_grids}-{layer.table}"
 )
 def test_kernels_fit(core: Any, table: list[str], layer: LayerShape, device: Device) -> None:
-    """Rings have a test of their own."""
+    """All kernels but the ring, which has a test of its own."""
     launches = {
         each.source: each
         for each in cuda_engine.launches(layer, device)
@@ -125,7 +125,7 @@ def test_kernels_fit(core: Any, table: list[str], layer: LayerShape, device: Dev
 def test_rings_fit(
     core: Any, table: list[str], chunks: int, stages: int, dtype: str, device: Device
 ) -> None:
-    """With the largest grid; along a direction half tables are widened."""
+    """With the largest grid; along a direction half tables are widened to float."""
     shape = ring_shape(dtype, device, chunks)
     layer = LayerShape(512, 512, largest_grid(dtype, shape, device, stages), "float32", dtype)
     directions = (False, True) if dtype == "float32" else (False,)
