@@ -144,7 +144,7 @@ def test_capture_of_a_training_step() -> None:
 
 
 def test_training_in_graphs_is_eager_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both parts, with a refined grid in the second, and with chunks of steps cut short."""
+    """Both parts, the second on a refined grid, with chunks of steps that are cut short."""
     training = import_module("lmkan_cupy.adapters.torch.training")
     features, target = torch.randn(4096, 5, device="cuda"), torch.randn(4096, 1, device="cuda")
     trainer = training.Trainer(

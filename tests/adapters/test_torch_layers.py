@@ -75,7 +75,7 @@ class TestLMKANConv2d:
         expected = torch.cat(parts, -1).mT.reshape(y.shape)
         exact = (
             {"rtol": 0, "atol": 0} if engine is None else {}
-        )  # torch's order of summation depends on strides
+        )  # torch sums in an order by strides
         torch.testing.assert_close(y, expected, **exact)
         leaves = (x, layer.tables)
         for grad, same in zip(

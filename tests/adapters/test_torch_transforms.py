@@ -145,7 +145,7 @@ class TestCompilers:
 
     @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
     def test_plain_torch(self, dynamic: bool) -> None:
-        """Tables are an argument, so sizes are symbolic, and the knots must still be right."""
+        """Tables are an argument, so their sizes are symbolic; the knots must still be right."""
         compiled = torch.compile(
             partial(lmkan, engine="torch"), fullgraph=True, dynamic=dynamic, backend="aot_eager"
         )
