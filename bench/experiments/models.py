@@ -260,29 +260,14 @@ class LinearFirst(LMKAN):
 
 def variants(sizes: tuple[int, ...]) -> list[Model]:
     """Return variants of an lmKAN, each with one part of its training changed."""
+    lmkan = partial(LMKAN, sizes, learning_rates=FEW_LEARNING_RATES)
     return [
-        LMKAN(sizes, residual="relu", variant="ReLU branch", learning_rates=FEW_LEARNING_RATES),
-        LMKAN(sizes, residual=None, variant="no branch", learning_rates=FEW_LEARNING_RATES),
-        LMKAN(
-            sizes,
-            penalty_start=1.0,
-            variant="strong penalty at the start",
-            learning_rates=FEW_LEARNING_RATES,
-        ),
-        LMKAN(sizes, penalty_factor=0.0, variant="no penalty", learning_rates=FEW_LEARNING_RATES),
-        LMKAN(
-            sizes,
-            penalty_factor=100.0,
-            variant="100 times the penalty",
-            learning_rates=FEW_LEARNING_RATES,
-        ),
-        LMKAN(sizes, num_grids=4, variant="coarse grid", learning_rates=FEW_LEARNING_RATES),
-        LMKAN(sizes, num_grids=16, variant="fine grid", learning_rates=FEW_LEARNING_RATES),
-        LMKAN(
-            sizes,
-            num_grids=4,
-            refined_num_grids=8,
-            variant="refined grid",
-            learning_rates=FEW_LEARNING_RATES,
-        ),
+        lmkan(residual="relu", variant="ReLU branch"),
+        lmkan(residual=None, variant="no branch"),
+        lmkan(penalty_start=1.0, variant="strong penalty at the start"),
+        lmkan(penalty_factor=0.0, variant="no penalty"),
+        lmkan(penalty_factor=100.0, variant="100 times the penalty"),
+        lmkan(num_grids=4, variant="coarse grid"),
+        lmkan(num_grids=16, variant="fine grid"),
+        lmkan(num_grids=4, refined_num_grids=8, variant="refined grid"),
     ]
