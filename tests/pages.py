@@ -14,6 +14,7 @@ PAGES = sorted(
     page
     for folder in _FOLDERS
     for page in (ROOT / folder).glob("*.md" if folder == "." else "**/*.md")
+    if "templates" not in page.parts
 )
 
 

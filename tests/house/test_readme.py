@@ -6,6 +6,7 @@ devices run where there is one; those marked ``py`` need more than a page gives 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -114,11 +115,35 @@ def spread(experiment: str, rival: str, cost: str) -> str:
     ],
 )
 def test_accuracy_on_the_landing_page(start: str, experiment: str, rival: str) -> None:
-    (row,) = [
-        line for line in (ROOT / "README.md").read_text().splitlines() if f"| {start}" in line
+    assert row(start)[1:] == [spread(experiment, rival, cost) for cost in ("FLOPs", "seconds")]
+
+
+def row(start: str) -> list[str]:
+    """The cells of a row of the landing page."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    (found,) = [line for line in lines if line.startswith(f"| {start}")]
+    return [cell.strip().replace("*", "") for cell in found.strip("|").split("|")]
+
+
+def times(layer: str, pass_: str, features: int, batch: int | None = None) -> list[float]:
+    """The time of another layer over ours, on an H100 at all sizes, the least and the most."""
+    results = json.loads((readme.RESULTS / "gpu-h100-80gb-hbm3-2026-11-22.json").read_text())
+    ratios = [
+        case["layers"][layer][pass_]["median"]
+        for case in results["cases"]
+        if case["in_features"] == features and batch in (None, case["batch"])
     ]
-    cells = [cell.strip(" *") for cell in row.strip("|").split("|")]
-    assert cells[1:] == [spread(experiment, rival, cost) for cost in ("FLOPs", "seconds")]
+    return [min(ratios), max(ratios)]
+
+
+def test_speed_on_the_landing_page() -> None:
+    float32 = "{:.2f} to {:.2f}".format(*times("nn.Linear", "forward", 512))
+    bfloat16 = "{:.2f} to {:.2f}".format(*times("nn.Linear, bfloat16", "forward", 512))
+    assert row("a layer's forward")[2] == f"{float32}; {bfloat16}"
+    for start, features, batch in (("time, 512", 512, 2**20), ("time, 128", 128, None)):
+        forward = "{:.2g} to {:.2g}".format(*times("authors", "forward", features, batch))
+        backward = "{:.2g} to {:.2g}".format(*times("authors", "backward", features, batch))
+        assert row(start)[2] == f"forward {forward}, backward {backward}"
 
 
 @pytest.mark.parametrize("file", readme.FILES, ids=pages.name)
