@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,9 @@ from lmkan_cupy import allocation, installation
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
+LEFT_OUT = pytest.StashKey[Counter[str]]()
+"""How many tests of each file run only with --long."""
+
 
 @cache
 def cuda_obstacle() -> str | None:
@@ -30,12 +36,58 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked `long` as well")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run whole folders in a process per core; single files and tests in this process.
+
+    Tests with the same `xdist_group` run in the same process, one after the other: they share a
+    fixture that takes long to make.
+    """
+    if hasattr(config, "workerinput") or config.option.usepdb:
+        return
+    undecided = getattr(config.option, "numprocesses", 0) is None
+    if undecided and all(Path(argument).is_dir() for argument in config.args):
+        config.option.numprocesses, config.option.dist = "auto", "loadgroup"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LEFT_OUT] = Counter()
+    if not config.pluginmanager.hasplugin("xdist"):
+        config.addinivalue_line("markers", "xdist_group: run in the same process")
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        # Before torch is imported, here and in the processes that tests start: as many threads as
+        # each process has cores for. Tests of threads ask for their own number.
+        threads = max(1, (os.cpu_count() or 1) // int(workers))
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--long"):
         return
-    left = [item for item in items if item.get_closest_marker("long")]
-    config.hook.pytest_deselected(items=left)
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if not item.get_closest_marker("long")]
+    config.stash[LEFT_OUT].update(
+        item.path.relative_to(config.rootpath).as_posix() for item in left_out
+    )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Every worker collects all tests; what it leaves out, the process that prints has to know."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = dict(session.config.stash[LEFT_OUT])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[LEFT_OUT] = Counter(getattr(node, "workeroutput", {}).get("left_out"))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if left_out := config.stash[LEFT_OUT]:
+        terminalreporter.section(f"left out: {left_out.total()} long tests; --long runs them, too")
+        for file, count in sorted(left_out.items()):
+            terminalreporter.line(f"{count:5} {file}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -59,4 +111,5 @@ def nan_filled_memory() -> Iterator[None]:
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator seeded by the test's own name: independent of order and selection."""
-    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+    name, *_ = request.node.nodeid.split("@")  # where xdist puts the group
+    return np.random.default_rng(zlib.crc32(name.encode()))

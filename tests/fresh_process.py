@@ -29,7 +29,6 @@ def run(code: str, folder: Path, *, package: Path = ROOT, **environment: str) ->
         env={**os.environ, "PYTHONPATH": str(package), **environment},
         capture_output=True,
         text=True,
-        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

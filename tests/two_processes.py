@@ -10,7 +10,6 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -160,7 +159,7 @@ CHECKS = [
 
 def main(folder: Path) -> None:
     """Write what went wrong in which check into ``failures-<rank>.json``."""
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=180))
+    distributed.init_process_group("gloo")
     failures = {}
     for check in CHECKS:
         try:

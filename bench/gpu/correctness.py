@@ -34,7 +34,10 @@ def measure() -> dict[str, dict[str, Any]]:
     runs: dict[str, tuple[list[str], list[str]]] = {"tests": (workers, [])}
     if sanitizer := shutil.which("compute-sanitizer"):
         for tool in SANITIZERS:
-            runs[tool] = (["-k", SANITIZED], [sanitizer, f"--tool={tool}", "--error-exitcode=9"])
+            runs[tool] = (
+                ["-p", "no:xdist", "-k", SANITIZED],
+                [sanitizer, f"--tool={tool}", "--error-exitcode=9"],
+            )
     with ThreadPoolExecutor() as pool:
         ended = dict(zip(runs, pool.map(lambda run: _run_pytest(*run), runs.values()), strict=True))
     if failed := [f"{name} failed:\n{text}" for name, (_, text) in ended.items() if text]:

@@ -27,7 +27,6 @@ def torchrun(script: Path, *arguments: object) -> str:
         env={**os.environ, "PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -41,6 +40,7 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     return [json.loads(each.read_text()) for each in sorted(folder.glob("failures-*.json"))]
 
 
+@pytest.mark.xdist_group("two processes")
 @pytest.mark.parametrize("check", [each.__name__ for each in two_processes.CHECKS])
 def test_check(failures: list[dict[str, str]], check: str) -> None:
     assert len(failures) == two_processes.PROCESSES

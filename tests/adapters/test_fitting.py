@@ -419,13 +419,16 @@ def test_ctrl_c_keeps_the_best_model_so_far(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     assert process.stderr is not None
-    progress = b""
-    while b"step/s" not in progress:
-        more = os.read(process.stderr.fileno(), 4096)
-        assert more, progress
-        progress += more
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        progress = b""
+        while b"step/s" not in progress:
+            more = os.read(process.stderr.fileno(), 4096)
+            assert more, progress
+            progress += more
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    finally:
+        process.kill()  # a failure must not leave it training beside the other tests
     assert process.returncode == 130, err
     assert b"Interrupted: this is the best model so far." in out
     assert b"Traceback" not in err

@@ -1,4 +1,4 @@
-// CUDA C as g++ sees it: included before a kernel's text, which is compiled as it stands.
+// CUDA C as a C++ compiler sees it: included before a kernel's text, which is compiled as it stands.
 //
 // Only what raw kernels compiled by NVRTC without headers may use; half types are in include/. Fast
 // approximations (__expf) are computed accurately. Functions that read memory of the runtime are
@@ -18,7 +18,7 @@
 #define __device__
 #define __host__
 #define __constant__
-// The one storage class that g++ accepts wherever CUDA accepts __shared__: in a function, where it
+// The one storage class that C++ accepts wherever CUDA accepts __shared__: in a function, where it
 // implies `static`, and after `extern`. All of it lies in the thread-local block of the library,
 // where the runtime finds it by the tables of build.py.
 #define __shared__ thread_local
@@ -109,6 +109,24 @@ static inline unsigned __umulhi(unsigned a, unsigned b) {
     return static_cast<unsigned>(uint64_t(a) * b >> 32);
 }
 
+// ---- casts -------------------------------------------------------------------------------------
+
+namespace emulator {
+
+// A pointer must suit the alignment of the type it is cast to: the compiler checks this where it
+// loads a number, but not where it copies a whole structure.
+template <class To, class From>
+static __forceinline__ To checked_cast(From from) {
+    if constexpr (std::is_pointer_v<To> && std::is_pointer_v<From>) {
+        before_cast(from, alignof(std::remove_pointer_t<To>));
+    }
+    return reinterpret_cast<To>(from);
+}
+
+}  // namespace emulator
+
+#define reinterpret_cast emulator::checked_cast
+
 // ---- arithmetic --------------------------------------------------------------------------------
 
 // Of floating-point numbers CUDA takes the one that is not NaN.
@@ -130,6 +148,7 @@ static inline std::common_type_t<A, B> max(A a, B b) {
 #define __exp10f emulator_exp10f
 #define __logf emulator_logf
 #define __log2f emulator_log2f
+#define rsqrtf emulator_rsqrtf
 static inline float __expf(float x) { return expf(x); }
 static inline float __exp10f(float x) { return powf(10.0f, x); }
 static inline float __logf(float x) { return logf(x); }
@@ -427,10 +446,10 @@ UNCHECKED static inline void* shared_pointer(unsigned address) {
     return shared_memory_window() + address;
 }
 static __forceinline__ float4 ptx_ld_shared_v4_f32(unsigned address) {
-    return *static_cast<const float4*>(shared_pointer(address));
+    return *reinterpret_cast<const float4*>(shared_pointer(address));
 }
 static __forceinline__ void ptx_st_shared_v4_f32(unsigned address, float4 value) {
-    *static_cast<float4*>(shared_pointer(address)) = value;
+    *reinterpret_cast<float4*>(shared_pointer(address)) = value;
 }
 
 }  // namespace emulator
@@ -446,11 +465,11 @@ struct ElementName {
     static constexpr const char* value = "";
 };
 template <class T>
-struct ElementName<T, std::void_t<decltype(T::numpy_name)>> {
+struct ElementName<T, decltype(void(T::numpy_name))> {
     static constexpr const char* value = T::numpy_name;
 };
 template <class T>
-struct ElementName<T, std::void_t<decltype(T::x), decltype(T::y)>> : ElementName<decltype(T::x)> {};
+struct ElementName<T, decltype(void(&T::x), void(&T::y))> : ElementName<decltype(T::x)> {};
 #define ELEMENT_NAME(T, name)                       \
     template <>                                     \
     struct ElementName<T> {                         \

@@ -1,7 +1,7 @@
 // Reports, and the faults that are found by other means than checking an access: undefined
 // behaviour and signals.
 //
-// g++ -fsanitize=undefined calls a __ubsan_handle function where it finds undefined behaviour. As
+// -fsanitize=undefined calls a __ubsan_handle function where it finds undefined behaviour. As
 // in memory.cpp, the functions here take the place of the sanitizer's library.
 #include <csignal>
 #include <cstdarg>
@@ -110,7 +110,7 @@ namespace {
     abandon_launch();
 }
 
-// Layout fixed by g++ for the data of __ubsan_handle_type_mismatch_v1.
+// Layout fixed by compilers for the data of __ubsan_handle_type_mismatch_v1.
 struct TypeMismatch {
     const char* file;
     uint32_t line, column;
@@ -121,6 +121,29 @@ struct TypeMismatch {
 
 }  // namespace
 }  // namespace emulator
+
+// ---- where code comes from ----------------------------------------------------------------------
+
+// The table that build.py appends to the kernel's assembly: distances from a field to the code that
+// begins there and to the text of where it comes from, in the order of the assembly.
+struct EmulatorLine {
+    int32_t code, trace;
+};
+extern "C" const EmulatorLine emulator_lines[] __attribute__((visibility("hidden")));
+
+// "file:line|file:line", an inlined function first, for an address relative to this library.
+extern "C" __attribute__((visibility("default"))) const char* emulator_trace(uint64_t pc) {
+    uint64_t nearest = 0;
+    const char* trace = "";
+    for (const EmulatorLine* line = emulator_lines; line->code; ++line) {
+        const uint64_t begin = emulator::relative_pc(reinterpret_cast<const char*>(line) + line->code + 1);
+        if (begin >= nearest && begin <= pc) {
+            nearest = begin;
+            trace = reinterpret_cast<const char*>(&line->trace) + line->trace;
+        }
+    }
+    return trace;
+}
 
 // ---- the functions that -fsanitize=undefined calls ---------------------------------------------
 

@@ -20,5 +20,5 @@ def require_tools() -> None:
 
 @pytest.fixture(scope="session")
 def emulator_tools() -> None:
-    """g++ and binutils."""
+    """A C++ compiler, on a machine that the emulator is for."""
     require_tools()

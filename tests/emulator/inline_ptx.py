@@ -1,4 +1,4 @@
-"""Inline PTX statements, replaced by calls that g++ can compile.
+"""Inline PTX statements, replaced by calls that a C++ compiler knows.
 
 A host assembler knows no PTX, so each `asm` statement of a kernel becomes a call of the function
 in `cuda_language.h` that does the same. Known are asynchronous copies (`cp.async`, also in bulk),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
-from emulator.build import HEADER_FOLDER, MOST_SHARED_BYTES, UNIT_FOLDER, build
+from emulator.build import MOST_SHARED_BYTES, build
 
 ORDERS = ("ascending", "descending", "random")
 """Of the blocks, and of the threads within a block, wherever CUDA leaves it open."""
@@ -174,7 +173,6 @@ class Module:
     """Compiled kernels; made by `compile`."""
 
     def __init__(self, library: Path, kernels: Sequence[str], check: bool) -> None:
-        self._path = library
         self._check = check
         # The runtime has one launch at a time: PyDLL keeps the interpreter's lock.
         self._library = ctypes.PyDLL(str(library))
@@ -183,6 +181,7 @@ class Module:
         self._library.emulator_map.restype = ctypes.c_void_p
         self._library.emulator_map.argtypes = [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_void_p]
         self._library.emulator_unmap.argtypes = [ctypes.c_void_p]
+        self._library.emulator_trace.restype = ctypes.c_char_p
         self._parameters = {name: self._describe(name) for name in kernels}
 
     def _describe(self, kernel: str) -> list[_Parameter]:
@@ -300,12 +299,10 @@ class Module:
                 self._library.emulator_unmap(reservation)
 
     def _reports(self, kernel: str, found: Sequence[_Report]) -> list[Report]:
-        counters = {place.pc for each in found for place in (each.location, each.other) if place.pc}
-        traces = _source_lines(self._path, sorted(counters))
-
         def trace(place: _Location) -> tuple[str, ...]:
             if place.pc:
-                return traces[place.pc]
+                text = self._library.emulator_trace(ctypes.c_uint64(place.pc)).decode()
+                return tuple(text.split("|")) if text else ()
             return (f"{place.file.decode()}:{place.line}",) if place.file else ()
 
         return [
@@ -400,26 +397,3 @@ def _address(array: NDArray[Any], blocks: Sequence[_MemoryBlock], copies: Sequen
         if memory.low <= low and high <= memory.high:
             return copy + array.ctypes.data - memory.low
     raise AssertionError("an argument lies in none of the memory blocks made from all of them")
-
-
-def _source_lines(library: Path, counters: Sequence[int]) -> dict[int, tuple[str, ...]]:
-    """Traces of program counters, by the library's debug information.
-
-    Without what lies in the emulator's own headers.
-    """
-    if not counters:
-        return {}
-    command = ["addr2line", "--addresses", "--inlines", "--exe", str(library)]
-    done = subprocess.run(
-        [*command, *map(hex, counters)], capture_output=True, text=True, check=True
-    )
-    traces: dict[int, tuple[str, ...]] = {}
-    counter = 0
-    for line in done.stdout.splitlines():
-        if line.startswith("0x"):
-            counter = int(line, 16)
-            traces[counter] = ()
-        elif not line.startswith((HEADER_FOLDER + "/", "?")):
-            place = line.removeprefix(UNIT_FOLDER + "/").split(" (")[0]
-            traces[counter] += (place,)
-    return traces

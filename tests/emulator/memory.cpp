@@ -1,7 +1,7 @@
 // Checks of every memory access of a kernel: bounds, write protection, races, unwritten shared
 // memory, asynchronous copies under way.
 //
-// g++ -fsanitize=thread puts a call to __tsan_read4 and the like before each access. The
+// -fsanitize=thread puts a call to __tsan_read4 and the like before each access. The
 // sanitizer's own library, which knows nothing of CUDA, is not linked: the functions at the end
 // take its place.
 #include <algorithm>
@@ -290,6 +290,13 @@ void before_atomic(void* address, size_t bytes, const void* caller) {
     }
 }
 
+void before_cast(const volatile void* pointer, size_t alignment) {
+    if (!launch->checked || reinterpret_cast<uintptr_t>(pointer) % alignment == 0) return;
+    report(Fault::misaligned, running->index, Location(relative_pc(__builtin_return_address(0))),
+           {}, "cast to a type whose alignment, %zu bytes, does not divide the address", alignment);
+    abandon_launch();
+}
+
 unsigned shared_address(const void* pointer, const void* caller) {
     const uintptr_t address = as_number(pointer);
     if (launch->checked) {
@@ -379,6 +386,20 @@ void __tsan_read_range(void* address, size_t bytes) {
 }
 void __tsan_write_range(void* address, size_t bytes) {
     emulator::check_access(address, bytes, emulator::Access::write, CALLER);
+}
+void* __tsan_memcpy(void* target, const void* source, size_t bytes) {
+    emulator::check_access(source, bytes, emulator::Access::read, CALLER);
+    emulator::check_access(target, bytes, emulator::Access::write, CALLER);
+    return std::memcpy(target, source, bytes);
+}
+void* __tsan_memmove(void* target, const void* source, size_t bytes) {
+    emulator::check_access(source, bytes, emulator::Access::read, CALLER);
+    emulator::check_access(target, bytes, emulator::Access::write, CALLER);
+    return std::memmove(target, source, bytes);
+}
+void* __tsan_memset(void* target, int value, size_t bytes) {
+    emulator::check_access(target, bytes, emulator::Access::write, CALLER);
+    return std::memset(target, value, bytes);
 }
 void __tsan_init() {}
 }

@@ -51,6 +51,9 @@ void warp_barrier(Place place, unsigned mask);
 // address of the function that stands for the CUDA intrinsic.
 void before_atomic(void* address, size_t bytes, const void* caller);
 
+// Checks the address of a pointer that is cast to a type of this alignment.
+void before_cast(const volatile void* pointer, size_t alignment);
+
 // Shared memory has 32-bit addresses of its own on a GPU; these are offsets into it.
 unsigned shared_address(const void* pointer, const void* caller);
 char* shared_memory_window();

@@ -4,12 +4,9 @@
 // hand.
 #include <algorithm>
 #include <cstring>
-#include <deque>
 #include <numeric>
 #include <random>
-#include <string>
 
-#include <cxxabi.h>
 #include <sys/mman.h>
 
 #include "internal.h"
@@ -50,7 +47,7 @@ switch_context:
 extern "C" {
 struct SharedVariable {
     uint64_t offset, bytes;
-    const char* mangled_name;
+    const char* name;
 };
 extern const uint64_t emulator_dynamic_shared_offset __attribute__((visibility("hidden")));
 extern const uint64_t emulator_shared_variable_count __attribute__((visibility("hidden")));
@@ -416,7 +413,6 @@ EXPORTED uint64_t emulator_launch(const LaunchRequest* request, const emulator::
     fresh.threads.resize(fresh.threads_per_block);
     fresh.reads.emplace_back();  // number 0 is none
 
-    std::deque<std::string> names;
     const auto add = [&](uintptr_t begin, uint64_t bytes, bool shared, bool writable,
                          const char* name) {
         Region region{begin, bytes, shared, writable, name};
@@ -427,10 +423,7 @@ EXPORTED uint64_t emulator_launch(const LaunchRequest* request, const emulator::
         "dynamic shared memory");
     for (uint64_t i = 0; i < emulator_shared_variable_count; ++i) {
         const SharedVariable& variable = emulator_shared_variables[i];
-        char* demangled = abi::__cxa_demangle(variable.mangled_name, nullptr, nullptr, nullptr);
-        names.push_back(std::string("shared ") + (demangled ? demangled : variable.mangled_name));
-        std::free(demangled);
-        add(shared_begin + variable.offset, variable.bytes, true, true, names.back().c_str());
+        add(shared_begin + variable.offset, variable.bytes, true, true, variable.name);
     }
     for (uint32_t i = 0; i < request->array_count; ++i) {
         const ArrayArgument& array = request->arrays[i];

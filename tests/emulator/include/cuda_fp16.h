@@ -5,8 +5,8 @@
 #pragma once
 #include "../cuda_language.h"
 
-// Without constructors, because g++ guards a thread_local array of a class that has one by a flag
-// in shared memory. So kernels convert by the intrinsics.
+// Without constructors, because a thread_local array of a class that has one may be guarded by a
+// flag in shared memory. So kernels convert by the intrinsics.
 struct __half {
     static constexpr const char* numpy_name = "float16";
     _Float16 value;
@@ -22,7 +22,16 @@ using half2 = __half2;
 static inline float __half2float(__half a) { return a; }
 static inline __half __float2half(float a) { return {static_cast<_Float16>(a)}; }
 static inline __half __float2half_rn(float a) { return {static_cast<_Float16>(a)}; }
-static inline __half __double2half(double a) { return {static_cast<_Float16>(a)}; }
+static inline __half __double2half(double a) {
+    // By way of a float that is rounded to odd: then the second rounding is the only one.
+    float near = static_cast<float>(a);
+    if (near != a && a == a) {
+        uint32_t bits = emulator::bit_cast<uint32_t>(near);
+        if (fabs(static_cast<double>(near)) > fabs(a)) --bits;
+        near = emulator::bit_cast<float>(bits | 1u);
+    }
+    return {static_cast<_Float16>(near)};
+}
 static inline unsigned short __half_as_ushort(__half a) {
     return emulator::bit_cast<unsigned short>(a);
 }
