@@ -287,7 +287,8 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable labels [N] for rows [N, I]."""
-        labels: NDArray[Any] = self.classes_[self._output(X).argmax(axis=1)]
+        best = self._output(X).argmax(axis=1)  # first: before a fit it raises NotFittedError
+        labels: NDArray[Any] = self.classes_[best]
         return labels
 
 
