@@ -18,7 +18,8 @@ module              what
 ``replacement``     ``replace_linear``: from a network of linear layers to lmKAN layers
 ``schedule``        ``HessianSchedule``: the penalty's weight and the learning rate, step by step
 ``training``        the training loop of ``fit`` and the estimators; imported only on demand
-``sharding``        sharded tensors, ``ColumnParallel``; imported only on demand
+``sharding``        ``ColumnParallel``, a layer in parts; imported only on demand
+``sharding_rules``  how the operators compute on sharded tensors; imported only on demand
 ``plots``           pictures of learned functions
 =================== ==============================================================================
 """

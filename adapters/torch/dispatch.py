@@ -53,7 +53,7 @@ def call(
                 return recorded.apply(*arguments)
             return kernel(*arguments)
         if "torch.distributed.tensor" in sys.modules:  # else there is no DTensor
-            _register_sharding()
+            _register_sharding_rules()
         if torch._C._are_functorch_transforms_active():
             # torch.func differentiates an `autograd.Function`, but no operator registered from
             # Python. Inside `torch.compile` neither works: there it needs `engine="torch"`.
@@ -70,8 +70,8 @@ def _function(name: str, **methods: Callable[..., Any]) -> Any:
 
 
 @cache
-def _register_sharding() -> None:
-    import_module(f"{__package__}.sharding")
+def _register_sharding_rules() -> None:
+    import_module(f"{__package__}.sharding_rules")
 
 
 def _nothing_to_dispatch(tensors: Sequence[Tensor]) -> bool:

@@ -15,7 +15,7 @@ from fresh_process import ROOT
 
 pytest.importorskip("torch")
 import two_processes
-from lmkan_cupy.adapters.torch import sharding
+from lmkan_cupy.adapters.torch import sharding_rules
 
 
 def torchrun(script: Path, *arguments: object) -> str:
@@ -56,7 +56,7 @@ def test_no_process_is_left_without_tables(processes: int, size: int, fills: boo
     """Four processes get 2, 2, 1 and 0 of 5 outputs, as with `torch.chunk`."""
     mesh = SimpleNamespace(size=lambda: processes)
     tables = SimpleNamespace(mesh=mesh, shape=(3, 7, 7, size))
-    assert sharding._fills_all(tables, sharding.Shard(3)) == fills
+    assert sharding_rules._fills_all(tables, sharding_rules.Shard(3)) == fills
 
 
 def test_example(tmp_path: Path) -> None:
