@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pages
 import pytest
-from fresh_process import ROOT, TORCH_OF_ITSELF
+from fresh_process import ROOT
 
 from bench import readme
 
@@ -72,7 +72,7 @@ def test_there_are_blocks() -> None:
 
 
 @pytest.mark.usefixtures("scene")
-@pytest.mark.filterwarnings(*TORCH_OF_ITSELF)
+@pytest.mark.filterwarnings("ignore:.*(LeafSpec|torch.jit.script)")  # of torch itself
 @pytest.mark.parametrize(
     "block", [pytest.param(each, marks=marks(each), id=label(each)) for each in BLOCKS]
 )
