@@ -334,15 +334,15 @@ def sections(all_results: Iterable[Results]) -> list[dict[str, Any]]:
 
 
 def render(name: str, all_results: Sequence[Results]) -> str:
-    """Return the page that the template ``name`` makes of the results."""
+    """Return the page ``name``, made of the results."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "harness" / "templates"),
-        autoescape=jinja2.select_autoescape(["html"]),
+        autoescape=jinja2.select_autoescape(["html.jinja"]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template(name).render(
+    page = environment.get_template(f"{name}.jinja").render(
         summary=summary(all_results),
         sections=sections(all_results),
         picture=lambda results, cost: as_image(plot(results, cost)),

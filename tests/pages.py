@@ -14,7 +14,6 @@ PAGES = sorted(
     page
     for folder in _FOLDERS
     for page in (ROOT / folder).glob("*.md" if folder == "." else "**/*.md")
-    if "templates" not in page.parts
 )
 
 

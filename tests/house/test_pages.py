@@ -99,15 +99,6 @@ def test_what_is_installed_exists(page: Path) -> None:
         assert version == PROJECT["version"]
 
 
-@every_page
-def test_lines_are_short(page: Path) -> None:
-    """Outside of blocks and tables, and except lines with a URL, or that a program wrote."""
-    if page.name == "report.md":
-        return
-    long = [line for line in pages.without_blocks(page).splitlines() if len(line) > 120]
-    assert [line for line in long if not line.startswith("|") and "https://" not in line] == []
-
-
 def test_landing_page_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
