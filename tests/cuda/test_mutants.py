@@ -1,29 +1,18 @@
-"""The tests of the kernels notice when a kernel is broken on purpose.
-
-A few mutants are tried here. All of them: `python tests/cuda/test_mutants.py`; every fifth: with
-the argument 5. They run in a process of their own, because each leaves its libraries behind.
-"""
+"""The tests of the kernels notice when a kernel is broken on purpose."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
-if __name__ == "__main__":  # as pytest's pythonpath does
-    tests = Path(__file__).parent.parent
-    sys.path[:0] = [str(tests.parent), str(tests)]
-
 import emulated
-import emulator
 import ml_dtypes
 import numpy as np
 import pytest
 import tolerances
-from emulator.mutate import Mutant, Sources, run_mutants
+from emulator.mutate import Mutant
 from problems import Sizes, make_problem, nan_filled
 
 from lmkan_cupy import allocation, cuda_engine, sigma_grid
@@ -292,21 +281,6 @@ def check(results: Sequence[Any], all_expected: Sequence[tolerances.Expected]) -
         expected.check(result)
 
 
-def trial(texts: Sources) -> None:
-    """Every kernel once, with several chunks, stretches, tiles and tasks of a block."""
-    with emulated.sources(texts), allocation.allocator(nan_filled):
-        check_forward(Sizes(2, 267, 33, 5))
-        check_forward(Sizes(3, 5, 33, 17))
-        check_rings()
-        check_gradients(Sizes(90, 3, 260, 17))
-        check_gradients(Sizes(330, 2, 2, 4))  # neighbouring cells in neighbouring stretches
-        check_gradients(Sizes(40, 2, 2, 50))  # two digits of the sort
-        # In a cell of an odd row: no even half; more samples of a warp than lanes; fewer than warps
-        check_gradients(Sizes(304, 2, 2, 50), constant=9)
-        check_penalty(Sizes(0, 1, 1, 5))
-        check_penalty(Sizes(0, 1, 4, 52))  # two tiles of columns
-
-
 def check_forward(sizes: Sizes) -> None:
     x, tables, *_ = make_problem(np.random.default_rng(0), sizes)
     x[0, :3] = [30, -30, 2]  # sigma of the first is 1 in float32
@@ -403,8 +377,40 @@ def check_penalty(sizes: Sizes) -> None:
     assert (doubled == grad + grad).all(), "not added"
 
 
-def survivors(mutants: list[Mutant], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Try the mutants; print all, return those that nothing noticed."""
+CHECKS: list[Callable[[], None]] = [
+    partial(check_forward, Sizes(2, 267, 33, 5)),
+    partial(check_forward, Sizes(3, 5, 33, 17)),
+    check_rings,
+    partial(check_gradients, Sizes(90, 3, 260, 17)),
+    partial(check_gradients, Sizes(330, 2, 2, 4)),  # neighbouring cells in neighbouring stretches
+    partial(check_gradients, Sizes(40, 2, 2, 50)),  # two digits of the sort
+    # In a cell of an odd row: no even half; more samples of a warp than lanes; fewer than warps
+    partial(check_gradients, Sizes(304, 2, 2, 50), constant=9),
+    partial(check_penalty, Sizes(0, 1, 1, 5)),
+    partial(check_penalty, Sizes(0, 1, 4, 52)),  # two tiles of columns
+]
+"""Every kernel once, with several chunks, stretches, tiles and tasks of a block."""
+
+
+class Sources(dict[str, str]):
+    """Texts by file name, which remember what was read."""
+
+    def __init__(self, texts: dict[str, str]) -> None:
+        super().__init__(texts)
+        self.read: set[str] = set()
+
+    def __getitem__(self, file: str) -> str:
+        self.read.add(file)
+        return super().__getitem__(file)
+
+
+def original() -> dict[str, str]:
+    return {file: kernel_source.read(file) for file in FILES}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels in the emulator, in a random order, with little work for each block."""
     emulated.install(monkeypatch, "random")
     monkeypatch.setattr(backward_pass, "CHUNKS", {})
     monkeypatch.setattr(backward_pass, "MOST_CHUNK", 300)
@@ -412,26 +418,34 @@ def survivors(mutants: list[Mutant], monkeypatch: pytest.MonkeyPatch) -> list[st
     monkeypatch.setattr(backward_pass, "STRETCH", 20)
     monkeypatch.setattr(backward_pass, "SORT_WARPS", 2)
     emulated.limit_blocks(monkeypatch, 1)
-    outcomes = run_mutants(mutants, {file: kernel_source.read(file) for file in FILES}, trial)
-    print(*outcomes, sep="\n")
-    return [str(outcome) for outcome in outcomes if outcome.survived]
 
 
-def test_every_mutant_changes_its_file_in_one_place() -> None:
-    texts = {file: kernel_source.read(file) for file in FILES}
-    for mutant in MUTANTS:
-        assert mutant.apply(texts)[mutant.file] != texts[mutant.file]
+def run(check: Callable[[], None], texts: dict[str, str]) -> set[str]:
+    """Run a check on kernels of these texts; return which it read."""
+    sources = Sources(texts)
+    with emulated.sources(sources), allocation.allocator(nan_filled):
+        check()
+    return sources.read
 
 
-def test_every_tenth_mutant_is_noticed() -> None:
-    tried = subprocess.run([sys.executable, __file__, "10"], capture_output=True, text=True)
-    assert tried.returncode == 0, tried.stdout + tried.stderr
+@cache
+def files_read() -> list[set[str]]:
+    """Which files each check reads; it has to pass with the kernels as they are."""
+    return [run(check, original()) for check in CHECKS]
 
 
-if __name__ == "__main__":
-    if missing := emulator.missing_tools():
-        sys.exit(missing)
-    step = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    with pytest.MonkeyPatch.context() as patch:
-        surviving = survivors(MUTANTS[::step], patch)
-    sys.exit("\n".join(["survived:", *surviving]) if surviving else 0)
+def run_all(checks: Sequence[Callable[[], None]], texts: dict[str, str]) -> None:
+    for each in checks:
+        run(each, texts)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda each: f"{each.file}-{each.description}")
+def test_mutant_is_noticed(mutant: Mutant) -> None:
+    """By one of the checks that read its file. (One that does not compile is another error.)"""
+    concerned = [
+        each for each, files in zip(CHECKS, files_read(), strict=True) if mutant.file in files
+    ]
+    mutated = mutant.apply(original())
+    with pytest.raises(AssertionError):
+        run_all(concerned, mutated)

@@ -1,6 +1,6 @@
 """Every kernel compiled for every architecture, without a GPU: no warning, no spill, within limits.
 
-Prints registers and shared memory of each.
+Prints registers and shared memory of each, where a single process runs these tests.
 """
 
 from __future__ import annotations
@@ -38,6 +38,16 @@ LAYERS = [
     *(LayerShape(512, 512, 40, *dtypes) for dtypes in DTYPES),
 ]
 """At both ends of the plan's choices: O decides the outputs per lane."""
+
+on_every_device = pytest.mark.parametrize(
+    "device",
+    [
+        # In one process each: what layers have in common is compiled once.
+        pytest.param(device, marks=[pytest.mark.xdist_group(name), *long], id=name)
+        for name, device in DEVICES.items()
+        for long in [[] if name == "sm_90" else [pytest.mark.long]]
+    ],
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,7 +108,7 @@ def compile_source(core: Any, source: Source, architecture: int) -> tuple[list[C
     ], "\n".join(warnings)
 
 
-@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+@on_every_device
 @pytest.mark.parametrize(
     "layer", LAYERS, ids=lambda layer: f"O{layer.out_features}-G{layer.num_grids}-{layer.table}"
 )
@@ -118,9 +128,12 @@ def test_kernels_fit(core: Any, table: list[str], layer: LayerShape, device: Dev
     assert max(of_walks) == WALK_BYTES[layer.real]
 
 
-@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+@on_every_device
 @pytest.mark.parametrize("chunks", [shape.chunks for shape in RINGS])
-@pytest.mark.parametrize("stages", range(2, MOST_STAGES + 1))
+@pytest.mark.parametrize(
+    "stages",
+    [2, *(pytest.param(n, marks=pytest.mark.long) for n in range(3, MOST_STAGES + 1))],
+)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_rings_fit(
     core: Any, table: list[str], chunks: int, stages: int, dtype: str, device: Device
