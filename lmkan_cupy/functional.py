@@ -22,7 +22,6 @@ import numpy as np
 
 from . import allocation, array_checks, installation
 from .array_library import AnyArray, Array, array_library, on_device_of
-from .grid import sigma_grid
 
 
 @cache
@@ -47,16 +46,6 @@ def _contiguous(array: Array) -> Array:
         return array
     contiguous: Array = array_library(array).ascontiguousarray(array)
     return contiguous
-
-
-def _knots(tables: Array) -> Array:
-    """Return the grid of tables, on the host."""
-    return _host_grid(tables.shape[1] - 1, tables.dtype)
-
-
-@cache
-def _host_grid(num_grids: int, tables_dtype: np.dtype[Any]) -> Array:
-    return sigma_grid(num_grids, dtype=array_checks.compute_dtype_of(tables_dtype))
 
 
 def _output(
@@ -120,7 +109,7 @@ def forward(x: AnyArray, tables: AnyArray, *, out: AnyArray | None = None) -> Ar
     shape = (*x.shape[:-1], tables.shape[3])
     with on_device_of(tables):
         out = _output("forward", "out", out, shape, x.dtype, {"x": x, "tables": tables})
-        engine.forward(_samples(x), _contiguous(tables), _knots(tables), _samples(out))
+        engine.forward(_samples(x), _contiguous(tables), _samples(out))
     return out
 
 
@@ -186,7 +175,6 @@ def backward(
             _samples(grad_y),
             _samples(x),
             _contiguous(tables),
-            _knots(tables),
             None if grad_x is None else _samples(grad_x),
             grad_tables,
         )
@@ -258,7 +246,6 @@ def backward_backward(
             _samples(grad_y),
             _samples(x),
             _contiguous(tables),
-            _knots(tables),
             _samples(grad_grad_y),
             _samples(grad_x),
             grad_tables,
@@ -335,8 +322,8 @@ def _hessian(tables: Array, scale: float, grad: Array | None, *, accumulate: boo
     engine = _engine(array_library(tables))
     with on_device_of(tables):
         penalty = allocation.empty((), array_checks.compute_dtype_of(tables.dtype), tables)
-        tables, knots = _contiguous(tables), _knots(tables)
-        engine.hessian_penalty(tables, knots, float(scale), grad, penalty, accumulate=accumulate)
+        tables = _contiguous(tables)
+        engine.hessian_penalty(tables, float(scale), grad, penalty, accumulate=accumulate)
     return penalty
 
 

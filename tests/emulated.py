@@ -15,7 +15,7 @@ import pytest
 import tolerances
 from problems import Dtypes, Problem, Sizes, make_problem
 
-from lmkan_cupy import cuda_engine, sigma_grid
+from lmkan_cupy import cuda_engine
 from lmkan_cupy.cuda_engine import forward_pass, kernel_cache, kernel_source, launch, plan
 from lmkan_cupy.cuda_engine.plan import Device, Launch
 
@@ -119,8 +119,7 @@ def problem_with(rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes) -> Prob
 def forward(problem: Problem) -> Any:
     """The forward without the checks of the public function, which refuses bfloat16 from NumPy."""
     y = np.full_like(problem.grad_y, np.nan)
-    knots = sigma_grid(problem.tables.shape[1] - 1)
-    cuda_engine.forward(problem.x, problem.tables, knots, y)
+    cuda_engine.forward(problem.x, problem.tables, y)
     return y
 
 
@@ -128,8 +127,7 @@ def double_backward(problem: Problem) -> tuple[Any, ...]:
     """The double backward, likewise."""
     x, tables, grad_y, ggx, ggt = problem
     results = tuple(np.full_like(each, np.nan) for each in (grad_y, x, ggt))
-    knots = sigma_grid(tables.shape[1] - 1)
-    cuda_engine.backward_backward(ggx, ggt, grad_y, x, tables, knots, *results)
+    cuda_engine.backward_backward(ggx, ggt, grad_y, x, tables, *results)
     return results
 
 

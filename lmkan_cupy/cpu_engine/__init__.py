@@ -4,11 +4,14 @@
 C-contiguous. Outputs arrive uninitialised, and every element of them is written.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from ..array_checks import compute_dtype_of
 from ..array_library import Array
+from ..grid import sigma_grid
 from . import compiling, kernels
 from .threads import in_ranges, num_threads
 
@@ -17,21 +20,20 @@ from .threads import in_ranges, num_threads
 _MOST_SAMPLES = 4096
 
 
-def forward(x: Array, tables: Array, knots: Array, out: Array) -> None:
+def forward(x: Array, tables: Array, out: Array) -> None:
     """Overwrite ``out`` [B, O] with the layer of ``x`` [B, I] and ``tables`` [P, S, S, O]."""
-    _evaluate(x, tables, knots, None, False, out)
+    _evaluate(x, tables, None, False, out)
 
 
 def backward(
     grad_y: Array,
     x: Array,
     tables: Array,
-    knots: Array,
     grad_x: Array | None,
     grad_tables: Array | None,
 ) -> None:
     """Overwrite ``grad_x`` [B, I] and ``grad_tables`` [P, S, S, O], where not None."""
-    _pull_back(grad_y, x, tables, knots, None, False, grad_x, grad_tables)
+    _pull_back(grad_y, x, tables, None, False, grad_x, grad_tables)
 
 
 def backward_backward(
@@ -40,7 +42,6 @@ def backward_backward(
     grad_y: Array,
     x: Array,
     tables: Array,
-    knots: Array,
     grad_grad_y: Array,
     grad_x: Array,
     grad_tables: Array,
@@ -53,18 +54,17 @@ def backward_backward(
     """
     has_ggx = ggx is not None
     if has_ggx:
-        _evaluate(x, tables, knots, ggx, False, grad_grad_y)
-        _pull_back(grad_y, x, tables, knots, ggx, False, grad_x, grad_tables)
+        _evaluate(x, tables, ggx, False, grad_grad_y)
+        _pull_back(grad_y, x, tables, ggx, False, grad_x, grad_tables)
     else:
         grad_tables.fill(0)
     if ggt is not None:
-        _evaluate(x, ggt, knots, None, has_ggx, grad_grad_y)
-        _pull_back(grad_y, x, ggt, knots, None, has_ggx, grad_x, None)
+        _evaluate(x, ggt, None, has_ggx, grad_grad_y)
+        _pull_back(grad_y, x, ggt, None, has_ggx, grad_x, None)
 
 
 def hessian_penalty(
     tables: Array,
-    knots: Array,
     scale: float,
     grad: Array | None,
     penalty: Array,
@@ -76,10 +76,11 @@ def hessian_penalty(
     ``grad`` [P, S, S, O], where not None, becomes ``scale dR/dT``; with ``accumulate`` that is
     added to it.
     """
-    stored = _stored(tables)
-    kernel = compiling.compiled(compiling.PENALTY, knots.dtype, stored.dtype)
+    stored, dtype = _stored(tables), compute_dtype_of(tables.dtype)
+    knots = _knots(tables, dtype)
+    kernel = compiling.compiled(compiling.PENALTY, dtype, stored.dtype)
     penalties = np.empty(len(tables))
-    grad = _none(knots.dtype, 4) if grad is None else grad
+    grad = _none(dtype, 4) if grad is None else grad
     in_ranges(
         lambda begin, end: kernel(begin, end, stored, knots, scale, accumulate, penalties, grad),
         len(tables),
@@ -96,11 +97,9 @@ def warmup(dtype: np.dtype[Any], tables_dtype: np.dtype[Any]) -> None:
         compiling.compiled(kernel, dtype, stored_dtype)
 
 
-def _evaluate(
-    x: Array, tables: Array, knots: Array, ggx: Array | None, accumulate: bool, out: Array
-) -> None:
+def _evaluate(x: Array, tables: Array, ggx: Array | None, accumulate: bool, out: Array) -> None:
     """Run one of the two forward kernels, each thread for some of the samples."""
-    tables = _stored(tables)
+    tables, knots = _stored(tables), _knots(tables, x.dtype)
     gathers = _gathers(x, tables)
     kernel = compiling.compiled(
         compiling.GATHER if gathers else compiling.FORWARD, x.dtype, tables.dtype
@@ -118,7 +117,6 @@ def _pull_back(
     grad_y: Array,
     x: Array,
     tables: Array,
-    knots: Array,
     ggx: Array | None,
     accumulate: bool,
     grad_x: Array | None,
@@ -129,7 +127,7 @@ def _pull_back(
     With fewer pairs than threads, ``grad_tables`` is split by outputs and ``grad_x`` by samples
     instead, and the samples are grouped twice.
     """
-    tables = _stored(tables)
+    tables, knots = _stored(tables), _knots(tables, x.dtype)
     kernel = compiling.compiled(compiling.BACKWARD, x.dtype, tables.dtype)
     pairs, out_features = tables.shape[0], tables.shape[3]
     work, block_size = _work(x, tables), _block_size(knots)
@@ -170,6 +168,16 @@ def _stored(tables: Array) -> Array:
     """Return tables as the kernels take them: float16 as 16-bit words, as Numba has no float16."""
     stored: Array = tables.view(np.uint16) if tables.dtype == np.float16 else tables
     return stored
+
+
+def _knots(tables: Array, dtype: np.dtype[Any]) -> Array:
+    """Return the knots of tables; a grid is made once, as making it takes microseconds."""
+    return _grid(tables.shape[1] - 1, dtype)
+
+
+@cache
+def _grid(num_grids: int, dtype: np.dtype[Any]) -> Array:
+    return sigma_grid(num_grids, dtype=dtype)
 
 
 def _none(dtype: np.dtype[Any], ndim: int) -> Array:

@@ -1,9 +1,8 @@
 """The CUDA engine: CuPy arrays, kernels in ``cuda/``, which hold all of its mathematics.
 
 The functions have the arguments of those in ``cpu_engine``: checked, C-contiguous arrays on one
-device, results overwritten. ``knots`` are not read: the text of a kernel contains its grid. They
-start kernels on CuPy's current stream of the current device, wait for nothing, and allocate
-workspace through :mod:`..allocation`.
+device, results overwritten. They start kernels on CuPy's current stream of the current device, wait
+for nothing, and allocate workspace through :mod:`..allocation`.
 
 Each pass, `forward_pass`, `backward_pass` and `penalty`, holds its plan, its workspace and its
 launches; what they share is in `plan`, `launch`, `kernel_source` and `kernel_cache`.
@@ -24,7 +23,7 @@ from .penalty import penalize, plan_penalty
 from .plan import Device, Launch, LayerShape
 
 
-def forward(x: Array, tables: Array, knots: Array, out: Array) -> None:
+def forward(x: Array, tables: Array, out: Array) -> None:
     """Overwrite ``out`` [B, O] with the layer of ``x`` [B, I] and ``tables`` [P, S, S, O]."""
     evaluate(x, tables, None, False, out)
 
@@ -33,7 +32,6 @@ def backward(
     grad_y: Array,
     x: Array,
     tables: Array,
-    knots: Array,
     grad_x: Array | None,
     grad_tables: Array | None,
 ) -> None:
@@ -47,7 +45,6 @@ def backward_backward(
     grad_y: Array,
     x: Array,
     tables: Array,
-    knots: Array,
     grad_grad_y: Array,
     grad_x: Array,
     grad_tables: Array,
@@ -69,7 +66,6 @@ def backward_backward(
 
 def hessian_penalty(
     tables: Array,
-    knots: Array,
     scale: float,
     grad: Array | None,
     penalty: Array,

@@ -34,7 +34,7 @@ from emulated import (
 from problems import DTYPES, FLOAT32, HALF_TABLES, Dtypes, Problem, Sizes, make_problem
 
 import lmkan_cupy
-from lmkan_cupy import cuda_engine, sigma_grid
+from lmkan_cupy import cuda_engine
 from lmkan_cupy.cuda_engine import backward_pass
 
 pytest_plugins = ["emulator.fixtures"]
@@ -193,15 +193,14 @@ def test_bfloat16_tables(run: Any, rng: np.random.Generator) -> None:
     """The engine is called directly: public functions take bfloat16 tables only from CuPy."""
     problem = problem_with(rng, Sizes(40, 5, 33, 8), BFLOAT16_TABLES)
     x, tables, grad_y, *_ = problem
-    knots = sigma_grid(8)
 
     def call() -> tuple[Any, ...]:
         grad_x = np.full_like(x, np.nan)
         grad_tables = np.full(tables.shape, np.nan, np.float32)
         grad = np.full(tables.shape, np.nan, np.float32)
-        cuda_engine.backward(grad_y, x, tables, knots, grad_x, grad_tables)
+        cuda_engine.backward(grad_y, x, tables, grad_x, grad_tables)
         penalty = np.full((), np.nan, np.float32)
-        cuda_engine.hessian_penalty(tables, knots, 1.0, grad, penalty)
+        cuda_engine.hessian_penalty(tables, 1.0, grad, penalty)
         return forward(problem), grad_x, grad_tables, penalty, grad, *double_backward(problem)
 
     check(

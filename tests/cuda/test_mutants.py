@@ -347,19 +347,18 @@ def check_gradients(sizes: Sizes, constant: float | None = None) -> None:
     x, tables, grad_y, ggx, ggt = make_problem(np.random.default_rng(0), sizes)
     if constant is not None:
         x.fill(constant)
-    knots = sigma_grid(sizes.num_grids)
     results = [np.full_like(each, np.nan) for each in (grad_y, x, tables)]
-    cuda_engine.backward(grad_y, x, tables, knots, *results[1:])
+    cuda_engine.backward(grad_y, x, tables, *results[1:])
     check(results[1:], tolerances.backward(grad_y, x, tables))
-    cuda_engine.backward(grad_y, x, tables, knots, None, results[2])
-    cuda_engine.backward(grad_y, x, tables, knots, results[1], None)
+    cuda_engine.backward(grad_y, x, tables, None, results[2])
+    cuda_engine.backward(grad_y, x, tables, results[1], None)
     check(results[1:], tolerances.backward(grad_y, x, tables))
-    cuda_engine.backward_backward(ggx, ggt, grad_y, x, tables, knots, *results)
+    cuda_engine.backward_backward(ggx, ggt, grad_y, x, tables, *results)
     check(results, tolerances.backward_backward(ggx, ggt, grad_y, x, tables))
 
     x[0, :2] = np.nan
     x[1, 1] = np.inf
-    cuda_engine.backward(grad_y, x, tables, knots, *results[1:])
+    cuda_engine.backward(grad_y, x, tables, *results[1:])
     _, grad_x, grad_tables = results
     assert not np.isfinite(grad_x[:2, :2]).any(), "a coordinate that is not finite, hidden"
     assert not np.isfinite(grad_tables[0, :2, :2]).any(), "NaN belongs to cell 0"
@@ -368,12 +367,11 @@ def check_gradients(sizes: Sizes, constant: float | None = None) -> None:
 def check_penalty(sizes: Sizes) -> None:
     tables = make_problem(np.random.default_rng(0), sizes).tables
     grad = np.full_like(tables, np.nan)
-    knots = sigma_grid(sizes.num_grids)
     penalty = np.full((), np.nan, np.float32)
-    cuda_engine.hessian_penalty(tables, knots, 0.5, grad, penalty)
+    cuda_engine.hessian_penalty(tables, 0.5, grad, penalty)
     check([penalty, 2 * grad], tolerances.hessian_penalty(tables, "float32"))
     doubled = grad.copy()
-    cuda_engine.hessian_penalty(tables, knots, 0.5, doubled, penalty, accumulate=True)
+    cuda_engine.hessian_penalty(tables, 0.5, doubled, penalty, accumulate=True)
     assert (doubled == grad + grad).all(), "not added"
 
 
