@@ -1,8 +1,8 @@
 """``python -m bench.cpu``: the CPU engine beside torch and the KAN layers on PyPI.
 
-Results of layers with tables are checked before they are timed. The layers of a table are called
-in turn, in one run; ratios are medians over the rounds, with quartiles. Every layer has the same
-number of threads, that of Numba (NUMBA_NUM_THREADS).
+The results of layers with tables are checked before the layers are timed. All layers of one shape
+are timed in turn, in one run; ratios are medians over the rounds, with quartiles. Every layer has
+the same number of threads, that of Numba (NUMBA_NUM_THREADS).
 """
 
 import argparse
@@ -71,7 +71,7 @@ def time_per_evaluation(workloads: Mapping[int, Workload], seconds: float) -> di
     """Return the median picoseconds of our forward per inner function and sample."""
 
     def measure(workload: Workload) -> tuple[float]:
-        calls = max(1, 2 * BATCH // len(workload.x))  # otherwise waking the threads counts
+        calls = max(1, 2 * BATCH // len(workload.x))  # else the time is that of waking the threads
         taken, _ = stopwatch(
             lambda: [lmkan_cupy.forward(workload.x, workload.tables) for _ in range(calls)]
         )

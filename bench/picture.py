@@ -1,7 +1,7 @@
-"""``python -m bench.picture``: draws the picture of the root's README from ``bench/results``.
+"""``python -m bench.picture``: draws the picture of the root README from ``bench/results``.
 
-All three panels show the same networks with the same errors, those of methane's distances trained
-on an H100, against three costs of a row: FLOPs, time on the H100, and time on a CPU.
+All three panels show the same networks, trained on an H100 on methane's distances, with the same
+errors, against three costs of a row: FLOPs, time on the H100, and time on a CPU.
 """
 
 import argparse

@@ -1,9 +1,10 @@
 """``python -m bench.plans``: times every way in which the CUDA engine could compute a forward.
 
 The engine chooses the fastest by a model, ``cuda_engine/forward_model.py``. This command shows the
-time of each way on the first GPU beside the model's prediction, so whether the choice was right.
-Times are times of the device by CUDA events, packing included; what a call reads may be in the L2
-cache. Every point is written as soon as it is measured, and a later run resumes from the file.
+time of each way on the first GPU beside the model's prediction, and so whether the choice was
+right. Times are those of the device by CUDA events, packing included; what a call reads may be in
+the L2 cache. Every point is written as soon as it is measured, and a later run resumes from the
+file.
 """
 
 import argparse

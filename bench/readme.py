@@ -2,8 +2,8 @@
 
 A table stands between two comments. The first names the file of its numbers:
 
-    <!-- from FILE.json -->          layers beside each other: milliseconds of our forward, and of
-                                     forward and backward, and how many times that others take
+    <!-- from FILE.json -->          layers: for the forward, and for forward and backward, our
+                                     milliseconds, and how many times as long the others take
     <!-- targets from FILE.json -->  the targets, and whether they were met
     <!-- from *.json -->             the summary of all experiments, see ``bench.report``
     <!-- end -->

@@ -111,7 +111,7 @@ def read_all(folder: Path) -> list[Results]:
 
 
 def pareto_front(cost: NDArray[Any], error: NDArray[Any]) -> NDArray[np.intp]:
-    """Return the points that none beats in both, from the cheapest to the most accurate."""
+    """Return the points that no other beats in both, from the cheapest to the most accurate."""
     order = np.lexsort((error, cost))
     best = np.minimum.accumulate(np.concatenate([[np.inf], error[order][:-1]]))
     return order[error[order] < best]
@@ -141,10 +141,11 @@ def error_at(cost: float, costs: NDArray[Any], errors: NDArray[Any]) -> float:
 def matched(results: Results, rival: str, cost: str) -> pd.DataFrame:
     """Compare a rival with every seed of the lmKANs on their Pareto front.
 
-    Fronts go through medians over seeds. Columns are model, seed, error, ``ratio``, the rival's
-    cost at that error over the lmKAN's, and ``theirs``, the rival's error at the lmKAN's cost.
-    ``ratio`` is infinite if no network of the rival is that accurate. If all are more accurate, it
-    is an upper bound where it is below 1, and NaN elsewhere: the lmKAN is cheaper than any of them.
+    Fronts go through medians over seeds. The columns are model, seed, error, ``ratio`` (the rival's
+    cost at that error divided by the lmKAN's) and ``theirs`` (the rival's error at the lmKAN's
+    cost). ``ratio`` is infinite if no network of the rival is that accurate. If every one is more
+    accurate, the cost of the cheapest is compared: a ratio below 1 is then an upper bound, and one
+    above 1 is replaced by NaN, because the lmKAN is cheaper than any of them.
     """
     kinds = results.chosen["kind"].unique()
     rows = []
@@ -157,13 +158,13 @@ def matched(results: Results, rival: str, cost: str) -> pd.DataFrame:
         for _, run in results.chosen.set_index("model").loc[front].reset_index().iterrows():
             cost_of_ours, error = run[both]
             ratio = cost_at(error, costs, errors) / cost_of_ours
-            errs_most = error > errors[pareto_front(costs, errors)[0]]
+            is_worst = error > errors[pareto_front(costs, errors)[0]]
             rows.append(
                 {
                     "model": run["model"],
                     "seed": run["seed"],
                     "error": error,
-                    "ratio": math.nan if errs_most and ratio > 1 else ratio,
+                    "ratio": math.nan if is_worst and ratio > 1 else ratio,
                     "theirs": error_at(cost_of_ours, costs, errors),
                 }
             )

@@ -1,8 +1,8 @@
 """``python -m bench.experiments.approximation``: networks learn the function of a random network.
 
-The teacher is an MLP with tanh and fixed random weights. Inputs are standard normal and no row
-comes twice, so there is no overfitting, and the error shows what a network of its size can express.
-It is the root mean square, relative to the standard deviation of the teacher's outputs.
+The teacher is an MLP with tanh and fixed random weights. Inputs are standard normal and no row is
+repeated, so there is no overfitting, and the error shows what a network of its size can express. It
+is the root mean square error divided by the standard deviation of the teacher's outputs.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""``python -m bench.experiments.cifar10 --data FOLDER``: CNNs of both kinds on colour images.
+"""``python -m bench.experiments.cifar10 --data FOLDER``: lmKAN and ordinary CNNs on images.
 
 The folder holds ``cifar10_jpeg.npz``, or the batches of CIFAR-10's archive for Python; or, with
 ``--tree SIZE``, any images in ImageNet's layout, ``train/<class>/*`` and ``val/<class>/*``, which

@@ -1,4 +1,4 @@
-"""``python -m bench.experiments.fashion_mnist``: CNNs of both kinds on images of clothes.
+"""``python -m bench.experiments.fashion_mnist``: lmKAN and ordinary CNNs on clothes.
 
 ``--data`` is the folder of the four idx files, by default that of Debian's package
 ``dataset-fashion-mnist``.

@@ -1,4 +1,4 @@
-"""Small residual networks for images, with ordinary convolutions or with lmKAN convolutions.
+"""Small residual CNNs, of two kinds: with ordinary convolutions, or with lmKAN convolutions.
 
 Every block normalises before it convolves. Shortcuts have no parameters. The last layer, on the
 mean over the image, is linear in both kinds.

@@ -25,7 +25,7 @@ LEARNING_RATES = (3e-3, 1e-2, 3e-2)
 #: Fewer for networks that take long to train, and for variants of a model that has been tuned.
 FEW_LEARNING_RATES = (3e-3, 1e-2)
 
-#: More, where the best of the usual ones lie at an edge.
+#: More, for models whose best usual learning rate is the lowest or the highest.
 MORE_LEARNING_RATES = (1e-3, *LEARNING_RATES, 1e-1)
 
 #: Widths of the hidden layers of pykan's networks, which are few because they are slow.
@@ -89,7 +89,7 @@ class Model(ABC):
 class MLP(Model):
     """Linear layers, with batch normalisation and an activation between them.
 
-    MLPs with either activation are of one kind: the activation is tuned as the learning rate is.
+    MLPs with either activation are of one kind: the activation is tuned like the learning rate.
     """
 
     sizes: tuple[int, ...]
@@ -144,7 +144,7 @@ class FastKAN(Model):
 
 @dataclass(frozen=True)
 class PyKAN(Model):
-    """Layers of the package pykan, cubic splines of one variable, trained as the others are.
+    """Layers of the package pykan, cubic splines of one variable, trained like the others.
 
     Inputs are normalised over the batch, and the grid is fixed.
     """
@@ -164,7 +164,8 @@ class PyKAN(Model):
     def flops(self) -> int:
         """Return the multiply-adds for one row, without those that evaluate the splines.
 
-        For an input four cubic splines and the branch are not zero; the package computes all.
+        For each input, four cubic splines and the branch are not zero, and only these are counted;
+        the package evaluates all splines.
         """
         return sum(5 * i * o for i, o in pairwise(self.sizes))
 
@@ -183,9 +184,8 @@ class PyKANBlock(nn.Module):
         self.layer = KANLayer(in_features, out_features, num=num_grids, grid_range=(-BOUND, BOUND))
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(self.norm(x).clamp(-BOUND, BOUND))[
-            0
-        ]  # the other results are for plots
+        y: Tensor
+        y, *_for_plots = self.layer(self.norm(x).clamp(-BOUND, BOUND))
         return y
 
 
@@ -228,9 +228,10 @@ class LMKAN(Model):
 
 @dataclass(frozen=True)
 class LinearFirst(LMKAN):
-    """A linear layer, then lmKAN blocks: half the FLOPs of an lmKAN layer in the first place.
+    """A linear layer, then lmKAN blocks.
 
-    The first layer mixes the inputs; functions of pairs are left to the layers behind it.
+    The linear layer mixes the inputs, at half the FLOPs of an lmKAN layer of its size; the blocks
+    after it learn functions of pairs.
     """
 
     @property

@@ -22,8 +22,8 @@ from ..harness.workload import make_workload
 #: Our layers by name, with the dtypes of their tables.
 TABLES = {OURS: "float32", "float16 tables": "float16", "bfloat16 tables": ml_dtypes.bfloat16}
 
-#: Where layers of plain torch operations are timed: up to so many samples, since more take
-#: gigabytes, and on one grid, since it hardly matters to them and each takes torch long to compile.
+#: The largest batch and the only grid for which layers of plain torch operations are timed: larger
+#: batches take gigabytes, and other grids hardly change the time but are slow to compile.
 MOST_SAMPLES_OF_TORCH = 2**14
 GRIDS_OF_TORCH = 16
 
@@ -131,11 +131,11 @@ def _plain_torch(
 
 
 def limits(point: Point, dtype: Any, milliseconds: float) -> dict[str, Any]:
-    """Return the prediction of the engine's model for a forward, and how near to its limit it came.
+    """Return what the engine's model predicts for a forward, and how near it came to its limit.
 
-    The limit of a forward through shared memory is the time that shared memory takes to deliver the
-    four values of every function and sample, at 128 bytes per clock and the device's highest clock;
-    it is given as a share of the time measured.
+    A forward that reads its tables from shared memory takes at least as long as shared memory takes
+    to deliver four values for every function and sample, at 128 bytes per clock and the device's
+    highest clock. That limit is given as a share of the time measured.
     """
     device = kernel_cache.device()
     table = cupy.dtype(dtype).name

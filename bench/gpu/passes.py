@@ -44,7 +44,7 @@ def _milliseconds(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any
 
 
 def _concentrated(x: Any) -> dict[str, Any]:
-    """Return inputs by name: the first fall into all cells, the others into few."""
+    """Return inputs by name: the first kind falls into all cells, the others into a few."""
     constant_columns = x.copy()
     constant_columns[:, ::2] = 0.3
     return {
@@ -69,7 +69,7 @@ def _backward(workload: Workload) -> dict[str, float]:
 
 
 def _double_backward(workload: Workload) -> dict[str, float]:
-    """Checked with a ``grad_y`` that is 0 except for a few samples: only these count then."""
+    """Time the double backward, after a check on a few samples: ``grad_y`` of all others is 0."""
     x, tables = workload.x, workload.tables
     rng = cupy.random.default_rng(1)
     ggx, ggt = (rng.standard_normal(each.shape, dtype=np.float32) for each in (x, tables))

@@ -12,12 +12,12 @@ from .results_file import OURS
 
 LEGEND = (
     "both: forward and backward of a training step\n"
-    "/ ours: time over that of ours, median (quartiles); below 1 ours is slower"
+    "/ ours: time of the layer divided by ours, median (quartiles); below 1 ours is slower"
 )
 
 
 def console() -> Console:
-    """Return a console that is wide enough for the tables, also if the output goes to a file."""
+    """Return a console wide enough for the tables, even if the output goes to a file."""
     wide = Console(highlight=False)
     wide.width = max(wide.width, 132)
     return wide

@@ -1,7 +1,7 @@
 """Bilinear interpolation in torch: the rows of the tables that samples read, and their weights.
 
-Beside every hat and slope stands its magnitude, |factor| + i (bound of its own error in float32),
-see :mod:`.rounding`.
+Every hat and slope comes with its magnitude, |factor| + i (bound of its own error in float32), see
+:mod:`.rounding`.
 """
 
 from typing import NamedTuple
