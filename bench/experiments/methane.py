@@ -8,7 +8,7 @@ the molecules of every batch are rotated, mirrored and their hydrogens permuted 
 last two need ``--data``, a folder with the files of ``python -m bench.make_methane generate``.
 
 Errors are in eV, those of forces in eV / Angstrom. All networks are trained on absolute errors:
-about one configuration in a hundred lies above 4 eV, and these few would dominate squared errors.
+about one configuration in a hundred is above 4 eV, and these few would dominate squared errors.
 """
 
 from collections.abc import Callable, Iterator
