@@ -112,19 +112,16 @@ def cold(cache: Path) -> Report:
     return run("lmkan_cupy.warmup(5, 4, 8)", ALL, cache, NUMBA_CACHE_DIR=str(cache))
 
 
-@pytest.mark.xdist_group("warmup")
 def test_warmup_compiles_all_that_later_calls_need(cold: Report) -> None:
     assert cold.compiled > 0
     assert cold.compiled_later == 0
 
 
-@pytest.mark.xdist_group("warmup")
 def test_compiling_is_logged_once(cold: Report) -> None:
     (line,) = cold.log
     assert "compil" in line
 
 
-@pytest.mark.xdist_group("warmup")
 def test_next_process_compiles_nothing(cache: Path, cold: Report) -> None:
     """The fastest of a few: the machine may be busy, but never too fast."""
     warm = [run(FORWARD, ALL, cache, NUMBA_CACHE_DIR=str(cache)) for _ in range(3)]

@@ -52,6 +52,7 @@ CHECKED_FLAGS = (
     "-fsanitize=thread,undefined,float-cast-overflow",
     "-fno-sanitize=vptr,function",
     "-fno-sanitize-recover=all",
+    "-fsanitize-recover=pointer-overflow",  # faults.cpp makes an exception of null
     *("-mllvm", "-tsan-instrument-func-entry-exit=0"),
     *("-mllvm", "-tsan-instrument-read-before-write=1"),
     *("-mllvm", "-instcombine-code-sinking=0"),  # else some loads happen in a branch alone
