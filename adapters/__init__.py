@@ -1,1 +1,1 @@
-"""Thin fronts of the functional core for other array types and frameworks; no mathematics."""
+"""Front ends of the functional core for other array types and frameworks: no mathematics here."""

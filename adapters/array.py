@@ -1,4 +1,4 @@
-"""An lmKAN layer over plain NumPy or CuPy arrays, for prototyping with no framework at all."""
+"""An lmKAN layer over plain NumPy or CuPy arrays, for prototyping without any framework."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from lmkan_cupy.array_library import Array
 
 
 class LMKANLayer:
-    """A layer that keeps its tables, their gradient and the moments of Adam.
+    """A layer with its tables, their gradient and the moments of Adam.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class LMKANLayer:
         self._steps = 0
 
     def forward(self, x: Array) -> Array:
-        """Return ``y [..., O]`` for ``x [..., I]``, which :meth:`backward` will use."""
+        """Return ``y [..., O]`` for ``x [..., I]``, and keep ``x`` for :meth:`backward`."""
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(
                 f"LMKANLayer.forward: x must have {self.in_features} features on its last axis, "
@@ -61,9 +61,9 @@ class LMKANLayer:
         return lmkan_cupy.forward(x, self.tables)
 
     def backward(self, grad_y: Array, *, penalty: float = 0.0) -> Array:
-        """Return ``grad_x [..., I]`` for ``grad_y [..., O]`` and keep ``grad_tables``.
+        """Return ``grad_x [..., I]`` for ``grad_y [..., O]``, and store ``grad_tables``.
 
-        ``penalty`` times the gradient of :func:`lmkan_cupy.hessian_penalty` is part of it.
+        ``penalty`` times the gradient of :func:`lmkan_cupy.hessian_penalty` is added to it.
         """
         if self._x is None:
             raise RuntimeError("LMKANLayer.backward: call forward first")

@@ -3,16 +3,16 @@
 Outside of ``jax.jit`` JAX and the core share memory by DLPack, on the CPU and on CUDA devices.
 Under ``jax.jit`` XLA calls back into the CPU engine.
 
-With J the derivative of the layer F in x and tables T, these operations are closed under what JAX
-does with functions up to the second derivative::
+Let J be the derivative of the layer F in x and tables T. All that JAX does with the layer, up to
+second derivatives, leads from these operations to these operations::
 
     forward   y = F(x, T)
     push      y = J (dx, dT)
     pull      (x, T) = J^t grad_y                      the transpose of push
     curve     (x, T) = d(J^t grad_y) in the direction (dx, dT), its own transpose
 
-They are one JAX primitive with a rule for every transformation. ``jax.custom_vjp`` would not do:
-under ``jax.vmap`` it makes the gradient of shared tables once per sample, and then adds them up.
+They are one JAX primitive with a rule for every transformation. ``jax.custom_vjp`` is not enough:
+under ``jax.vmap`` it computes one gradient of shared tables per sample and then adds them up.
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ import lmkan_cupy
 from lmkan_cupy import array_checks
 from lmkan_cupy.array_library import array_library
 
-#: What an operation becomes by differentiation in x and tables.
+#: The derivatives of operations in x and tables.
 _DERIVATIVES = {"forward": "push", "pull": "curve"}
 
-#: Arguments that an operation is linear in, together.
+#: Groups of arguments; an operation is linear in each group, all of its members together.
 _LINEAR = (("dx", "dtables"), ("grad_y",))
 
 _TABLES = {"tables", "dtables"}
@@ -41,9 +41,9 @@ _TABLES = {"tables", "dtables"}
 def lmkan(x: Any, tables: Any) -> Array:
     """Evaluate an lmKAN layer; differentiable in ``x`` and ``tables``.
 
-    First derivatives in both modes, second ones with reverse mode inside: ``jax.hessian``,
-    ``jax.grad`` of ``jax.grad``, Hessian-vector products. ``jax.vmap`` over x costs what a batch
-    costs; over tables, or for one gradient of the tables per sample, it is a loop.
+    First derivatives work in forward and reverse mode, second derivatives with reverse mode inside:
+    ``jax.hessian``, ``jax.grad`` of ``jax.grad``, Hessian-vector products. ``jax.vmap`` over x
+    costs as much as a batch; over tables, or for one gradient of the tables per sample, it loops.
 
     Parameters
     ----------
@@ -64,8 +64,8 @@ def lmkan(x: Any, tables: Any) -> Array:
     RuntimeError
         If the arrays are on a CUDA device and CuPy cannot run.
     NotImplementedError
-        Under ``jax.jit``, ``jax.lax.scan`` and the like on another platform than the CPU; for
-        forward mode inside forward mode, and for third derivatives.
+        Under ``jax.jit``, ``jax.lax.scan`` and the like on any platform but the CPU; for forward
+        mode inside forward mode; and for third derivatives.
     """
     x, tables = jnp.asarray(x), jnp.asarray(tables)
     if tables.dtype in (jnp.float16, jnp.bfloat16):
@@ -79,10 +79,10 @@ _primitive.multiple_results = True
 
 
 def _apply(operation: str, outputs: Sequence[str], arguments: dict[str, Any]) -> list[Array]:
-    """Run an operation on arguments by name: x and tables, and of dx, dtables, grad_y what it has.
+    """Run an operation on its arguments by name: x, tables, and any of dx, dtables, grad_y.
 
-    A dx or dtables that is missing stands for zeros. ``outputs`` out of "y", "x" and "tables" names
-    the results, in the shapes of what is called so.
+    A missing dx or dtables stands for zeros. ``outputs`` names the results to return: "y", "x",
+    "tables", each in the shape of what has this name.
     """
     results: list[Array] = _primitive.bind(
         *arguments.values(),
@@ -96,7 +96,7 @@ def _apply(operation: str, outputs: Sequence[str], arguments: dict[str, Any]) ->
 def _evaluate(
     *arrays: Any, operation: str, outputs: tuple[str, ...], names: tuple[str, ...]
 ) -> tuple[Any, ...]:
-    """Return NumPy or CuPy arrays for what the core can read."""
+    """Evaluate an operation on arrays that the core can read; return NumPy or CuPy arrays."""
     given = {
         name: array_checks.check_array("lmkan", name, array)
         for name, array in zip(names, arrays, strict=True)
@@ -121,8 +121,8 @@ def _evaluate(
 
 
 def _run(*arrays: Any, **params: Any) -> list[Array]:
-    """Outside of ``jax.jit``: on the arrays' own device."""
-    placed = [jnp.asarray(each) for each in arrays]  # JAX keeps constants on the host
+    """Run outside of ``jax.jit``, on the device of the arrays."""
+    placed = [jnp.asarray(each) for each in arrays]  # constants are on the host
     devices = {device for each in placed for device in each.devices()}
     if len(devices) > 1:
         raise ValueError(
@@ -166,8 +166,8 @@ def _differentiate(
     if direction := {f"d{name}": moved[name] for name in ("x", "tables") if name in moved}:
         if operation not in _DERIVATIVES:
             raise NotImplementedError(
-                "lmkan: of second derivatives there are those with reverse mode inside, such as "
-                "jax.jacfwd(jax.grad(f)) and jax.grad of jax.grad; there are no third ones"
+                "lmkan: second derivatives need reverse mode inside, such as "
+                "jax.jacfwd(jax.grad(f)) or jax.grad of jax.grad; there are no third derivatives"
             )
         terms.append(_apply(_DERIVATIVES[operation], outputs, {**direction, **given}))
     sums = [sum(parts[1:], start=parts[0]) for parts in zip(*terms, strict=True)]
@@ -231,8 +231,8 @@ def _batch(
 def _lower_for_cpu(context: Any, *arguments: Any, **params: Any) -> Any:
     """Let XLA call the core on NumPy views of its buffers.
 
-    Unlike ``jax.pure_callback``, which makes JAX arrays of them first: programs were seen to hang
-    where a callback waits for such arrays (jax-ml/jax, issues 24255 and 25861).
+    ``jax.pure_callback`` would make JAX arrays of them first, and programs can hang where a
+    callback waits for such arrays (jax-ml/jax, issues 24255 and 25861).
     """
     results, *_ = mlir.emit_python_callback(
         context,

@@ -1,4 +1,4 @@
-"""lmKAN networks as scikit-learn estimators, from tables of some hundred rows to millions."""
+"""lmKAN networks as scikit-learn estimators, for tables from a few hundred to millions of rows."""
 
 import math
 import numbers
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import lmkan_cupy
 from lmkan_cupy.array_checks import check_num_grids, check_size
 
-from .training import (
+from .torch.training import (
     BOUND,
     MOST_STEPS,
     Rows,
@@ -38,14 +38,13 @@ from .training import (
     penalty_for,
 )
 
-#: Steps, unless the number of epochs is given, over the root of the number of rows: on friedman1
-#: with noise 1, two seeds, 300 rows gave an R^2 of 0.908 and 0.858 (with twice the steps 0.920 and
-#: 0.851), 2000 rows 0.949 and 0.944 (0.951 and 0.945).
+#: Steps divided by the root of the number of rows, where the number of epochs is not given; twice
+#: as many gained almost nothing (``bench/results/procedure.md``).
 _STEPS_PER_ROOT = 40
 
 
 class _Estimator(BaseEstimator):  # type: ignore[misc]
-    """What regressor and classifier share: parameters, rows for validation, training."""
+    """What regressor and classifier share: parameters, validation rows, training."""
 
     def __init__(
         self,
@@ -81,11 +80,10 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         validation: tuple[NDArray[np.float64], NDArray[Any]] | None,
         outputs: int,
     ) -> None:
-        """Train on rows [N, I] and their targets, float [N, outputs] or the numbers of classes."""
+        """Train on rows [N, I] with targets [N, outputs], float, or [N], numbers of classes."""
         self._check_parameters()
         seed = self._seed()
-        # Even six of sixty rows are better held back than trained on: R^2 0.34 instead of 0.15 on
-        # the diabetes table, 0.65 instead of 0.70 on friedman1.
+        # Small tables too hold rows back: some overfit badly otherwise, others lose little by it.
         held_out = int(self.validation_fraction * len(X)) if self.early_stopping else 0
         if validation is None and held_out:
             order = np.random.default_rng(seed).permutation(len(X))
@@ -126,13 +124,13 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         if not training.completed:
             raise KeyboardInterrupt
 
-    def _answers(self, X: Any) -> NDArray[np.float64]:
-        """Return the network's answers [N, K] for rows [N, I]."""
+    def _output(self, X: Any) -> NDArray[np.float64]:
+        """Return the network's output [N, K] for rows [N, I]: targets, or logits of classes."""
         check_is_fitted(self)
-        answers: NDArray[np.float64] = self.model_.answers(
+        output: NDArray[np.float64] = self.model_.predict(
             validate_data(self, X, reset=False, dtype=np.float64)
         )
-        return answers
+        return output
 
     def _check_parameters(self) -> None:
         name = type(self).__name__
@@ -153,7 +151,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             )
 
     def _seed(self) -> int:
-        """Return ``random_state`` where it is a number, else a number drawn from it."""
+        """Return ``random_state`` if it is a number, else a number drawn from it."""
         if isinstance(self.random_state, numbers.Integral):
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -169,54 +167,58 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
 class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
     """A network of lmKAN layers for regression, on one target or several.
 
-    Features and targets are standardised inside. The loss is the mean squared error, over all
-    standardised targets, plus the Hessian penalty, which falls from 1 to ``penalty``.
+    Features and targets are standardised inside. The loss is the mean squared error of the
+    standardised targets plus ``penalty`` times the Hessian penalty, the roughness of the learned
+    functions (:func:`lmkan_cupy.hessian_penalty`). Its weight is the same at every step.
 
     Parameters
     ----------
     width, layers, num_grids : int
-        Features between the layers, number of layers, and grid intervals per axis.
+        Features between the layers, number of layers, grid intervals per axis.
     bound : float
-        Of the inputs of every layer, in standard deviations.
+        Inputs of every layer are cut at so many standard deviations.
     penalty : float, optional
-        The weight of the Hessian penalty at the end: the larger, the smoother. By default 0.1 up to
-        5000 rows and less above, with their number to the power of -3.
+        The weight of the Hessian penalty: the larger, the smoother the learned functions. By
+        default 0.1 for up to 5000 rows, and ``0.1 (5000 / rows)^3`` for more.
     epochs : int, optional
-        Passes over the rows; by default as many as make 40 steps times the root of the number of
-        rows, 10,000 at most. A step takes an eighth of the rows, within 16 and 512.
+        Passes over the rows. By default as many as make ``40 sqrt(rows)`` steps, at most 10,000. A
+        step takes a batch of an eighth of the rows, at least 16 and at most 512.
     early_stopping : bool
-        Whether to hold rows back for validation, to keep the state that is best on them and to stop
-        when it gets no better; else all rows are trained on to the last epoch.
+        Whether to hold rows back for validation, keep the state that is best on them and stop when
+        there is no better one any more. Otherwise all rows are trained on until the last epoch.
     validation_fraction : float
-        The share of the rows to hold back, rounded down.
+        The share of the rows to hold back, rounded down to whole rows.
     n_iter_no_change : int, optional
-        Stop after so many validations without a better one; there are 50 until the last epoch, and
-        those in the first 15 % of the steps do not count. None goes on to the last epoch.
+        Stop after so many validations without a better one. A training to the last epoch has 50 of
+        them; those in the first 15 % of the steps do not count. None trains to the last epoch.
     random_state : None, int or RandomState
-        Of held back rows, initial parameters and order of the rows.
+        Decides which rows are held back, the initial parameters and the order of the rows.
     verbose : int
-        Above 0 shows a progress bar, with the root mean square errors.
+        Above 0 shows a progress bar with root mean square errors.
 
     Attributes
     ----------
     model_ : TableNetwork
         The fitted network, a PyTorch module.
     n_iter_ : int
-        Passes over the rows.
+        Passes over the rows that were made.
     validation_loss_ : float or None
-        The mean squared error of the standardised targets on the rows for validation.
+        The mean squared error of the standardised targets on the validation rows; None without
+        any.
     n_features_in_, feature_names_in_
         As in all estimators of scikit-learn.
 
     Notes
     -----
     The same ``random_state`` gives the same numbers on the same machine. After Ctrl-C the estimator
-    is fitted, in its best state so far; ``fit`` raises KeyboardInterrupt nevertheless.
+    is fitted with its best state so far, but ``fit`` still raises KeyboardInterrupt.
     """
 
     def fit(self, X: Any, y: Any, *, X_val: Any = None, y_val: Any = None) -> "LMKANRegressor":
-        """Fit to rows X [N, I] and targets y [N] or [N, K]; ``X_val`` and ``y_val`` are used for
-        validation in place of rows held back."""
+        """Fit to rows X [N, I] and targets y [N] or [N, K].
+
+        ``X_val`` and ``y_val``, if given, are the validation rows, and none are held back.
+        """
         checks = {"dtype": np.float64, "multi_output": True, "y_numeric": True}
         X, y = validate_data(self, X, y, ensure_min_samples=2, **checks)
         validation = None
@@ -228,9 +230,9 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         return self
 
     def predict(self, X: Any) -> NDArray[np.float64]:
-        """Return the targets, [N] or [N, K] as in ``fit``, for rows [N, I]."""
-        answers = self._answers(X)
-        return answers[:, 0] if self._target_ndim == 1 else answers
+        """Return predicted targets, [N] or [N, K] as in ``fit``, for rows [N, I]."""
+        predictions = self._output(X)
+        return predictions[:, 0] if self._target_ndim == 1 else predictions
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -241,25 +243,27 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
 class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     """A network of lmKAN layers for classification into two classes or more.
 
-    The loss is the cross-entropy plus the Hessian penalty.
+    The loss is the cross-entropy plus ``penalty`` times the Hessian penalty.
 
     Parameters
     ----------
     width, layers, num_grids, bound, penalty, epochs, early_stopping, validation_fraction,
     n_iter_no_change, random_state, verbose
-        As in :class:`LMKANRegressor`; the progress bar shows cross-entropies.
+        As in :class:`LMKANRegressor`, but the progress bar shows cross-entropies.
 
     Attributes
     ----------
     classes_ : array [K]
         The labels.
     model_, n_iter_, validation_loss_, n_features_in_, feature_names_in_
-        As in :class:`LMKANRegressor`; the loss is the cross-entropy.
+        As in :class:`LMKANRegressor`, but the loss is the cross-entropy.
     """
 
     def fit(self, X: Any, y: Any, *, X_val: Any = None, y_val: Any = None) -> "LMKANClassifier":
-        """Fit to rows X [N, I] and labels y [N]; ``X_val`` and ``y_val`` are used for validation
-        in place of rows held back."""
+        """Fit to rows X [N, I] and labels y [N].
+
+        ``X_val`` and ``y_val``, if given, are the validation rows, and none are held back.
+        """
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, numbers_of_classes = np.unique(
@@ -278,12 +282,12 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return the probabilities [N, K] of the classes, in the order of ``classes_``."""
-        probabilities: NDArray[np.float64] = torch.from_numpy(self._answers(X)).softmax(1).numpy()
+        probabilities: NDArray[np.float64] = torch.from_numpy(self._output(X)).softmax(1).numpy()
         return probabilities
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable labels [N] for rows [N, I]."""
-        best = self._answers(X).argmax(axis=1)
+        best = self._output(X).argmax(axis=1)  # first: before a fit it raises NotFittedError
         labels: NDArray[Any] = self.classes_[best]
         return labels
 

@@ -1,7 +1,7 @@
-"""``python -m bench.host_cost``: what a call costs the host, beside ``nn.Linear``.
+"""``python -m bench.host_cost``: the host's time for a call, beside ``nn.Linear``.
 
-Microseconds per call: of the core on arrays, of the torch adapter, of autograd around it, and of
-``nn.Linear``. On a GPU kernels are started and not waited for.
+Microseconds per call of the core on arrays, of the torch adapter, of autograd around it, and of
+``nn.Linear``. On a GPU kernels are launched and not waited for.
 """
 
 import argparse
@@ -16,24 +16,24 @@ from torch import Tensor
 
 import lmkan_cupy
 
-from .record import circumstances
-from .timing import interleave, stopwatch
+from .harness.results_file import circumstances
+from .harness.timing import interleave, stopwatch
 
-#: Calls in a row: on a GPU so few that their kernels, ten at most each, fit into its queue.
+#: Calls in a row: few enough that their kernels, at most ten each, fit into a GPU's queue.
 CALLS = 50
 
 
 def calls(
     device: str, in_features: int, out_features: int, num_grids: int, batch: int
 ) -> dict[str, Callable[[], object]]:
-    """Return what is timed, by name."""
+    """Return the calls that are timed, by name."""
     layer = LMKANLinear(in_features, out_features, num_grids, device=device)
     linear = torch.nn.Linear(in_features, out_features, device=device)
     x = torch.randn(batch, in_features, device=device)
     grad_y = torch.ones(batch, out_features, device=device)
     leaf, tables = x.clone().requires_grad_(), layer.tables.detach()
 
-    def there_and_back(module: torch.nn.Module) -> Callable[[], object]:
+    def forward_and_backward(module: torch.nn.Module) -> Callable[[], object]:
         wanted = [leaf, *module.parameters()]
         return lambda: torch.autograd.grad(module(leaf), wanted, grad_y)
 
@@ -53,15 +53,15 @@ def calls(
         "run: forward of tensors": lambda: run(lmkan_cupy.forward, x, tables),
         "LMKANLinear, inference mode": inference(layer, x),
         "LMKANLinear": lambda: layer(leaf),
-        "LMKANLinear and its gradients": there_and_back(layer),
+        "LMKANLinear and its gradients": forward_and_backward(layer),
         "nn.Linear, inference mode": inference(linear, x),
         "nn.Linear": lambda: linear(leaf),
-        "nn.Linear and its gradients": there_and_back(linear),
+        "nn.Linear and its gradients": forward_and_backward(linear),
     }
 
 
 def measure(device: str, sizes: Sequence[int], seconds: float) -> dict[str, float]:
-    """Return the microseconds per call of each of `calls`, medians over rounds."""
+    """Return the microseconds of each of `calls`, medians over rounds."""
 
     def per_call(call: Callable[[], object]) -> Callable[[], tuple[float]]:
         def repeat() -> None:
@@ -90,7 +90,7 @@ def main() -> None:
         nargs=4,
         metavar=("I", "O", "G", "B"),
         default=(2, 1, 4, 2),
-        help="by default a single function of two samples, which hardly computes anything",
+        help="by default a single function of two samples, so little that only the host counts",
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,12 +1,12 @@
-"""``python -m bench.make_methane``: randomly displaced methane with GFN2-xTB energies.
+"""``python -m bench.make_methane``: randomly displaced methane molecules with GFN2-xTB energies.
 
-``generate`` draws configurations and computes their energies (needs ``pip install tblite==0.8.0``;
-about 2 ms each). The carbon lies at the origin; the four hydrogens are uniform in the volume of a
-sphere; a configuration with two atoms too close to each other is drawn again. This is the
-distribution of Pozdnyakov et al., PRL 125, 166001 (2020), whose energies are DFT.
+``generate`` draws configurations and computes their energies, about 2 ms each; it needs ``pip
+install tblite==0.8.0``. The carbon is at the origin, and the four hydrogens are uniform in the
+volume of a sphere; a configuration with two atoms too close to each other is drawn again. This is
+the distribution of Pozdnyakov et al., PRL 125, 166001 (2020), whose energies are from DFT.
 
-``sample`` turns such a file into the one that the package ships: the ten interatomic distances,
-which do not depend on how a molecule is turned, and the energy.
+``sample`` turns such a file into the one that the package ships: the energy, and the ten
+interatomic distances, which do not depend on how a molecule is rotated.
 
     python -m bench.make_methane generate --num 100000 --out methane_xtb.npz
     python -m bench.make_methane sample methane_xtb.npz
@@ -43,25 +43,25 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a configuration and its energy depend on, beside the configuration's number."""
+    """What a configuration and its energy depend on, besides the configuration's number."""
 
     seed: int
     radius_angstrom: float = 3.5
     min_distance_angstrom: float = 0.5
     method: str = "GFN2-xTB"
-    # Far from equilibrium the self-consistent field needs smearing to converge and to be smooth.
+    # Far from equilibrium the self-consistent field only converges, and is smooth, with smearing.
     electronic_temperature_kelvin: float = 3000.0
 
 
 def distances(positions: Floats) -> Floats:
-    """Distances [..., 10] between all pairs of the atoms [..., 5, 3]."""
+    """Return the distances [..., 10] between all pairs of the atoms [..., 5, 3]."""
     between: Floats = positions[..., FIRST, :] - positions[..., SECOND, :]
     lengths: Floats = np.linalg.norm(between, axis=-1)
     return lengths
 
 
 def draw(rng: np.random.Generator, recipe: Recipe) -> NDArray[np.float32]:
-    """One configuration [5, 3], rounded to float32 before its energy is computed."""
+    """Draw one configuration [5, 3], in float32 before its energy is computed."""
     while True:
         direction = rng.standard_normal((4, 3))
         radius = recipe.radius_angstrom * rng.random((4, 1)) ** (1 / 3)
@@ -74,7 +74,7 @@ def draw(rng: np.random.Generator, recipe: Recipe) -> NDArray[np.float32]:
 def single_point(
     numbers: NDArray[np.int64], positions: Floats, recipe: Recipe
 ) -> tuple[float, Floats]:
-    """Energy in eV and forces in eV / Angstrom."""
+    """Return the energy in eV and the forces in eV / Angstrom."""
     from tblite.interface import Calculator  # only here, once OMP_NUM_THREADS is set
 
     calculator = Calculator(recipe.method, numbers, positions.astype(np.float64) / BOHR)
@@ -89,14 +89,14 @@ def atom_energy(number: int, recipe: Recipe) -> float:
 
 
 def make_block(block: int, recipe: Recipe) -> list[tuple[int, Floats, float, Floats]]:
-    """Number, positions, energy and forces of the configurations whose field converged."""
+    """Return number, positions, energy and forces of the configurations that converged."""
     rng = np.random.default_rng([recipe.seed, block])
     rows = []
     for number in range(BLOCK * block, BLOCK * (block + 1)):
         positions = draw(rng, recipe)
         try:
             rows.append((number, positions, *single_point(NUMBERS, positions, recipe)))
-        except RuntimeError:  # left out; --num says how many are asked for
+        except RuntimeError:  # did not converge; --num counts it all the same
             continue
     return rows
 
@@ -104,10 +104,10 @@ def make_block(block: int, recipe: Recipe) -> list[tuple[int, Floats, float, Flo
 def generate(num: int, jobs: int, recipe: Recipe) -> dict[str, Any]:
     """Compute the first ``num`` configurations, rounded up to whole blocks.
 
-    A configuration depends on the recipe and on its own number alone, so a shorter file is the
+    A configuration depends only on the recipe and its own number, so a shorter file is the
     beginning of a longer one.
     """
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, which load tblite: one process per core
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the workers: one process per core
     blocks = -(-num // BLOCK)
     rows = []
     with multiprocessing.Pool(jobs) as pool:
@@ -138,10 +138,10 @@ def generate(num: int, jobs: int, recipe: Recipe) -> dict[str, Any]:
 
 
 def sample(source: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """The first rows of a generated file as a table of ten features and an energy.
+    """Return the first rows of a generated file as a table of ten features and an energy.
 
-    Distances are rounded to whole 1/4096 Angstrom, so that as float32 they compress to 2.5 bytes
-    each. At the root-mean-square force, 10 eV / Angstrom, that shifts an energy by about 1 meV.
+    Distances are rounded to multiples of 1/4096 Angstrom, so that as float32 they compress to 2.5
+    bytes each. At the root-mean-square force, 10 eV / Angstrom, that shifts an energy by 1 meV.
     """
     positions = source["positions"][:rows].astype(np.float64)
     carbon, hydrogens = positions[:, :1], positions[:, 1:]
@@ -173,10 +173,14 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("generate", help="draw configurations, compute their energies")
-    command.add_argument("--num", type=int, default=100_000, help="how many (whole 500s)")
+    command.add_argument(
+        "--num", type=int, default=100_000, help="how many, rounded up to a multiple of 500"
+    )
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
-    command.add_argument("--no-forces", action="store_true", help="a third of the size")
+    command.add_argument(
+        "--no-forces", action="store_true", help="leave out the forces: a third of the size"
+    )
     command.add_argument("--out", type=Path, default=Path("methane_xtb.npz"))
     command = commands.add_parser("sample", help="make the file that the package ships")
     command.add_argument("source", type=Path, help="a generated file")

@@ -1,9 +1,9 @@
-"""``python -m bench.plans``: every way in which the CUDA engine could compute a forward, timed.
+"""``python -m bench.plans``: times every way in which the CUDA engine could compute a forward.
 
-The plan takes the fastest by a model, ``cuda_engine/forward_model.py``. This shows what each would
-have taken on the first GPU beside the model's prediction, and so whether the choice was right.
-Device times by CUDA events, packing included; what a call reads may be in the L2 cache. Every point
-is written as soon as it is measured, and a later run goes on from there.
+The engine chooses the fastest by a model, ``cuda_engine/forward_model.py``. This command shows the
+time of each way on the first GPU beside the model's prediction, so whether the choice was right.
+Times are times of the device by CUDA events, packing included; what a call reads may be in the L2
+cache. Every point is written as soon as it is measured, and a later run resumes from the file.
 """
 
 import argparse
@@ -15,16 +15,16 @@ from typing import Any
 
 import cupy
 
-from lmkan_cupy import cuda_engine, sigma_grid
-from lmkan_cupy.configuration import cuda_obstacle
-from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
+from lmkan_cupy.cuda_engine import forward_pass, kernel_cache
+from lmkan_cupy.cuda_engine.plan import layer_shape
+from lmkan_cupy.installation import cuda_obstacle
 
-from . import record
-from .device import OUT_OF_MEMORY, describe, device_stopwatch, free_memory
-from .workloads import make_workload
+from .harness import results_file
+from .harness.cuda_device import OUT_OF_MEMORY, describe, device_stopwatch, free_memory
+from .harness.workload import make_workload
 
 REPEATS = 5
-MOST_SAMPLES_WITHOUT = 2**14
+MAX_SAMPLES_WITHOUT_RING = 2**14
 
 NAMES = ("in_features", "out_features", "num_grids", "batch")
 POINTS = [
@@ -36,19 +36,18 @@ POINTS = [
 
 
 def measure(point: tuple[int, int, int, int]) -> list[dict[str, Any]]:
-    """Time each plan; all must give the same results to rounding."""
+    """Time each plan; all must give the same results up to rounding."""
     workload = make_workload(*point, cupy)
-    layer = launch_plan.layer(workload.x, workload.tables)
-    knots = sigma_grid(workload.num_grids)
+    layer = layer_shape(workload.x, workload.tables)
     batch, device = len(workload.x), kernel_cache.device()
-    chosen = launch_plan.forward(layer, batch, device, direction=False, aligned=True)
+    chosen = forward_pass.plan_forward(layer, batch, device, direction=False, aligned=True)
     expected = None
     results = []
-    for plan in launch_plan.candidates(layer, batch, device, direction=False, aligned=True):
-        if not plan.ring and batch > MOST_SAMPLES_WITHOUT and plan != chosen:
+    for plan in forward_pass.candidates(layer, batch, device, direction=False, aligned=True):
+        if not plan.ring and batch > MAX_SAMPLES_WITHOUT_RING and plan != chosen:
             continue  # takes up to ten times as long
         y = cupy.full_like(workload.grad_y, cupy.nan)
-        call = cuda_engine.by_plan(plan, knots, layer, batch)
+        call = forward_pass.by_plan(plan, layer, batch)
         arrays = (workload.x, None, workload.tables, y)
         call(*arrays)
         expected = y if expected is None else expected
@@ -78,16 +77,16 @@ def main() -> None:
         "--json",
         type=Path,
         metavar="PATH",
-        help="default: the newest bench/results/plans-<device>-*.json of the same commit, versions "
-        "and GPU, or a new one",
+        help="the file to write, and to resume from; by default the newest "
+        "bench/results/plans-<device>-*.json of the same commit, versions and GPU, or a new one",
     )
     arguments = parser.parse_args()
     if obstacle := cuda_obstacle():
         sys.exit(obstacle)
-    circumstances = record.circumstances() | {"gpu": describe()}
+    circumstances = results_file.circumstances() | {"gpu": describe()}
     circumstances["versions"] |= {"cupy": cupy.__version__}
     try:
-        path, results = record.resumed("plans", circumstances, arguments.json)
+        path, results = results_file.resumed("plans", circumstances, arguments.json)
     except ValueError as error:
         sys.exit(str(error))
     not_measured = results.setdefault("not measured", [])
@@ -107,7 +106,7 @@ def main() -> None:
             for name, each in ("chosen", chosen), ("fastest", measured[0]):
                 print(*point, name, each)
         free_memory()
-        record.write(path, results)
+        results_file.write(path, results)
     print(path)
 
 

@@ -1,27 +1,31 @@
-"""``python -m bench.readme``: writes tables of Markdown files anew from ``bench/results``.
+"""``python -m bench.readme``: writes the tables of the README files from ``bench/results``.
 
-A table stands between two comments, of which the first names the file it comes from: its targets,
-or layers beside each other. Cells of these are the milliseconds of our forward / forward and
-backward, and how many times as long others take. The table of ``*.json`` is the summary of all
-experiments, see ``bench.report``.
+A table stands between two comments. The first names the file of its numbers:
+
+    <!-- from FILE.json -->          layers beside each other: milliseconds of our forward, and of
+                                     forward and backward, and how many times that others take
+    <!-- targets from FILE.json -->  the targets, and whether they were met
+    <!-- from *.json -->             the summary of all experiments, see ``bench.report``
+    <!-- end -->
 """
 
 import argparse
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .record import OURS, RESULTS
+from .harness.results_file import OURS, RESULTS
+from .harness.targets import CheckedTarget, target_rows
 from .report import read_all, summary
-from .verdicts import Verdict, verdict_rows
 
 ROOT = Path(__file__).parent.parent
 
-#: The files with tables.
-FILES = (ROOT / "README.md", RESULTS / "README.md")
+#: The files that may have tables.
+FILES = (ROOT / "README.md", ROOT / "bench" / "README.md", RESULTS / "README.md")
 
-#: The file of the summary of experiments.
+#: Stands for the files of all experiments.
 EXPERIMENTS = "*.json"
 
 _TABLE = re.compile(
@@ -33,36 +37,41 @@ _SIZES = ("in_features", "out_features", "num_grids", "batch")
 
 
 def main() -> None:
-    argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__).parse_args()
+    argparse.ArgumentParser(
+        prog="python -m bench.readme",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     for file in FILES:
         file.write_text(with_tables(file.read_text()))
 
 
 def with_tables(text: str) -> str:
-    """Return a text with its tables as the results give them."""
+    """Return the text with its tables as the committed results give them."""
 
     def replace(match: re.Match[str]) -> str:
         if match["file"] == EXPERIMENTS:
-            rows = experiments()
+            rows = experiment_table()
         else:
             results = json.loads((RESULTS / match["file"]).read_text())
-            rows = targets(results) if match["what"] else layers(results)
+            rows = target_table(results) if match["what"] else layer_table(results)
         return match[1] + "".join(f"| {' | '.join(row)} |\n" for row in rows) + match[4]
 
     return _TABLE.sub(replace, text)
 
 
-def experiments() -> list[list[str]]:
+@cache
+def experiment_table() -> list[list[str]]:
     table = summary(read_all(RESULTS))
     return [[*table.columns], ["---"] * len(table.columns), *table.to_numpy().tolist()]
 
 
-def targets(results: dict[str, Any]) -> list[list[str]]:
-    verdicts = [Verdict(**each) for each in results["targets"]]
-    return [["", "target", "measured", "met"], ["---"] * 4, *map(list, verdict_rows(verdicts))]
+def target_table(results: dict[str, Any]) -> list[list[str]]:
+    targets = [CheckedTarget(**each) for each in results["targets"]]
+    return [["", "target", "measured", "met"], ["---"] * 4, *map(list, target_rows(targets))]
 
 
-def layers(results: dict[str, Any]) -> list[list[str]]:
+def layer_table(results: dict[str, Any]) -> list[list[str]]:
     versions = results["circumstances"].get("kans", {})
     others = [layer for layer in _layers(results) if layer != OURS]
     titles = [
@@ -85,7 +94,7 @@ def layers(results: dict[str, Any]) -> list[list[str]]:
 
 
 def _layers(results: dict[str, Any]) -> list[str]:
-    """All layers, in the order in which they first come."""
+    """Return all layers, in the order in which they first appear."""
     return list(dict.fromkeys(layer for case in results["cases"] for layer in case["layers"]))
 
 

@@ -1,9 +1,9 @@
-"""``python -m bench.report``: one page of everything that the experiments wrote.
+"""``python -m bench.report``: one page with the results of all experiments.
 
-``report.html`` has the plots and tables, ``report.md`` the tables alone. A ratio at matched error
-says how many times the FLOPs (or the time) of an lmKAN a network of another kind needs for the
-same error: the other kind's Pareto front, of medians over seeds, is interpolated in the logarithms
-of cost and error. Only lmKANs on their own front are compared.
+``report.html`` has plots and tables, ``report.md`` only the tables. A ratio at matched error says
+how many times the FLOPs (or the time) of an lmKAN a network of another kind needs for the same
+error: the other kind's Pareto front, of medians over seeds, is interpolated in the logarithms of
+cost and error. Only lmKANs on their own front are compared.
 """
 
 import argparse
@@ -11,8 +11,9 @@ import base64
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .experiments.experiment import RESULTS, chosen_rate
+from .experiments.experiment import RESULTS, chosen_lr
 
 OURS, VARIANT = "lmKAN", "lmKAN, "
 
-#: All kinds of networks in the order in which they are shown; variants of ours come after them.
+#: All kinds of networks, in the order of the tables; variants of ours come after them.
 KINDS = (OURS, "MLP", "CNN", "FastKAN", "pykan")
 
-#: Costs of a row, by their names in tables.
+#: The costs of a row: the columns of runs, and their names in tables.
 COSTS = {"FLOPs": "FLOPs per row", "seconds": "seconds per row"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Results:
-    """One file: all runs, a row each, and which of them have their model's chosen learning rate."""
+    """One results file: a row for every run; ``chosen`` marks a model's chosen learning rate."""
 
     name: str
     title: str
@@ -54,7 +55,7 @@ class Results:
 
     @property
     def costs(self) -> list[str]:
-        """Of FLOPs and seconds those that are there."""
+        """The costs that were measured, of FLOPs and seconds."""
         return [cost for cost in COSTS if self.runs[cost].notna().all()]
 
     @property
@@ -68,16 +69,17 @@ def read_results(path: Path) -> Results:
     speed = content.get("rows_per_second", {})
     runs = pd.DataFrame(
         {
-            **{key: run[key] for key in ("model", "kind", "rate", "seed", "parameters")},
+            **{key: run[key] for key in ("model", "kind", "seed", "parameters")},
+            "learning rate": run["rate"],
             "FLOPs": run["flops"],
             "seconds": 1 / speed.get(run["model"], math.nan),
             "validation": run["validation_loss"],
             **run["errors"],
         }
-        for run in sorted(content["runs"], key=_place)
+        for run in sorted(content["runs"], key=_sort_key)
     )
-    rates = {model: chosen_rate(content["runs"], model) for model in runs["model"].unique()}
-    runs["chosen"] = runs["rate"] == runs["model"].map(rates)
+    chosen = {model: chosen_lr(content["runs"], model) for model in runs["model"].unique()}
+    runs["chosen"] = runs["learning rate"] == runs["model"].map(chosen)
     return Results(
         name=path.stem,
         title=content["title"],
@@ -88,19 +90,19 @@ def read_results(path: Path) -> Results:
     )
 
 
-def _place(run: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what runs are sorted by: networks of a kind by their cost."""
+def _sort_key(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Sort runs by kind, and networks of a kind by their cost."""
     kind = KINDS.index(run["kind"]) if run["kind"] in KINDS else len(KINDS)
     return kind, run["kind"], run["flops"], run["model"], run["rate"], run["seed"]
 
 
 def read_all(folder: Path) -> list[Results]:
-    """Return the results of all experiments that wrote into a folder.
+    """Return the results of all experiments in a folder.
 
     Raises
     ------
     FileNotFoundError
-        If none did.
+        If there are none.
     """
     paths = [path for path in sorted(folder.glob("*.json")) if '"runs"' in path.read_text()]
     if not paths:
@@ -109,16 +111,16 @@ def read_all(folder: Path) -> list[Results]:
 
 
 def pareto_front(cost: NDArray[Any], error: NDArray[Any]) -> NDArray[np.intp]:
-    """Return which points no other beats in both, from the cheapest to the most accurate."""
+    """Return the points that none beats in both, from the cheapest to the most accurate."""
     order = np.lexsort((error, cost))
     best = np.minimum.accumulate(np.concatenate([[np.inf], error[order][:-1]]))
     return order[error[order] < best]
 
 
 def cost_at(error: float, costs: NDArray[Any], errors: NDArray[Any]) -> float:
-    """Return the cost at which a front reaches an error.
+    """Return the cost at which a Pareto front reaches an error.
 
-    Infinite where it never does; where all of it is more accurate, the least cost.
+    It is infinite if the front never does, and the least cost if all of it is more accurate.
     """
     front = pareto_front(costs, errors)
     front_errors, front_costs = np.log(errors[front][::-1]), np.log(costs[front][::-1])
@@ -126,22 +128,23 @@ def cost_at(error: float, costs: NDArray[Any], errors: NDArray[Any]) -> float:
 
 
 def error_at(cost: float, costs: NDArray[Any], errors: NDArray[Any]) -> float:
-    """Return the error that a front reaches at a cost.
+    """Return the error that a Pareto front reaches at a cost.
 
-    NaN where all of it costs more; where all of it costs less, the least error.
+    It is NaN if all of the front costs more, and the least error if all of it costs less.
     """
     front = pareto_front(costs, errors)
     front_costs, front_errors = np.log(costs[front]), np.log(errors[front])
     return float(np.exp(np.interp(np.log(cost), front_costs, front_errors, left=np.nan)))
 
 
+@cache  # used by the summary, a table and a sentence
 def matched(results: Results, rival: str, cost: str) -> pd.DataFrame:
-    """Return, for every seed of the lmKANs on their front, how a rival compares.
+    """Compare a rival with every seed of the lmKANs on their Pareto front.
 
-    Fronts go through medians over seeds. Columns: model, seed, error, ratio, of the rival's cost at
-    that error to the lmKAN's, and ``theirs``, the rival's error at the lmKAN's cost. ``ratio`` is
-    infinite where no network of the rival is that accurate. Where all are more accurate, it is a
-    bound from above if below 1, and else NaN: the lmKAN is cheaper than any.
+    Fronts go through medians over seeds. Columns are model, seed, error, ``ratio``, the rival's
+    cost at that error over the lmKAN's, and ``theirs``, the rival's error at the lmKAN's cost.
+    ``ratio`` is infinite if no network of the rival is that accurate. If all are more accurate, it
+    is an upper bound where it is below 1, and NaN elsewhere: the lmKAN is cheaper than any of them.
     """
     kinds = results.chosen["kind"].unique()
     rows = []
@@ -168,7 +171,7 @@ def matched(results: Results, rival: str, cost: str) -> pd.DataFrame:
 
 
 def ratio_table(results: Results, rival: str, cost: str) -> pd.DataFrame:
-    """Return a row for every lmKAN on its front: median error, median ratio and its spread."""
+    """Return a row for every lmKAN on its front: median error, median ratio and range."""
     rows = []
     for model, runs in matched(results, rival, cost).groupby("model", sort=False):
         ratios, theirs = runs["ratio"], runs["theirs"].median()
@@ -191,8 +194,8 @@ def _times(ratio: float) -> str:
     return "never reached" if math.isinf(ratio) else f"{ratio:.2f} times"
 
 
-def verdict(results: Results, rival: str, cost: str) -> str:
-    """Say in a sentence who wins, with the losing cases."""
+def conclusion(results: Results, rival: str, cost: str) -> str:
+    """Return a sentence that says who wins, with the losing cases."""
     comparison = matched(results, rival, cost)
     if comparison.empty:
         return f"Nothing to compare with {rival} yet."
@@ -235,7 +238,7 @@ def summary(all_results: Iterable[Results]) -> pd.DataFrame:
 
 
 def _needs(comparison: pd.DataFrame) -> str:
-    """Say what a rival needs for the errors of the lmKANs on the front, medians over seeds."""
+    """Return what a rival needs for the errors of the lmKANs on the front, medians over seeds."""
     ratios = comparison.groupby("model", sort=False)["ratio"].median()
     numbers = ", ".join(f"{ratio:.2g}" for ratio in sorted(ratios[np.isfinite(ratios)]))
     never, cheaper = int(np.isposinf(ratios).sum()), int(ratios.isna().sum())
@@ -244,18 +247,19 @@ def _needs(comparison: pd.DataFrame) -> str:
 
 
 def models_table(results: Results) -> pd.DataFrame:
-    """Return a row for every model: cost, chosen rate and errors with their spread over seeds."""
+    """Return a row for every model: cost, chosen learning rate, errors and their range."""
     rows = []
     for model, runs in results.chosen.groupby("model", sort=False):
         first = runs.iloc[0]
-        tried = results.runs.loc[results.runs["model"] == model, "rate"]
+        tried = results.runs.loc[results.runs["model"] == model, "learning rate"]
         edges = {tried.min(): "lowest tried", tried.max(): "highest tried"}
-        at_edge = f" ({edges[first['rate']]})" if first["rate"] in edges else ""
+        lr = first["learning rate"]
+        at_edge = f" ({edges[lr]})" if lr in edges else ""
         row = {
             "model": model,
             "FLOPs": first["FLOPs"],
             "parameters": first["parameters"],
-            "rate": f"{first['rate']:g}{at_edge}",
+            "learning rate": f"{lr:g}{at_edge}",
             "seeds": len(runs),
         }
         if "seconds" in results.costs:
@@ -268,7 +272,7 @@ def models_table(results: Results) -> pd.DataFrame:
 
 
 def plot(results: Results, cost: str) -> Figure:
-    """Draw error against cost: every run, and a Pareto front of the medians for every kind."""
+    """Plot error against cost: every run, and for every kind the Pareto front of the medians."""
     figure = Figure(figsize=(9.0, 4.6), layout="constrained", dpi=110)
     axes = figure.subplots()
     for kind, runs in results.runs.groupby("kind", sort=False):
@@ -308,7 +312,7 @@ def as_image(figure: Figure) -> str:
 
 
 def sections(all_results: Iterable[Results]) -> list[dict[str, Any]]:
-    """Return what the templates show of every file."""
+    """Return what the templates show for every results file."""
     return [
         {
             "results": results,
@@ -318,16 +322,32 @@ def sections(all_results: Iterable[Results]) -> list[dict[str, Any]]:
                 {
                     "cost": COSTS[cost],
                     "rival": rival,
-                    "verdict": verdict(results, rival, cost),
+                    "conclusion": conclusion(results, rival, cost),
                     "table": ratio_table(results, rival, cost),
                 }
                 for cost in results.costs
                 for rival in results.rivals
             ],
-            "pictures": [as_image(plot(results, cost)) for cost in results.costs],
         }
         for results in all_results
     ]
+
+
+def render(name: str, all_results: Sequence[Results]) -> str:
+    """Return the page ``name``, made of the results."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "harness" / "templates"),
+        autoescape=jinja2.select_autoescape(["html.jinja"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(f"{name}.jinja").render(
+        summary=summary(all_results),
+        sections=sections(all_results),
+        picture=lambda results, cost: as_image(plot(results, cost)),
+    )
+    return f"{page.rstrip()}\n"
 
 
 def write_report(folder: Path, out: Path) -> None:
@@ -339,18 +359,9 @@ def write_report(folder: Path, out: Path) -> None:
         If there are no results of experiments.
     """
     all_results = read_all(folder)
-    content = sections(all_results)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=jinja2.select_autoescape(["html"]),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     out.mkdir(parents=True, exist_ok=True)
     for name in ("report.html", "report.md"):
-        page = environment.get_template(name).render(summary=summary(all_results), sections=content)
-        (out / name).write_text(f"{page.rstrip()}\n")
+        (out / name).write_text(render(name, all_results))
 
 
 def main() -> None:
@@ -359,7 +370,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results files")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write to")
     arguments = parser.parse_args()
     write_report(arguments.results, arguments.out)

@@ -10,8 +10,8 @@
 // `direction_tables`, and of those above, of `layer_tables`.
 //
 // A warp walks a stretch of the samples of a chunk, sorted by cell, for a tile of outputs:
-// differences and sums of a cell stay in registers while its samples pass by, and when it goes from
-// (i, j) to (i, j+1), also what they share. Neighbouring stretches are walked by the warps of a
+// differences and sums of a cell stay in registers while its samples pass by, and from (i, j) to
+// (i, j+1) so does what the two cells share. Neighbouring stretches are walked by the warps of a
 // block. No two blocks of a launch add to the same table row:
 //   - A warp adds up all its cells but the last, whose sums it leaves in shared memory. A cell
 //     before the last adds to node columns left of the last one's, as the column between two
@@ -19,231 +19,23 @@
 //     to its right.
 //   - In the same way the block goes through what its warps have left, cell by cell, and leaves the
 //     sums of the last cell in a slot; backward_slots, a launch of its own, goes through the slots.
-//   - Cells (i, j) and (i+1, j) share rows, too: a launch treats cells of even or of odd i only.
+//   - Cells (i, j) and (i+1, j) share rows, too: a launch takes only cells of even i, or of odd i.
 // So a row is read, added to and written without atomics, and always in the same order.
 //
 //     half 0, 1, 2      the samples in cells of even i; of odd i; all (where dT is not needed)
 //     parts             blocks of a half, a pair and a tile: each has WARPS stretches
 //     slots             [2, P, parts, 4, O]: sums of the last cell of a part
 //     slopes            [tiles, P, chunk, 2]: each tile's part of dx; with a single tile dx itself
-#include "position.cuh"
-#include "record.cuh"
-#include "row_vectors.cuh"
-
-#if DIRECTION
-using LAYER_TABLE = REAL;
-#else
-using LAYER_TABLE = TABLE;
-#endif
-
-// Places of the sorted samples of a pair, from begin to end: one of `number` equal parts of a half.
-struct Range {
-    int begin, end;
-
-    __device__ __forceinline__ Range(int index, int number, int half, int evens, int count) {
-        const int first = half == 1 ? evens : 0;
-        const int size = (half == 0 ? evens : count) - first;
-        begin = first + index * size / number;
-        end = first + (index + 1) * size / number;
-    }
-};
-
-// The lane's part of the sums over samples of a cell: what they give to each of its rows. Corners 0
-// and 2 are the left node column, 1 and 3 the right one.
-struct CellSums {
-    REAL row[CORNERS][LANE_OUTPUTS];
-
-    __device__ __forceinline__ void clear(int corner) {
-#pragma unroll
-        for (int k = 0; k < LANE_OUTPUTS; ++k) row[corner][k] = 0;
-    }
-
-    // The right column becomes the left one.
-    __device__ __forceinline__ void shift() {
-#pragma unroll
-        for (int k = 0; k < LANE_OUTPUTS; ++k) {
-            row[0][k] = row[1][k];
-            row[2][k] = row[3][k];
-        }
-        clear(1);
-        clear(3);
-    }
-
-    // Adds a column to rows of the tables' gradient; `rows` is the lane's first output of row 0.
-    __device__ __forceinline__ void add_column_to(REAL* rows, int column, const Share& share,
-                                                  long long out_features) const {
-        REAL* low = rows + corner_offset(column, out_features);
-        REAL* high = rows + corner_offset(column + 2, out_features);
-        REAL low_sum[LANE_OUTPUTS], high_sum[LANE_OUTPUTS];
-        share.read(low, low_sum);
-        share.read(high, high_sum);
-#pragma unroll
-        for (int k = 0; k < LANE_OUTPUTS; ++k) {
-            low_sum[k] += row[column][k];
-            high_sum[k] += row[column + 2][k];
-        }
-        share.write(low, low_sum);
-        share.write(high, high_sum);
-    }
-};
-
-// What stretches have left of one output, cell by cell, as a warp goes from cell to cell.
-struct Merger {
-    REAL* own_table;  // the output in the first row of the pair's gradient
-    int cell = -1;    // none
-    REAL row[CORNERS] = {};
-
-    // Goes to a cell, to whose sums the caller adds, or to none; adds what is left behind.
-    __device__ __forceinline__ void enter(int next_cell, long long out_features) {
-        if (next_cell == cell) return;
-        const bool neighbours = cell >= 0 && next_cell == cell + 1;
-        if (cell >= 0) {
-            REAL* rows = own_table + cell * out_features;
-#pragma unroll
-            for (int corner = 0; corner < CORNERS; ++corner) {
-                const bool shared = neighbours && corner % 2 == 1;
-                if (!shared) rows[corner_offset(corner, out_features)] += row[corner];
-            }
-        }
-#pragma unroll
-        for (int corner = 0; corner < CORNERS; corner += 2) {
-            row[corner] = neighbours ? row[corner + 1] : 0;
-            row[corner + 1] = 0;
-        }
-        cell = next_cell;
-    }
-};
-
-// L, R and A of a cell.
-struct Differences {
-    REAL left[LANE_OUTPUTS], right[LANE_OUTPUTS], across[LANE_OUTPUTS];
-
-    // `rows` is the lane's first output of row 0; next_to_it: the last cell was the left neighbour.
-    __device__ __forceinline__ void load(const LAYER_TABLE* rows, bool next_to_it,
-                                         const Share& share, long long out_features) {
-        REAL row_0[LANE_OUTPUTS] = {}, row_1[LANE_OUTPUTS] = {}, row_3[LANE_OUTPUTS] = {};
-        share.read(rows, row_0);
-        share.read(rows + corner_offset(1, out_features), row_1);
-        share.read(rows + corner_offset(3, out_features), row_3);
-        if (next_to_it) {
-#pragma unroll
-            for (int k = 0; k < LANE_OUTPUTS; ++k) left[k] = right[k];
-        } else {
-            REAL row_2[LANE_OUTPUTS] = {};
-            share.read(rows + corner_offset(2, out_features), row_2);
-#pragma unroll
-            for (int k = 0; k < LANE_OUTPUTS; ++k) left[k] = row_2[k] - row_0[k];
-        }
-#pragma unroll
-        for (int k = 0; k < LANE_OUTPUTS; ++k) {
-            right[k] = row_3[k] - row_1[k];
-            across[k] = row_1[k] - row_0[k];
-        }
-    }
-};
-
-// R - L of a cell.
-struct MixedDifference {
-    REAL mixed[LANE_OUTPUTS];
-
-    __device__ __forceinline__ void load(const TABLE* rows, const Share& share,
-                                         long long out_features) {
-        REAL row[CORNERS][LANE_OUTPUTS] = {};
-#pragma unroll
-        for (int n = 0; n < CORNERS; ++n) share.read(rows + corner_offset(n, out_features), row[n]);
-#pragma unroll
-        for (int k = 0; k < LANE_OUTPUTS; ++k) {
-            mixed[k] = (row[3][k] - row[1][k]) - (row[2][k] - row[0][k]);
-        }
-    }
-};
-
-__device__ __forceinline__ REAL dot(const REAL (&a)[LANE_OUTPUTS], const REAL (&b)[LANE_OUTPUTS]) {
-    REAL sum = 0;
-#pragma unroll
-    for (int k = 0; k < LANE_OUTPUTS; ++k) sum += a[k] * b[k];
-    return sum;
-}
-
-// What all lanes need of a sample, prepared by one of them.
-struct alignas(16) Prepared {
-    REAL weight[CORNERS];
-    Two mixed_factor;          // of R - L in the two brackets: v, u, or with DIRECTION b, a
-    long long bytes_to_fetch;  // where grad_y of the sample IN_FLIGHT places on begins, in bytes
-    int cell;
-#if DIRECTION && LAYER
-    Two layer_factor;  // v, u
-#endif
-};
-
-// A sample beyond the end of a stretch, `real` false, has no weight.
-__device__ __forceinline__ void prepare(Prepared& prepared, Record record, bool real,
-                                        const REAL* direction, long long pair,
-                                        long long in_features) {
-    const REAL u = record.fraction.first, v = record.fraction.second;
-    const Position position = position_in(record.cell / NUM_KNOTS, record.cell % NUM_KNOTS, u, v,
-                                          direction, pair, in_features);
-#pragma unroll
-    for (int corner = 0; corner < CORNERS; ++corner) {
-        prepared.weight[corner] = real ? position.weights.corner[corner] : 0;
-    }
-    prepared.cell = record.cell;
-    prepared.mixed_factor = {position.mixed[0], position.mixed[1]};
-#if DIRECTION && LAYER
-    prepared.layer_factor = {v, u};
-#endif
-}
-
-constexpr int IN_FLIGHT = 4;  // rows of grad_y on their way while one is worked on
-constexpr int GROUP = LANES / 2;
-constexpr int PITCH = LANES + 16 / sizeof(Two);  // reads of neighbouring rows hit different banks
-
-// Slopes of GROUP samples in the making: each lane's part.
-struct alignas(16) Parts {
-    Two of[GROUP][PITCH];
-
-    // Sums up the parts of each of `samples`: lanes l and GROUP + l have the sum of sample l.
-    __device__ __forceinline__ Two total(int samples) const {
-        struct alignas(16) Several {
-            Two at[16 / sizeof(Two)];
-        };
-        const Two* half =
-            of[min(lane_index() % GROUP, samples - 1)] + lane_index() / GROUP * GROUP;
-        Two sum = {0, 0};
-#pragma unroll 2
-        for (int k = 0; k < GROUP; k += 16 / sizeof(Two)) {
-            const Several several = *reinterpret_cast<const Several*>(half + k);
-#pragma unroll
-            for (const Two& part : several.at) {
-                sum.first += part.first;
-                sum.second += part.second;
-            }
-        }
-        sum.first += __shfl_xor_sync(ALL_LANES, sum.first, GROUP);
-        sum.second += __shfl_xor_sync(ALL_LANES, sum.second, GROUP);
-        return sum;
-    }
-};
-
-// A warp's stretch, the samples that it works on, and in the end the sums of its last cell. They
-// lie in shared memory, because registers are what limits the number of warps.
-struct Work {
-    int pair, tile, part, end;
-    int last_cell;  // -1 for a stretch without samples
-    Record record[LANES];
-    Prepared prepared[LANES];
-    union {
-        Parts parts;
-        REAL last[CORNERS][TILE];
-    };
-};
+#include "cell_sums.cuh"
+#include "differences.cuh"
+#include "stretch.cuh"
 
 // Block    one tile of outputs, one pair, one part of a half.
 // Warp     one stretch.
 // Lane     prepares every 32nd sample for the whole warp and stores its slopes; owns LANE_OUTPUTS
 //          outputs.
-// Reads    places, fractions, X: once per tile. grad_y: once. tables: three or four rows per cell
-//          and stretch.
+// Reads    sorted_samples, fractions, X: once per tile. grad_y: once. tables: three or four rows
+//          per cell and stretch.
 // Writes   slopes; grad_tables and slots as said above.
 // Order    the sums of a cell run over its samples ascending, after what its left neighbour left,
 //          then over stretches ascending; a slope is summed within a lane, then over lanes of each
@@ -252,7 +44,7 @@ struct Work {
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
          const TABLE* __restrict__ direction_tables, const LAYER_TABLE* __restrict__ layer_tables,
-         const int* __restrict__ places, const REAL* __restrict__ fractions,
+         const int* __restrict__ sorted_samples, const REAL* __restrict__ fractions,
          const int* __restrict__ evens, REAL* __restrict__ slopes, REAL* __restrict__ grad_tables,
          REAL* __restrict__ slots, long long first_sample, long long count, long long chunk,
          long long parts, long long half, long long in_features, long long out_features) {
@@ -283,7 +75,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             reinterpret_cast<const char*>(grad_y + first_sample * out_features + share.begin);
         const long long row_bytes = out_features * static_cast<int>(sizeof(REAL));
         const long long own_table = pair * (NUM_KNOTS * NUM_KNOTS * out_features) + share.begin;
-        const Records records = {places, fractions};
+        const Records records = {sorted_samples, fractions};
         const auto record_index = [&](int place) {
             return work.pair * chunk + max(min(place, work.end - 1), 0);
         };
@@ -322,7 +114,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
         };
 
         // One sample: `value` is its row of grad_y and becomes that of the sample IN_FLIGHT later.
-        const auto pass = [&](const Prepared& at, REAL(&value)[LANE_OUTPUTS], Two& part) {
+        const auto pass = [&](const Prepared& at, REAL(&value)[LANE_OUTPUTS], Real2& part) {
             if (TABLES_GRADIENT) {
 #pragma unroll
                 for (int corner = 0; corner < CORNERS; ++corner) {
@@ -332,14 +124,14 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
                 }
             }
             if (X_GRADIENT) {
-                Two slope = {0, 0};
+                Real2 slope = {0, 0};
 #if LAYER
                 const REAL left = dot(value, differences.left);
                 const REAL mixed = dot(value, differences.right) - left;
 #if DIRECTION
-                const Two factor = at.layer_factor;
+                const Real2 factor = at.layer_factor;
 #else
-                const Two factor = at.mixed_factor;
+                const Real2 factor = at.mixed_factor;
 #endif
                 slope = {left + factor.first * mixed,
                          dot(value, differences.across) + factor.second * mixed};
@@ -379,7 +171,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
                 }
                 if (X_GRADIENT) {
                     __syncwarp();
-                    const Two total = work.parts.total(samples);
+                    const Real2 total = work.parts.total(samples);
                     if (lane < samples) work.prepared[group + lane].mixed_factor = total;
                     __syncwarp();
                 }
@@ -388,13 +180,13 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             if (X_GRADIENT && begin + lane < work.end) {
                 const long long pair = work.pair, tile = work.tile;
                 const Record own = work.record[lane];
-                const Two slope = work.prepared[lane].mixed_factor;  // is it by now
-                // NaN where a coordinate is not finite
+                const Real2 slope = work.prepared[lane].mixed_factor;  // overwritten above
+                // NaN where a coordinate is not finite, else 0
                 const REAL poison = 0 * own.fraction.first + 0 * own.fraction.second;
-                const Two scaled = {GRID[own.cell / NUM_KNOTS][1] * slope.first + poison,
+                const Real2 scaled = {GRID[own.cell / NUM_KNOTS][1] * slope.first + poison,
                                     GRID[own.cell % NUM_KNOTS][1] * slope.second + poison};
                 if (SEVERAL_TILES) {
-                    reinterpret_cast<Two*>(slopes)[(tile * pairs + pair) * chunk + own.sample] =
+                    reinterpret_cast<Real2*>(slopes)[(tile * pairs + pair) * chunk + own.sample] =
                         scaled;
                 } else {
                     REAL* target = slopes + (first_sample + own.sample) * in_features + 2 * pair;
@@ -402,7 +194,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
                     if (2 * pair + 1 < in_features) target[1] = scaled.second;
                 }
             }
-            __syncwarp();  // the next batch comes to the same place
+            __syncwarp();  // the next batch overwrites this one
         }
 
         if (TABLES_GRADIENT) {
@@ -418,7 +210,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             for (int o = threadIdx.x; o < outputs; o += WARPS * LANES) {
                 Merger merger = {grad_tables + first + o +
                                  work.pair * (NUM_KNOTS * NUM_KNOTS * out_features)};
-#pragma unroll 1  // else the walk has too few registers
+#pragma unroll 1  // unrolled, it takes registers that the walk needs
                 for (const Work& left : work_of_warp) {
                     if (left.last_cell < 0) continue;
                     merger.enter(left.last_cell, out_features);
@@ -438,9 +230,9 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
 // Thread   one pair and one output.
 // Order    even rows of cells before odd ones, in each half parts ascending.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
-backward_slots(const int* __restrict__ places, const int* __restrict__ evens, REAL* grad_tables,
-               const REAL* __restrict__ slots, long long count, long long chunk, long long parts,
-               long long in_features, long long out_features) {
+backward_slots(const int* __restrict__ sorted_samples, const int* __restrict__ evens,
+               REAL* grad_tables, const REAL* __restrict__ slots, long long count, long long chunk,
+               long long parts, long long in_features, long long out_features) {
     constexpr int THREADS = WARPS * LANES;
     const long long pairs = (in_features + 1) / 2;
     const long long groups = (out_features + THREADS - 1) / THREADS;
@@ -449,7 +241,7 @@ backward_slots(const int* __restrict__ places, const int* __restrict__ evens, RE
         const long long pair = task / groups;
         const long long o = task % groups * THREADS + threadIdx.x;
         if (o >= out_features) continue;
-        const Records records = {places + 2 * pair * chunk, nullptr};
+        const Records records = {sorted_samples + 2 * pair * chunk, nullptr};
         Merger merger = {grad_tables + pair * (NUM_KNOTS * NUM_KNOTS * out_features) + o};
         struct Slot {
             int cell = -1;  // none
@@ -479,7 +271,7 @@ backward_slots(const int* __restrict__ places, const int* __restrict__ evens, RE
     }
 }
 
-// Adds up the tiles' parts of dx, where there are several, and brings them into their place.
+// Adds up the tiles' parts of dx, where there are several, and writes dx.
 //
 // Block    32 samples, 16 pairs at a time, through shared memory, so that neighbouring lanes have
 //          neighbouring samples of a pair when they read, neighbouring features when they write.
@@ -494,7 +286,7 @@ backward_slopes(const REAL* __restrict__ slopes, REAL* __restrict__ grad_x,
     const long long tiles = (out_features + TILE - 1) / TILE;
     const long long pair_groups = (pairs + SOME_PAIRS - 1) / SOME_PAIRS;
     const long long tasks = (count + LANES - 1) / LANES * pair_groups;
-    const Two* parts = reinterpret_cast<const Two*>(slopes);
+    const Real2* parts = reinterpret_cast<const Real2*>(slopes);
     const int lane = lane_index(), warp = threadIdx.x / LANES;
 
     for (long long task = blockIdx.x; task < tasks; task += gridDim.x) {
@@ -502,9 +294,9 @@ backward_slopes(const REAL* __restrict__ slopes, REAL* __restrict__ grad_x,
         const long long begin = task / pair_groups * LANES;
         for (int n = warp; n < SOME_PAIRS; n += WARPS) {
             if (first_pair + n < pairs && begin + lane < count) {
-                Two sum = {0, 0};
+                Real2 sum = {0, 0};
                 for (long long tile = 0; tile < tiles; ++tile) {
-                    const Two part =
+                    const Real2 part =
                         parts[(tile * pairs + first_pair + n) * chunk + begin + lane];
                     sum.first += part.first;
                     sum.second += part.second;

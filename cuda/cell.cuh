@@ -1,9 +1,9 @@
-// What a cell adds to sums in float: the products of its four rows, a chunk of 16 bytes of each.
+// Adds to sums in float what a cell contributes: the products of its four rows, 16 bytes of each.
 //
 //     float       4 outputs, the products in float
 //     bfloat16    8 outputs, each the upper half of a float: the same arithmetic
 //     float16     8 outputs, interpolated two at a time in half precision
-#include "position.cuh"
+#include "stencil.cuh"
 #include "tile.cuh"
 
 constexpr int QUADS = CHUNK_OUTPUTS / 4;  // float4 that hold the sums of a chunk
@@ -16,9 +16,9 @@ __device__ __forceinline__ void add_product(float4& sum, float weight, float4 va
 }
 
 #if TABLE_IS_FLOAT16
-// Weights over `scale`, a power of two of at least twice the sum of their sizes: so no product and
-// no sum can leave the range of half precision, however far outside the grid a sample lies, unless
-// float has no room for the result either.
+// Weights divided by `scale`, a power of two of at least twice the sum of their sizes: so no
+// product and no sum can leave the range of half precision, however far outside the grid a sample
+// lies, unless the result does not fit into a float either.
 struct Factors {
     __half2 lower, upper;  // corners 0 and 1, 2 and 3
     float scale;
@@ -33,7 +33,7 @@ __device__ __forceinline__ Factors factors_of(Weights weights) {
     float size = 0;
 #pragma unroll
     for (int corner = 0; corner < CORNERS; ++corner) size += fabsf(weights.corner[corner]);
-    // Inside the grid the size is 1, to rounding, and the scale 2. Beyond the limit, its inverse
+    // Inside the grid the size is 1, to rounding, and the scale 2. Beyond the limit, the inverse
     // would be too small for a float.
     const unsigned exponent =
         (__float_as_uint(fminf(size, 0x1p125f)) + 0x01000000u - 16u) & 0x7f800000u;
@@ -95,6 +95,6 @@ __device__ __forceinline__ void add_cell(float4* sum, const Factors& factors, Ro
     for (int corner = 0; corner < CORNERS; ++corner) {
         add_chunk(sum, factors.corner[corner], row(corner));
     }
-    if (TABLE_IS_BFLOAT16) __syncwarp();  // else chunks are read and widened before they are used
+    if (TABLE_IS_BFLOAT16) __syncwarp();  // or chunks are read and widened long before their use
 }
 #endif

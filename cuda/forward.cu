@@ -2,10 +2,10 @@
 //
 //     y[b, o] = sum over p, corners n of  w_n(b, p) T[p, n, o]
 //
-// with the weights of position.cuh; with DIRECTION its derivative along X [B, I].
+// with the weights of stencil.cuh; with DIRECTION its derivative along X [B, I].
 //
-// The preamble defines SPLIT, how many warps share the pairs of a sample: what keeps them waiting
-// are rows of the tables on their way, so small batches need many warps.
+// The preamble defines SPLIT, how many warps share the pairs of a sample: they wait for rows of the
+// tables on their way, so small batches need many warps.
 //
 // Block    WARPS / SPLIT samples and one tile of outputs.
 // Warp     a run of the sample's pairs.
@@ -15,8 +15,8 @@
 // Reads    x, X: once per tile. tables: four rows of a tile per pair, from L2 or farther.
 // Writes   y: each element once.
 // Order    one sum per output and run, over pairs ascending and corners 0 .. 3; runs ascending.
-#include "position.cuh"
 #include "row_vectors.cuh"
+#include "stencil.cuh"
 
 constexpr int SAMPLES = WARPS / SPLIT;
 
@@ -45,7 +45,7 @@ forward(const REAL* __restrict__ x, const REAL* __restrict__ direction,
             const int count =
                 static_cast<int>(min(last_pair - begin, static_cast<long long>(LANES)));
             const int own_pair = min(lane_index(), count - 1);
-            const Position own = locate(own_x, own_direction, begin + own_pair, in_features);
+            const Stencil own = locate(own_x, own_direction, begin + own_pair, in_features);
 #pragma unroll 4
             for (int n = 0; n < count; ++n) {
                 const int cell = __shfl_sync(ALL_LANES, own.cell, n);

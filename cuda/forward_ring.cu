@@ -21,13 +21,15 @@
 // Every lane looks up a knot of its own: 16 copies of (k, 1 / h) keep the banks apart.
 constexpr int COPIES = 16;
 
-// A sample and a pair: the cell, coordinates in it and the direction's components in these.
-struct Place {
+// A pair of coordinates of a sample, seen from its cell: the coordinates u and v in the cell, and
+// the direction's components a and b along these.
+struct LocalPoint {
     int cell;
     float u, v, a, b;
 };
 
-__device__ __forceinline__ Place place_of(float2 point, float2 along, const float2* knots) {
+__device__ __forceinline__ LocalPoint local_point_of(float2 point, float2 along,
+                                                     const float2* knots) {
     const int i = interval_of(point.x), j = interval_of(point.y);
     const int copy = threadIdx.x % COPIES;
     const float2 knot_1 = knots[i * COPIES + copy], knot_2 = knots[j * COPIES + copy];
@@ -35,8 +37,8 @@ __device__ __forceinline__ Place place_of(float2 point, float2 along, const floa
             along.x * knot_1.y, along.y * knot_2.y};
 }
 
-// Adds what a pair gives to a sample: chunk t of the lane's order to sum[t * QUADS] and onwards.
-__device__ __forceinline__ void add_pair(float4* sum, unsigned tile, Place at) {
+// Adds what a pair contributes to a sample: chunk t in the lane's order to sum[t * QUADS] onwards.
+__device__ __forceinline__ void add_pair(float4* sum, unsigned tile, LocalPoint at) {
     Hats hats_1 = hats_at(at.u, at.a), hats_2 = hats_at(at.v, at.b);
     const Rows rows = rows_of(at.cell, threadIdx.x % 32, hats_1, hats_2);
     const Factors factors = factors_of(weights_of(hats_1, hats_2));
@@ -86,9 +88,9 @@ struct Task {
         const int split = blockIdx.x / blocks_of_split, block = blockIdx.x % blocks_of_split;
         const int first_tile = block / (BUNCH * blocks_of_tile) * BUNCH;
         const int together = min(BUNCH, tiles - first_tile);
-        const int place = block % (BUNCH * blocks_of_tile);
-        tile = first_tile + place % together;
-        first_sample = place / together * THREADS * SAMPLES;
+        const int in_bunch = block % (BUNCH * blocks_of_tile);
+        tile = first_tile + in_bunch % together;
+        first_sample = in_bunch / together * THREADS * SAMPLES;
         first_pair = split * run;
         pairs = min(run, all_pairs - first_pair);
         stride = x_stride;
@@ -130,16 +132,16 @@ forward_ring(const float* __restrict__ x, const float* __restrict__ direction,
 
 #pragma unroll 1
     for (int n = 0; n < AHEAD; ++n) fill(n);
-    Place at[SAMPLES];
+    LocalPoint at[SAMPLES];
     float4 sum[SAMPLES][CHUNKS * QUADS] = {};
 #pragma unroll
     for (int s = 0; s < SAMPLES; ++s) {
-        at[s] = place_of(point_at(s), along_at(s), knots);
+        at[s] = local_point_of(point_at(s), along_at(s), knots);
     }
 #pragma unroll 1
     for (int n = 0; n < task.pairs; ++n) {
         fill(n + AHEAD);
-        if (n + 1 < task.pairs) {  // what is located after the last pair is not used
+        if (n + 1 < task.pairs) {  // after the last pair, what is located is not used
             points += task.stride;
             alongs += task.stride;
         }
@@ -148,9 +150,9 @@ forward_ring(const float* __restrict__ x, const float* __restrict__ direction,
         for (int s = 0; s < SAMPLES; ++s) {
             const float2 point = point_at(s), along = along_at(s);
             add_pair(sum[s], rows, at[s]);
-            asm volatile("" ::: "memory");  // else locating moves up, among the additions
-            at[s] = place_of(point, along, knots);
-            // Else interpolated halves wait in registers until other samples' rows are read.
+            asm volatile("" ::: "memory");  // or the compiler locates among the additions
+            at[s] = local_point_of(point, along, knots);
+            // Without it, interpolated halves wait in registers until other samples' rows are read.
             if (TABLE_IS_FLOAT16) __syncwarp();
         }
         ring.leave(n);

@@ -17,19 +17,19 @@
 // Order    within a node as written; squares over the elements of a vector, then in double over
 //          rows ascending, then over the block.
 //
-// `tables` is not __restrict__: else the compiler puts off the load of the next row until after the
-// barrier, where it is waited for.
+// `tables` is not __restrict__: with it, the compiler moves the load of the next row behind the
+// barrier, where the block would wait for it.
 //
 // At step i a thread knows row i and its neighbours' values in it, so f_yy(i), f_xx(i-1), f_xy(i-1)
 // and what its neighbours had of f_yy(i-1) and f_xy(i-2): the gradient of row i-3 is complete.
 #include "element.cuh"
+#include "grid.cuh"
 #include "lanes.cuh"
-#include "position.cuh"
 
 using Values = Vector<REAL, VECTOR>;
 
 constexpr int INNER = (NUM_GRIDS - 1) * (NUM_GRIDS - 1);
-constexpr int HALO = NUM_KNOTS > COLUMNS ? 2 : 0;  // two columns to either side have a say in one
+constexpr int HALO = NUM_KNOTS > COLUMNS ? 2 : 0;  // a gradient depends on two columns either side
 constexpr int OWN_COLUMNS = COLUMNS - 2 * HALO;
 constexpr int COLUMN_TILES = (NUM_KNOTS + OWN_COLUMNS - 1) / OWN_COLUMNS;
 
@@ -72,7 +72,7 @@ hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, d
     const int column = min(static_cast<int>(threadIdx.x) / VECTORS, COLUMNS - 1);
     const int own_vector = threadIdx.x % VECTORS;
     const bool in_tile = threadIdx.x < COLUMNS * VECTORS;
-    // At an edge of the tile the factors are zero or the column is in the halo: any will do.
+    // At an edge of the tile the factors are zero or the column is in the halo: any value will do.
     const int left = max(column - 1, 0), right = min(column + 1, COLUMNS - 1);
     const long long row_vectors = out_features / VECTOR;
     const long long output_tiles = (row_vectors + VECTORS - 1) / VECTORS;
@@ -86,12 +86,12 @@ hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, d
         const bool exists = in_tile && vector < row_vectors && j >= 0 && j < NUM_KNOTS;
         const bool owned = exists && column >= HALO && column < COLUMNS - HALO;
         const long long own_table = (pair * NUM_KNOTS * NUM_KNOTS + j) * row_vectors + vector;
-        const auto place_of = [&](int i) { return own_table + i * NUM_KNOTS * row_vectors; };
+        const auto offset_of = [&](int i) { return own_table + i * NUM_KNOTS * row_vectors; };
         const auto load = [&](int i) {
             Values value = {};
             if (exists && i < NUM_KNOTS) {
                 const auto stored =
-                    reinterpret_cast<const Vector<TABLE, VECTOR>*>(tables)[place_of(i)];
+                    reinterpret_cast<const Vector<TABLE, VECTOR>*>(tables)[offset_of(i)];
 #pragma unroll
                 for (int n = 0; n < VECTOR; ++n) value.at[n] = to_real(stored.at[n]);
             }
@@ -151,7 +151,7 @@ hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, d
             before = here;
             if (owned) sum += squares;
             if (grad != nullptr && owned && i >= 3) {
-                Values& target = reinterpret_cast<Values*>(grad)[place_of(i - 3)];
+                Values& target = reinterpret_cast<Values*>(grad)[offset_of(i - 3)];
                 Values result = {};
                 if (accumulate) result = target;
 #pragma unroll

@@ -4,10 +4,10 @@
 //                                                in float if WIDENED
 //     packed_x      [P, stride, 2]               from x [B, I]
 //
-// What fills a last tile or an odd I, and rows without a node, is 0.
-#include "position.cuh"
+// Zeros fill up the last tile, an odd I and rows without a node.
+#include "grid.cuh"
+#include "lanes.cuh"
 #include "tile.cuh"
-#include "warp.cuh"
 
 constexpr int THREADS = WARPS * LANES;
 
@@ -33,7 +33,7 @@ pack_tables(const TABLE* __restrict__ tables, Value* __restrict__ packed, long l
     }
 }
 
-// Block    32 samples and 32 pairs, by way of shared memory: samples come in, pairs go out.
+// Block    32 samples and 32 pairs, transposed in shared memory.
 //          `stride` is a multiple of 32; samples from the batch up to it are 0.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 pack_x(const float* __restrict__ x, float* __restrict__ packed, long long batch, long long stride,

@@ -1,26 +1,26 @@
-// What the sort leaves for the walk, in the order of the cells, [P, chunk]:
+// The records that the sort writes and the walk reads, in the order of the cells, [P, chunk]:
 //
-//     places      int[2]    the sample's number within the chunk; its cell, i S + j
-//     fractions   REAL[2]   u, v
-//     evens [P]             how many samples have an even i: they come first
+//     sorted_samples   int[2]    the sample's number within the chunk; its cell, i S + j
+//     fractions        REAL[2]   u, v
+//     evens [P]                  how many samples have an even i: they come first
 
-struct alignas(2 * sizeof(REAL)) Two {
+struct alignas(2 * sizeof(REAL)) Real2 {
     REAL first, second;
 };
 
 struct Record {
     int sample, cell;
-    Two fraction;
+    Real2 fraction;
 };
 
 struct Records {
-    const int* places;
+    const int* sorted_samples;
     const REAL* fractions;
 
     __device__ __forceinline__ Record read(long long at) const {
-        const int2 place = reinterpret_cast<const int2*>(places)[at];
-        return {place.x, place.y, reinterpret_cast<const Two*>(fractions)[at]};
+        const int2 sorted = reinterpret_cast<const int2*>(sorted_samples)[at];
+        return {sorted.x, sorted.y, reinterpret_cast<const Real2*>(fractions)[at]};
     }
-    __device__ __forceinline__ int sample(long long at) const { return places[2 * at]; }
-    __device__ __forceinline__ int cell(long long at) const { return places[2 * at + 1]; }
+    __device__ __forceinline__ int sample(long long at) const { return sorted_samples[2 * at]; }
+    __device__ __forceinline__ int cell(long long at) const { return sorted_samples[2 * at + 1]; }
 };

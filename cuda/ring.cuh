@@ -10,12 +10,12 @@
 //                     fill              full                  empty
 //     stage:    free -------> on its way -----> read by warps ------> free
 //
-// So no barrier of the block holds back a warp. With three stages and more one of them is slack
+// So no barrier of the whole block holds back a warp. With three or more stages one is slack
 // (AHEAD): a warp that fills need not wait for those that are still at the tile before.
 //
 // From sm_90 on a packed tile is one bulk copy, which one thread starts. From sm_80 on every thread
-// copies chunks of 16 bytes, and they arrive at `full`. Before, there are neither: plain copies and
-// barriers of the block.
+// copies chunks of 16 bytes, which arrive at `full`. Older devices have neither: there, copies are
+// plain and barriers are those of the block.
 //
 // Tables are [P, S, S, O], or PACKED by pack.cu: [P, tiles, SLOTS, OUTPUTS], a tile as it is here.
 // Sources: PTX ISA, sections on mbarrier, cp.async and cp.async.bulk.
@@ -111,8 +111,8 @@ __device__ __forceinline__ void copy_tile(unsigned shared, const void* global, u
 }
 #endif
 
-// Finding the stage of tile n again costs less than a register that keeps it.
-__device__ __forceinline__ void look_new(int& n) { asm volatile("" : "+r"(n)::"memory"); }
+// Makes the compiler compute the stage of tile n again: that costs less than a register for it.
+__device__ __forceinline__ void forget(int& n) { asm volatile("" : "+r"(n)::"memory"); }
 
 struct Ring {
     static constexpr int BYTES = STAGES * (TILE_BYTES + 16);
@@ -138,7 +138,7 @@ struct Ring {
 
     // Starts copying tile number n from `source`, its first element. Called by all threads.
     __device__ __forceinline__ void fill(int n, const Value* source, long long out_features) const {
-        look_new(n);
+        forget(n);
         const int stage = n % STAGES;
         const unsigned target = tiles + stage * TILE_BYTES;
 #if HAS_BULK_COPIES
@@ -180,7 +180,7 @@ struct Ring {
 
     __device__ __forceinline__ void leave(int n) const {
 #if HAS_BARRIERS
-        look_new(n);  // and after all reads of the tile
+        forget(n);  // and after all reads of the tile
         __syncwarp();
         if (threadIdx.x % 32 == 0) arrive(empty + n % STAGES * 8);
 #else

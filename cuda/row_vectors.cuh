@@ -2,8 +2,8 @@
 // 32 LANE_OUTPUTS outputs that begins at `first`, lane l has the VECTOR outputs from
 // first + l VECTOR on, those from first + (32 + l) VECTOR on, ...
 //
-// The preamble defines VECTOR. O and the address of every row, in vectors, are whole numbers (1 is
-// always right), so a vector lies wholly inside its row or wholly beyond it.
+// The preamble defines VECTOR. It divides O, and every row begins at a whole vector (1 always
+// works), so a vector lies wholly inside its row or wholly beyond it.
 #include "warp.cuh"
 
 constexpr int VECTORS = LANE_OUTPUTS / VECTOR;

@@ -1,5 +1,5 @@
-// For every pair, the samples of a chunk in the order of their cells, those of a cell in their own
-// order, as records (record.cuh): a stable radix sort in shared memory.
+// For every pair, the samples of a chunk as records (record.cuh) in the order of their cells;
+// samples of the same cell keep their order: a stable radix sort in shared memory.
 //
 // The order of the cells (i, j): even i before odd i, then by i, then by j. Cells of even i share
 // no node row, nor do those of odd i, so that backward.cu can treat each half in one launch. A key
@@ -11,15 +11,17 @@
 //          place of a sample follows from the counts of lower digits, of earlier warps, and of
 //          earlier samples of its own.
 // Reads    x: twice, once for the keys and once in the order of the records.
-// Writes   places, fractions: neighbouring lanes neighbouring records; evens.
+// Writes   sorted_samples, fractions: neighbouring lanes write neighbouring records; evens.
 // Order    integers only; no place depends on which thread comes first.
 //
-// Shared memory, added up in launch_plan.py, too: the counts, 2 bytes for each warp and digit; the
-// first place of each digit, 4 bytes (both for an even number of digits); 4 bytes per warp; then
-// arrays [chunk]: the keys, 2 bytes (4 for G > 256); the sample of each place, 2 bytes, of one pass
-// and of the next.
+// A place is a position in the sorted order.
+//
+// Shared memory, added up in backward_pass.py, too: the counts, 2 bytes for each warp and digit;
+// the first place of each digit, 4 bytes (both for an even number of digits); 4 bytes per warp;
+// then arrays [chunk]: the keys, 2 bytes (4 for G > 256); the sample of each place, 2 bytes, of one
+// pass and of the next.
+#include "grid.cuh"
 #include "lanes.cuh"
-#include "position.cuh"
 #include "record.cuh"
 
 constexpr int THREADS = WARPS * LANES;
@@ -71,7 +73,7 @@ __device__ __forceinline__ int sum_of_lower_threads(int value, int* of_warp) {
     return sum - value;
 }
 
-// The counts become those of earlier warps alone, `first` the place of each digit's first sample.
+// Counts become those of earlier warps alone, and `first` the place of each digit's first sample.
 __device__ __forceinline__ void counts_to_places(Counts* counts, int* first, int* of_warp) {
     for (int word = threadIdx.x; word < WORDS; word += THREADS) {
         unsigned sum = 0;
@@ -98,9 +100,9 @@ __device__ __forceinline__ void counts_to_places(Counts* counts, int* first, int
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
-sort_by_cell(const REAL* __restrict__ x, int* __restrict__ places, REAL* __restrict__ fractions,
-             int* __restrict__ evens, long long first_sample, long long count, long long chunk,
-             long long in_features) {
+sort_by_cell(const REAL* __restrict__ x, int* __restrict__ sorted_samples,
+             REAL* __restrict__ fractions, int* __restrict__ evens, long long first_sample,
+             long long count, long long chunk, long long in_features) {
     extern __shared__ unsigned words[];
     Counts* counts = reinterpret_cast<Counts*>(words);
     int* first = reinterpret_cast<int*>(counts + WARPS);
@@ -117,9 +119,9 @@ sort_by_cell(const REAL* __restrict__ x, int* __restrict__ places, REAL* __restr
     for (long long pair = blockIdx.x; pair < (in_features + 1) / 2; pair += gridDim.x) {
         const auto point_at = [&](int sample) {
             const REAL* row = chunk_x + sample * in_features;
-#if IN_TWOS
-            const Two two = reinterpret_cast<const Two*>(row)[pair];
-            return Point{two.first, two.second};
+#if IN_VECTORS
+            const Real2 both = reinterpret_cast<const Real2*>(row)[pair];
+            return Point{both.first, both.second};
 #else
             return point_of(row, pair, in_features);
 #endif
@@ -162,8 +164,8 @@ sort_by_cell(const REAL* __restrict__ x, int* __restrict__ places, REAL* __restr
             sample_at = written;
         }
 
-        int2* own_places = reinterpret_cast<int2*>(places) + pair * chunk;
-        Two* own_fractions = reinterpret_cast<Two*>(fractions) + pair * chunk;
+        int2* own_samples = reinterpret_cast<int2*>(sorted_samples) + pair * chunk;
+        Real2* own_fractions = reinterpret_cast<Real2*>(fractions) + pair * chunk;
 #pragma unroll AT_ONCE
         for (int place = threadIdx.x; place < size; place += THREADS) {
             const int sample = sample_at[place];
@@ -171,7 +173,7 @@ sort_by_cell(const REAL* __restrict__ x, int* __restrict__ places, REAL* __restr
             const Key key = keys[sample];
             const int rank = key / NUM_GRIDS, j = key % NUM_GRIDS;
             const int i = rank < EVEN_ROWS ? 2 * rank : 2 * (rank - EVEN_ROWS) + 1;
-            own_places[place] = make_int2(sample, i * NUM_KNOTS + j);
+            own_samples[place] = make_int2(sample, i * NUM_KNOTS + j);
             own_fractions[place] = {fraction_of(point.x1, i), fraction_of(point.x2, j)};
             const bool last = place + 1 == size || !is_even(keys[sample_at[place + 1]]);
             if (is_even(key) && last) evens[pair] = place + 1;

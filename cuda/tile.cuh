@@ -1,8 +1,8 @@
 // A tile, the tables of one pair and OUTPUTS neighbouring outputs, as it lies in shared memory.
 //
 // The row of a node has CHUNKS chunks of 16 bytes. A read of 16 bytes per lane is served 8 lanes at
-// a time, at once if the 8 chunks lie in different eighths of 128 bytes. Every lane has a cell of
-// its own, so which chunk it takes first is all there is to choose:
+// a time, at once if their 8 chunks lie in different eighths of 128 bytes. Every lane has a cell of
+// its own, so all that can be chosen is which chunk a lane takes first:
 //
 //   CHUNKS 8   A row is 128 bytes: lane l takes chunk t ^ (l % 8) at step t.
 //
@@ -19,10 +19,11 @@
 //
 //                  nodes (i, j)   00 01 10 11 | 02 03 12 13 | 04 05 14 15 | ...
 //
-// With fewer chunks than 8 it depends on the lane which row of a cell is added first: the sums of a
-// sample depend on its number in the batch, to rounding.
+// With fewer chunks than 8, which row of a cell is added first depends on the lane: so the sums of
+// a sample depend, to rounding, on its number in the batch.
+#include "grid.cuh"
 
-// What tiles hold: values of tables, or WIDENED by pack.cu.
+// What tiles hold: the tables' values, or floats if pack.cu has WIDENED them.
 #if WIDENED
 using Value = float;
 #else
@@ -47,7 +48,7 @@ struct Node {
     int i, j;
 };
 
-// The node whose row has this number; not below S where there is none.
+// The node whose row has this number; a coordinate is not below S where there is none.
 __device__ __forceinline__ Node node_of(int slot) {
     if (!BLOCKED) return {slot / NUM_KNOTS, slot % NUM_KNOTS};
     const int block = slot / 4;

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-# A wheel has adapters/ inside the package, a checkout has it beside the package.
+# A wheel holds adapters/ inside this package, a checkout holds it beside this package.
 if not (Path(__file__).parent / "adapters").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
@@ -52,8 +52,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":  # read on demand: the metadata machinery is slow to import
-        from .configuration import installed_version
+    if name == "__version__":  # on demand: to search the installed packages takes time
+        from .installation import installed_version
 
         return installed_version("lmkan-cupy") or "unknown: run from a checkout, not installed"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command line, ``python -m lmkan_cupy info | fit | predict``: it only dispatches."""
+"""The command line, ``python -m lmkan_cupy info | fit | predict``: it only calls the commands."""
 
 import argparse
 import sys
@@ -12,18 +12,20 @@ def main() -> int:
     arguments = vars(_parser().parse_args())
     command = arguments.pop("command")
     if command == "info":
-        from .configuration import show_config, show_plan
-
         if (sizes := arguments["plan"]) is None:
+            from .configuration import show_config
+
             show_config()
             return 0
+        from .cuda_engine.show_plan import show_plan
+
         try:
             show_plan(*sizes, table_dtype=arguments["dtype"])
         except ValueError as error:
             return _fail(str(error))
         return 0
     try:
-        from .adapters import datasets, fitting
+        from .adapters import fitting
 
         return (fitting.run_fit if command == "fit" else fitting.run_predict)(**arguments)
     except ModuleNotFoundError as error:
@@ -32,7 +34,7 @@ def main() -> int:
     except KeyboardInterrupt:
         _fail("interrupted before there was a result; nothing was written")
         return 130
-    except datasets.InputError as error:
+    except fitting.InputError as error:
         return _fail(str(error))
 
 
@@ -50,14 +52,14 @@ def _parser() -> argparse.ArgumentParser:
         nargs=4,
         type=int,
         metavar=("I", "O", "G", "B"),
-        help="instead: how a GPU computes the forward of a layer of I inputs, O outputs, "
-        "G intervals for B samples, and the predicted time",
+        help="show instead how a GPU computes the forward of a layer of I inputs, O outputs and "
+        "G grid intervals for B samples, and the predicted time",
     )
     info.add_argument(
         "--dtype",
         choices=COMPUTE_DTYPE,
         default="float32",
-        help="of the tables, for --plan; default: %(default)s",
+        help="dtype of the tables, for --plan; default: %(default)s",
     )
 
     fit = commands.add_parser(
@@ -86,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "--epochs", type=int, metavar="N", help="default: as many as make about 10,000 steps"
     )
     fit.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    fit.add_argument("--device", default="cpu", metavar="D", help="default and only one: cpu")
+    fit.add_argument("--device", default="cpu", metavar="D", help="only cpu, the default")
     fit.add_argument(
         "--out",
         type=Path,
@@ -94,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a new or empty folder; default: lmkan_fit, or lmkan_fit-2, ... where that exists",
     )
     fit.add_argument(
-        "--no-baseline", action="store_false", dest="baseline", help="leave the MLP out"
+        "--no-baseline", action="store_false", dest="baseline", help="do not train the MLP"
     )
 
     predict = commands.add_parser("predict", help="predict the target for the rows of a table")
@@ -103,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         "data",
         type=Path,
         metavar="DATA",
-        help="a table with the model's features, as for fit; other columns do no harm",
+        help="a table with the model's features, as for fit; other columns are ignored",
     )
     predict.add_argument(
         "--out", type=Path, metavar="FILE", help="a CSV file; default: standard output"

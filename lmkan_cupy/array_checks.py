@@ -1,7 +1,7 @@
-"""Checks of arguments before anything runs: every error text of the core stands here.
+"""Checks of arguments, before anything runs. All error messages of the core are here.
 
-A message names the function, the argument, what it was and what it should have been. What checks
-arrays returns them as NumPy or CuPy arrays, on the memory they are in.
+A message names the function, the argument, what it was and what it should have been. Functions that
+check an array return it as a NumPy or CuPy array that shares its memory.
 """
 
 import operator
@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from . import configuration
+from . import installation
 from .array_library import AnyArray, Array, array_library, is_array, is_in_cuda_memory
 
-#: dtype of tables -> dtype of everything else that meets them (x, knots, gradients, sums).
+#: dtype of tables -> dtype of everything that is combined with them (x, knots, gradients, sums).
 COMPUTE_DTYPE = {
     "float16": "float32",
     "bfloat16": "float32",
     "float32": "float32",
     "float64": "float64",
 }
-#: Library -> its adapter, which takes also what the library does not hand out by DLPack.
+#: Library -> its adapter, which also takes arrays that the library does not export by DLPack.
 _ADAPTERS = {
     "torch": "lmkan_cupy.adapters.torch.lmkan",
     "jax": "lmkan_cupy.adapters.jax.lmkan",
@@ -60,7 +60,7 @@ def table_dtype(function: str, dtype: Any) -> np.dtype[Any]:
 
 
 def check_device(function: str, device: Any) -> int | None:
-    """Return None for the CPU, else the index of a CUDA device, 0 where none is named."""
+    """Return None for the CPU, else the index of the CUDA device, 0 for "cuda"."""
     if device is None or device == "cpu":
         return None
     match = re.fullmatch(r"cuda(?::(\d+))?", device) if isinstance(device, str) else None
@@ -92,7 +92,7 @@ def compute_dtype_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 @lru_cache
 def _name(dtype: np.dtype[Any]) -> str:
-    """Return the name of a dtype; NumPy takes a microsecond for it, a cache does not."""
+    """Return the name of a dtype, cached because NumPy takes a microsecond to make it."""
     return str(dtype)
 
 
@@ -111,7 +111,7 @@ def check_array(function: str, name: str, value: Any) -> Array:
         on_cuda = is_in_cuda_memory(value)
         array = (import_module("cupy") if on_cuda else np).from_dlpack(value)
     except (ImportError, AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
-        if on_cuda and (obstacle := configuration.cuda_obstacle()):
+        if on_cuda and (obstacle := installation.cuda_obstacle()):
             raise RuntimeError(f"{function}: {name} is in CUDA memory, but {obstacle}") from error
         adapter = _ADAPTERS.get(kind.partition(".")[0])
         hint = f" ({adapter} takes it as it is)" if adapter else ""
@@ -162,7 +162,7 @@ def check_tables(function: str, tables: AnyArray, name: str = "tables") -> Array
 
 
 def _check_library(function: str, name: str, dtype: np.dtype[Any], library: str) -> None:
-    """Require tables of a library that can compute with them."""
+    """Require a dtype of tables that the library can compute with."""
     if library == "numpy" and _name(dtype) == "bfloat16":
         raise TypeError(f"{function}: {name} must be {_TABLE_DTYPES}, got {dtype}")
 
@@ -170,7 +170,7 @@ def _check_library(function: str, name: str, dtype: np.dtype[Any], library: str)
 def check_tables_like(
     function: str, shape: tuple[int, ...], dtype: str, name: str = "tables"
 ) -> None:
-    """Require shape and dtype of tables; a dtype of foreign byte order has another name."""
+    """Require shape and dtype of tables; the name of a dtype tells a foreign byte order, too."""
     if dtype not in COMPUTE_DTYPE:
         raise TypeError(f"{function}: {name} must be {_TABLE_DTYPES}, got {dtype}")
     if len(shape) != 4 or shape[1] != shape[2] or shape[1] < 4 or 0 in shape:
@@ -198,7 +198,7 @@ def _check_layer(
     tables_dtype: np.dtype[Any],
     library: str,
 ) -> None:
-    """Check what most calls have in common with an earlier one: what was right stays right."""
+    """Check shapes and dtypes, cached because most calls repeat those of an earlier one."""
     _check_library(function, "tables", tables_dtype, library)
     check_layer_like(function, x_shape, _name(x_dtype), tables_shape, _name(tables_dtype))
 

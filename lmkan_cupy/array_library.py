@@ -1,4 +1,4 @@
-"""Which array library an array belongs to, told from its type without importing any."""
+"""Which library an array belongs to, told from its type without importing any library."""
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-#: A NumPy array; a CuPy array is meant by the same name, its interface being NumPy's.
+#: A NumPy array, or a CuPy array, which has the same interface.
 Array: TypeAlias = NDArray[Any]
 
 
@@ -27,7 +27,7 @@ AnyArray: TypeAlias = Array | SupportsDLPack
 _CUDA_MEMORY = (2, 13)
 
 
-#: Does nothing; to make one takes longer than to enter it.
+#: A context that does nothing, shared because making one takes longer than entering it.
 _NO_CHANGE = nullcontext()
 
 

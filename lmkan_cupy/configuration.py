@@ -1,14 +1,11 @@
-"""What this installation can do, and the command that mends what it cannot."""
+"""`show_config`: what this installation can do, and the command that adds what it cannot do."""
 
 import os
 import platform
-import re
-import runpy
 import sys
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, distributions, version
-from importlib.util import find_spec
-from pathlib import Path
+
+from . import installation
 
 #: Distribution -> what needs it, and the command that installs it.
 _OPTIONAL = {
@@ -22,8 +19,6 @@ _OPTIONAL = {
     "tqdm": ("lmkan_cupy.adapters.sklearn and fit", "pip install 'lmkan-cupy[sklearn]'"),
 }
 
-_INSTALL_CUPY = "pip install 'lmkan-cupy[cuda13]', or [cuda12] for an older NVIDIA driver"
-
 
 def show_config() -> None:
     """Print versions, engines, threads, cache folder, and what is missing with its remedy."""
@@ -31,148 +26,43 @@ def show_config() -> None:
         print(f"{name:<14} {value}")
 
 
-def show_plan(
-    in_features: int, out_features: int, num_grids: int, batch: int, *, table_dtype: str
-) -> None:
-    """Print how the CUDA engine computes a forward, and what its model says of the time.
-
-    For the current device; where there is none, for an H100, to which the model is fitted.
-
-    Raises
-    ------
-    ValueError
-        If a size is out of range.
-    """
-    for name, value in _plan(in_features, out_features, num_grids, batch, table_dtype).items():
-        print(f"{name:<14} {value}")
-
-
-def _plan(
-    in_features: int, out_features: int, num_grids: int, batch: int, table_dtype: str
-) -> dict[str, str]:
-    from . import array_checks, tables
-    from .cuda_engine import kernel_cache, launch_plan
-
-    tables.tables_shape("info --plan", in_features, out_features, num_grids)
-    array_checks.check_size("info --plan", "batch", batch, at_least=0)
-    if cuda_obstacle() is None:
-        device, where = kernel_cache.device(), "this machine's"
-    else:
-        device, where = launch_plan.H100, "an H100, for want of a device here"
-    rows = {"device": f"sm_{device.capability}, {device.multiprocessors} multiprocessors ({where})"}
-    if batch == 0:
-        return rows | {"kernel": "none: there is nothing to do for 0 samples"}
-    real = array_checks.COMPUTE_DTYPE[table_dtype]
-    layer = launch_plan.Layer(in_features, out_features, num_grids, real, table_dtype)
-    plan = launch_plan.forward(layer, batch, device, direction=False, aligned=True)
-    predicted = plan.prediction
-    rows["kernel"] = f"{plan.kernel.kernel}, {plan.kernel.blocks} blocks of {plan.kernel.threads}"
-    if ring := plan.ring:
-        rows["tables"] = (
-            f"{'packed' if ring.packed else 'as they are'}, {ring.outputs} outputs wide, "
-            f"{ring.stages} in shared memory ({plan.kernel.shared_bytes // 1024} KB)"
-        )
-        rows["samples"] = f"{ring.samples} per block, at most {ring.slice_size} per launch"
-        rows["pairs"] = f"{ring.run} per block" + f", {ring.splits} parts" * (ring.splits > 1)
-    else:
-        rows["tables"] = "in global memory"
-    rows["predicted"] = f"{1e3 * predicted.seconds:.4g} ms, held by {predicted.bound}"
-    rows["limits, ms"] = ", ".join(
-        f"{name} {1e3 * seconds:.4g}" for name, seconds in predicted.bounds.items()
-    )
-    rows["besides, ms"] = f"{1e3 * predicted.others:.4g} for packing, parts and launches"
-    rows["note"] = "a model's prediction, not a measurement"
-    return rows
-
-
 def _configuration() -> dict[str, str]:
-    from . import cpu_engine  # on demand: Numba is slow to import
+    from .cpu_engine import compiling, threads  # here, because importing Numba is slow
 
     rows = {
-        "lmkan-cupy": installed_version("lmkan-cupy") or "run from a checkout, not installed",
+        "lmkan-cupy": installation.installed_version("lmkan-cupy")
+        or "run from a checkout, not installed",
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
-        "numpy": installed_version("numpy") or "",
-        "numba": installed_version("numba") or "",
+        "numpy": installation.installed_version("numpy") or "",
+        "numba": installation.installed_version("numba") or "",
     }
     for name, (purpose, command) in _OPTIONAL.items():
-        rows[name] = installed_version(name) or f"missing, needed for {purpose}: {command}"
-    if (torch_cuda := _torch_cuda()) is not None:
+        rows[name] = (
+            installation.installed_version(name) or f"missing, needed for {purpose}: {command}"
+        )
+    if (torch_cuda := installation.torch_cuda()) is not None:
         rows["torch"] += f", for CUDA {torch_cuda}" if torch_cuda else ", without CUDA"
-    rows["cupy"] = ", ".join(_cupy_distributions()) or "not installed"
-    if difference := _difference_of_cuda_majors():
+    rows["cupy"] = ", ".join(installation.cupy_distributions()) or "not installed"
+    if difference := installation.difference_of_cuda_majors():
         rows["cuda majors"] = difference
     rows["cpu engine"] = "ready, for NumPy arrays"
-    obstacle = cuda_obstacle()
+    obstacle = installation.cuda_obstacle()
     rows["cuda engine"] = obstacle or "ready, for CuPy arrays"
     if obstacle is None:
         rows |= _cuda_configuration()
-    rows["cpu threads"] = f"{cpu_engine.num_threads()} (set NUMBA_NUM_THREADS to change it)"
-    rows["kernel cache"] = f"{cpu_engine.kernel_cache()} (set NUMBA_CACHE_DIR to change it)"
+    rows["cpu threads"] = f"{threads.num_threads()} (set NUMBA_NUM_THREADS to change it)"
+    rows["kernel cache"] = f"{compiling.cache_folder()} (set NUMBA_CACHE_DIR to change it)"
     return rows
 
 
-def cuda_obstacle() -> str | None:
-    """Return what keeps the CUDA engine from running, with the command that mends it, or None."""
-    names = [each.partition(" ")[0] for each in _cupy_distributions()]
-    if len(names) > 1:
-        return (
-            f"{len(names)} distributions of CuPy are installed and spoil each other: "
-            f"pip uninstall {' '.join(names)}, then {_INSTALL_CUPY}"
-        )
-    try:
-        cupy = import_module("cupy")
-    except ImportError as error:
-        return f"CuPy cannot be imported ({error}): {_INSTALL_CUPY}"
-    runtime = cupy.cuda.runtime
-    driver, built_for = runtime.driverGetVersion(), cupy.cuda.get_local_runtime_version()
-    if driver == 0:
-        return "there is no NVIDIA driver: install one from https://www.nvidia.com/drivers"
-    if driver // 1000 < built_for // 1000:
-        return (
-            f"the NVIDIA driver is for CUDA {_dotted(driver)}, CuPy for {_dotted(built_for)}: "
-            "install a newer driver from https://www.nvidia.com/drivers, or "
-            f"pip uninstall {' '.join(names)}, then pip install "
-            f"'lmkan-cupy[cuda{driver // 1000}]'"
-        )
-    try:
-        runtime.getDeviceCount()
-    except runtime.CUDARuntimeError as error:
-        return f"CUDA finds no device ({error}): see whether nvidia-smi lists one"
-    return None
-
-
-def _torch_cuda() -> str | None:
-    """Return the CUDA version of torch, "" where it has none, None where there is no torch.
-
-    Out of the file that torch itself reads: importing torch takes seconds.
-    """
-    spec = find_spec("torch")
-    if installed_version("torch") is None or spec is None or spec.origin is None:
-        return None
-    return str(runpy.run_path(str(Path(spec.origin).with_name("version.py")))["cuda"] or "")
-
-
-def _difference_of_cuda_majors() -> str | None:
-    """Return what to do where torch and CuPy are for different CUDA majors."""
-    of_torch = (_torch_cuda() or "").partition(".")[0]
-    of_cupy = re.findall(r"cupy-cuda(\d+)x", " ".join(_cupy_distributions()))
-    if not of_torch or not of_cupy or of_cupy == [of_torch]:
-        return None
-    return (
-        f"differ: torch is for CUDA {of_torch}, CuPy for CUDA {' and '.join(of_cupy)}; for one set "
-        f"of CUDA libraries, pip uninstall {' '.join(f'cupy-cuda{each}x' for each in of_cupy)}, "
-        f"then pip install 'lmkan-cupy[cuda{of_torch}]'"
-    )
-
-
 def _cuda_configuration() -> dict[str, str]:
-    """What there is to say of a working CUDA engine."""
+    """Rows for a CUDA engine that is ready: versions, devices, headers, cache."""
     cupy = import_module("cupy")
     runtime = cupy.cuda.runtime
     rows = {
-        "cuda": f"CuPy {_dotted(cupy.cuda.get_local_runtime_version())}, "
-        f"driver {_dotted(runtime.driverGetVersion())}"
+        "cuda": f"CuPy {installation.dotted(cupy.cuda.get_local_runtime_version())}, "
+        f"driver {installation.dotted(runtime.driverGetVersion())}"
     }
     for index in range(runtime.getDeviceCount()):
         properties = runtime.getDeviceProperties(index)
@@ -194,21 +84,3 @@ def _cuda_headers() -> str | None:
     """Return the folder where CuPy finds CUDA's headers."""
     folder: str | None = import_module("cuda.pathfinder").find_nvidia_header_directory("cudart")
     return folder
-
-
-def _dotted(cuda_version: int) -> str:
-    """Return 12.4 for 12040."""
-    return f"{cuda_version // 1000}.{cuda_version % 1000 // 10}"
-
-
-def installed_version(distribution: str) -> str | None:
-    """Return the version of an installed distribution, None where there is none."""
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
-
-
-def _cupy_distributions() -> list[str]:
-    names = (each.metadata["Name"] for each in distributions())
-    return sorted({f"{name} {version(name)}" for name in names if name.startswith("cupy")})

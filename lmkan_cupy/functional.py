@@ -1,17 +1,17 @@
 """The functions of an lmKAN layer on arrays: check, choose the engine, run.
 
 NumPy arrays run on the CPU engine (Numba), CuPy arrays on the CUDA engine, on their own device and
-CuPy's current stream. Nothing falls back silently from one engine to another. Other libraries'
-arrays (those of PyTorch, JAX, ...) are read where they lie, by DLPack: results are NumPy arrays
-where that is CPU memory, CuPy arrays where it is CUDA memory.
+CuPy's current stream. Neither engine ever stands in for the other. Arrays of other libraries
+(PyTorch, JAX, ...) are read where they are, by DLPack: results are NumPy arrays if that is CPU
+memory, CuPy arrays if it is CUDA memory.
 
 Every function gives the same bits for the same arguments on the same device. A NaN or infinite
 coordinate makes every output of its sample non-finite and no other sample's; in ``backward`` it
-also makes non-finite the gradients of the table cell that it fell into.
+also makes the gradients of the table cell that it falls into non-finite.
 
-Formulas: arXiv 2509.07103v2, section 3; symbols: B samples (all leading axes flattened), I input
-and O output features, P = ceil(I / 2) pairs, G grid intervals per axis, S = G + 1 knots. An odd I
-is completed by one constant input 0.
+Formulas: ``lmkan_cupy/README.md``, after arXiv 2509.07103v2, section 3. Symbols: B samples (all
+leading axes flattened), I input and O output features, P = ceil(I / 2) pairs, G grid intervals per
+axis, S = G + 1 knots. The last input of an odd number is paired with a constant 0.
 """
 
 from functools import cache
@@ -20,14 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from . import allocation, array_checks, configuration
+from . import allocation, array_checks, installation
 from .array_library import AnyArray, Array, array_library, on_device_of
-from .grid import sigma_grid
 
 
 @cache
 def _engine(xp: Any) -> ModuleType:
-    """Return the engine for arrays of the library ``xp``; importing it is what costs time."""
+    """Return the engine for arrays of the library ``xp``, imported now because that takes long."""
     if xp is np:
         from . import cpu_engine
 
@@ -49,16 +48,6 @@ def _contiguous(array: Array) -> Array:
     return contiguous
 
 
-def _knots(tables: Array) -> Array:
-    """Return the grid of tables, on the host: an engine takes it to its device."""
-    return _host_grid(tables.shape[1] - 1, tables.dtype)
-
-
-@cache
-def _host_grid(num_grids: int, tables_dtype: np.dtype[Any]) -> Array:
-    return sigma_grid(num_grids, dtype=array_checks.compute_dtype_of(tables_dtype))
-
-
 def _output(
     function: str,
     name: str,
@@ -78,7 +67,7 @@ def forward(x: AnyArray, tables: AnyArray, *, out: AnyArray | None = None) -> Ar
 
     With cell and position ``(i, u)`` of the first coordinate and ``(j, v)`` of the second,
     ``f = (1-u)(1-v) T[i,j] + (1-u)v T[i,j+1] + u(1-v) T[i+1,j] + uv T[i+1,j+1]``; outside the
-    grid the outermost cells go on.
+    grid, functions continue as in the outermost cells.
 
     Parameters
     ----------
@@ -120,7 +109,7 @@ def forward(x: AnyArray, tables: AnyArray, *, out: AnyArray | None = None) -> Ar
     shape = (*x.shape[:-1], tables.shape[3])
     with on_device_of(tables):
         out = _output("forward", "out", out, shape, x.dtype, {"x": x, "tables": tables})
-        engine.forward(_samples(x), _contiguous(tables), _knots(tables), _samples(out))
+        engine.forward(_samples(x), _contiguous(tables), _samples(out))
     return out
 
 
@@ -186,7 +175,6 @@ def backward(
             _samples(grad_y),
             _samples(x),
             _contiguous(tables),
-            _knots(tables),
             None if grad_x is None else _samples(grad_x),
             grad_tables,
         )
@@ -258,7 +246,6 @@ def backward_backward(
             _samples(grad_y),
             _samples(x),
             _contiguous(tables),
-            _knots(tables),
             _samples(grad_grad_y),
             _samples(grad_x),
             grad_tables,
@@ -311,7 +298,7 @@ def hessian_penalty_and_grad(
         Factor of the gradient.
     add_to : array [P, S, S, O], optional
         C-contiguous, in the dtype of ``tables``, float32 for half tables: a gradient to which this
-        one is added in place. It is what is returned, and no other array of that size is made.
+        one is added in place. It is returned, and no other array of that size is allocated.
 
     Raises
     ------
@@ -335,8 +322,8 @@ def _hessian(tables: Array, scale: float, grad: Array | None, *, accumulate: boo
     engine = _engine(array_library(tables))
     with on_device_of(tables):
         penalty = allocation.empty((), array_checks.compute_dtype_of(tables.dtype), tables)
-        tables, knots = _contiguous(tables), _knots(tables)
-        engine.hessian_penalty(tables, knots, float(scale), grad, penalty, accumulate=accumulate)
+        tables = _contiguous(tables)
+        engine.hessian_penalty(tables, float(scale), grad, penalty, accumulate=accumulate)
     return penalty
 
 
@@ -355,8 +342,8 @@ def warmup(
 ) -> None:
     """Compile, or load from the disk cache, what later calls with such tables will need.
 
-    Whatever their batch: so on a GPU it is more than any one of them needs, because the fastest
-    way to compute a forward depends on the size of the batch.
+    This serves calls with every batch size. On a GPU it is more than one size needs, because the
+    fastest kernel of a forward depends on the size of the batch.
 
     Parameters
     ----------
@@ -378,16 +365,14 @@ def warmup(
     out_features = array_checks.check_size("warmup", "out_features", out_features)
     num_grids = array_checks.check_num_grids("warmup", num_grids)
     dtype = array_checks.table_dtype("warmup", dtype)
-    real = array_checks.compute_dtype_of(dtype)
     cuda_device = array_checks.check_device("warmup", device)
     if cuda_device is None:
         if dtype.name == "bfloat16":
             raise TypeError("warmup: bfloat16 tables need device='cuda'")
-        _engine(np).warmup(real, dtype)
+        _engine(np).warmup(array_checks.compute_dtype_of(dtype), dtype)
         return
-    if obstacle := configuration.cuda_obstacle():
+    if obstacle := installation.cuda_obstacle():
         raise RuntimeError(f"warmup: {obstacle}")
     from . import cuda_engine
 
-    knots = sigma_grid(num_grids, dtype=real)
-    cuda_engine.warmup(in_features, out_features, knots, dtype, cuda_device)
+    cuda_engine.warmup(in_features, out_features, num_grids, dtype, cuda_device)

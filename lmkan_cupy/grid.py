@@ -1,4 +1,4 @@
-"""The sigma grid: the one definition of the knots, and how a coordinate finds its cell.
+"""The sigma grid: the only definition of the knots, and how a coordinate finds its interval.
 
 Source: S. Pozdnyakov, P. Schwaller, "Lookup multivariate Kolmogorov-Arnold Networks",
 arXiv 2509.07103v2, section 3.1.
@@ -39,7 +39,7 @@ def sigma_grid(num_grids: int, *, dtype: Any = "float32", xp: Any = np) -> Array
     Raises
     ------
     TypeError, ValueError
-        If ``num_grids`` is no whole number of at least 3, or ``dtype`` is another one.
+        If ``num_grids`` is not a whole number of at least 3, or ``dtype`` is not one of these.
     """
     array_checks.check_num_grids("sigma_grid", num_grids)
     dtype = array_checks.compute_dtype("sigma_grid", dtype)
@@ -62,20 +62,20 @@ def _knots(num_grids: int) -> Array:
 
 
 def locate(x: Array, knots: Array) -> tuple[Array, Array]:
-    """Return the cell of every coordinate and its position in it.
+    """Return the interval of every coordinate and its position in it.
 
     Parameters
     ----------
     x : array
         Coordinates, any shape.
     knots : array [G + 1]
-        What :func:`sigma_grid` gives, in the dtype of ``x``.
+        The grid of :func:`sigma_grid`, in the dtype of ``x``.
 
     Returns
     -------
     cell : int64 array, shape of ``x``
-        ``clamp(floor(G sigma(x)), 0, G - 1)``; a NaN goes to cell 0. For an ``x`` within rounding
-        of a knot this may be the neighbour of the right cell.
+        The interval, ``clamp(floor(G sigma(x)), 0, G - 1)``; a NaN goes to interval 0. For an ``x``
+        within rounding of a knot this may be the neighbour of the right interval.
     u : array, shape and dtype of ``x``
         ``(x - k_cell) / (k_{cell+1} - k_cell)``, not clamped.
     """
@@ -101,15 +101,15 @@ def occupancy(x: AnyArray, num_grids: int) -> tuple[Array, Array]:
     Returns
     -------
     counts : int64 array [I, G]
-        Samples in every interval of every feature. What lies beyond the outermost knots counts in
-        the outermost intervals, a NaN in the first.
+        Samples in every interval of every feature. Samples beyond the outermost knots count in the
+        outermost intervals, a NaN in the first.
     outside : array [I]
-        Share of the samples beyond the outermost knots, or NaN; 0 where there is no sample.
+        Share of the samples that are beyond the outermost knots or NaN; 0 without samples.
 
     Raises
     ------
     TypeError, ValueError
-        If ``x`` is no float array with at least one feature, or ``num_grids`` is out of range.
+        If ``x`` is not a float array with at least one feature, or ``num_grids`` is out of range.
     """
     array_checks.check_num_grids("occupancy", num_grids)
     x = array_checks.check_samples("occupancy", x)

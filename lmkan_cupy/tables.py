@@ -1,6 +1,6 @@
-"""Tables outside the hot path: making, folding, refining, reading and counting them.
+"""Making, folding, refining, reading and counting tables: all that happens outside training steps.
 
-Plain array code for NumPy and CuPy alike. Tables have shape [P, S, S, O]: pair of inputs, knot
+Plain array code, the same for NumPy and CuPy. Tables have shape [P, S, S, O]: pair of inputs, knot
 of the first input, knot of the second, output; S = G + 1 knots, P = ceil(I / 2) pairs.
 """
 
@@ -14,7 +14,7 @@ from . import array_checks
 from .array_library import AnyArray, Array, array_library
 from .grid import locate, sigma_grid
 
-#: Arrays of the tables' size that an optimiser keeps.
+#: Optimiser -> how many arrays of the tables' size it keeps.
 _OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "adam": 2}
 
 
@@ -67,19 +67,19 @@ def fold_linear(tables: AnyArray, weight: AnyArray, bias: AnyArray | None = None
     """Return tables of the layer ``lmkan(x) + W x + c``.
 
     ``T[p, i, j, o] += W[o, 2p] k_i + W[o, 2p+1] k_j + c[o] / P``: an affine function is a spline on
-    any grid, and it goes on linearly outside, so this holds everywhere, up to rounding.
+    any grid, and it continues linearly outside, so this holds everywhere, up to rounding.
 
     Parameters
     ----------
     tables : array [P, S, S, O]
     weight : array [O, I]
-        In the dtype of x: float32 for half tables. An odd I = 2 P - 1 is fine.
+        In the dtype of x: float32 for half tables. I may be 2 P or, if odd, 2 P - 1.
     bias : array [O], optional
 
     Returns
     -------
     array [P, S, S, O]
-        In the dtype of ``tables``, which stay as they are.
+        In the dtype of ``tables``, which are not changed.
 
     Raises
     ------
@@ -92,8 +92,8 @@ def fold_linear(tables: AnyArray, weight: AnyArray, bias: AnyArray | None = None
 def fold_relu(tables: AnyArray, weight: AnyArray, bias: AnyArray | None = None) -> Array:
     """Return tables of the layer ``lmkan(x) + W relu(x) + c``.
 
-    Like :func:`fold_linear`. ReLU bends at 0, so this needs a knot there: an even number of grid
-    intervals, else it is a ValueError.
+    Like :func:`fold_linear`. ReLU bends at 0, so the grid needs a knot there: an odd number of
+    grid intervals is a ValueError.
     """
     tables = array_checks.check_tables("fold_relu", tables)
     num_grids = tables.shape[1] - 1
@@ -131,8 +131,8 @@ def refine(tables: AnyArray, num_grids: int) -> Array:
     """Return tables of the same functions on another grid.
 
     Every function is sampled at the knots of the new grid. Where the new ``num_grids`` is a whole
-    multiple of the old one this changes nothing, anywhere, up to rounding: a function bends at
-    inner knots only, and all of them are knots of the new grid. Else it is the interpolant.
+    multiple of the old one the functions do not change, up to rounding: they bend at inner knots
+    only, and all of these are knots of the new grid. For other numbers the result interpolates.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def evaluate(tables: AnyArray, pair: int, output: int, x1: Any, x2: Any) -> Arra
     pair, output : int
         Which function, counted from 0.
     x1, x2 : array or float
-        Points that broadcast against each other, taken in the dtype of x that fits ``tables``.
+        Points that broadcast against each other, converted to the dtype of x that fits ``tables``.
 
     Returns
     -------
@@ -200,7 +200,7 @@ def evaluate(tables: AnyArray, pair: int, output: int, x1: Any, x2: Any) -> Arra
 def flops(in_features: int, out_features: int) -> int:
     """Return multiply-adds per sample, ``4 ceil(I / 2) O``, by the paper's count.
 
-    Locating the coordinates is left out, as in the paper; a linear layer has ``I O``.
+    Like the paper, this does not count locating the coordinates. A linear layer has ``I O``.
     """
     in_features = array_checks.check_size("flops", "in_features", in_features)
     out_features = array_checks.check_size("flops", "out_features", out_features)
@@ -221,7 +221,7 @@ def memory(
     dtype: Any = "float32",
     optimizer: str = "adam",
 ) -> dict[str, int]:
-    """Return the bytes that training a layer takes.
+    """Return how many bytes of memory training a layer takes.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 from problems import nan_filled
 
-from lmkan_cupy import allocation, configuration
+from lmkan_cupy import allocation, installation
 
 # The same examples in every run, so that a failure can be repeated; compiling takes longer than any
 # deadline.
@@ -29,7 +29,7 @@ LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 @cache
 def cuda_obstacle() -> str | None:
-    return configuration.cuda_obstacle()
+    return installation.cuda_obstacle()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

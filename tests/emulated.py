@@ -1,4 +1,4 @@
-"""The CUDA engine on NumPy arrays: its own plans and arguments, kernels run by the emulator."""
+"""The CUDA engine on NumPy arrays: its own plans and arguments, its kernels in the emulator."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 import emulator
 import numpy as np
 import pytest
-from oracle import Array
-from problems import Sizes
+import tolerances
+from problems import Dtypes, Problem, Sizes, make_problem
 
 from lmkan_cupy import cuda_engine
-from lmkan_cupy.cuda_engine import kernel_cache, kernel_source
-from lmkan_cupy.cuda_engine.launch_plan import Device, Launch
+from lmkan_cupy.cuda_engine import forward_pass, kernel_cache, kernel_source, launch, plan
+from lmkan_cupy.cuda_engine.plan import Device, Launch
 
 DEVICE = Device(capability=90, multiprocessors=1, shared_bytes=227 * 1024)
-"""With a single multiprocessor, so that small problems fill it."""
+"""It has a single multiprocessor, so that small problems fill it."""
 
 
 _read: ContextVar[Callable[[str], str]] = ContextVar("read", default=kernel_source.read)
@@ -28,7 +28,7 @@ _read: ContextVar[Callable[[str], str]] = ContextVar("read", default=kernel_sour
 
 @contextmanager
 def sources(texts: Mapping[str, str]) -> Iterator[None]:
-    """Let these files stand in the place of those of `cuda/`, in this thread."""
+    """Use these files instead of those of `cuda/`, in this thread."""
     token = _read.set(texts.__getitem__)
     try:
         yield
@@ -42,20 +42,27 @@ def module(text: str, arch: int) -> emulator.Module:
 
 
 def forget_plans() -> None:
-    """To be called after a constant of the plan was changed."""
-    cuda_engine.forget()
+    """Call this after a constant of a plan was changed."""
+    launch.forget()
+
+
+def limit_blocks(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Let a grid have at most so many blocks."""
+    for module in (plan, forward_pass):
+        monkeypatch.setattr(module, "MOST_BLOCKS", most)
+    forget_plans()
 
 
 def install(
     monkeypatch: pytest.MonkeyPatch, order: str = "ascending", seed: int = 0, arch: int = 900
 ) -> None:
-    """Let the engine's kernels run here instead of on a GPU, threads in one of `ORDERS`."""
+    """Run the engine's kernels here instead of on a GPU, with threads in one of `ORDERS`."""
     forget_plans()
 
-    def kernel(launch: Launch, knots: Array) -> Callable[..., None]:
+    def kernel(launch: Launch) -> Callable[..., None]:
         def call(grid: Any, block: Any, arguments: Any, shared_bytes: int) -> None:
-            # Now: the engine keeps this function, and `sources` may have changed since.
-            text = kernel_source.text(launch.source, knots, _read.get())
+            # Read at each call: the engine keeps this function, and `sources` may change meanwhile.
+            text = kernel_source.text(launch.source, _read.get())
             module(text, arch).launch(
                 launch.kernel,
                 grid,
@@ -75,7 +82,7 @@ def install(
 
 
 def _as_given(argument: Any) -> Any:
-    """Return what the emulator takes for an argument: a kernel sees addresses alone."""
+    """Return what the emulator takes for an argument: a kernel only sees addresses."""
     if argument is None:
         return np.uint64(0)
     if isinstance(argument, np.ndarray):
@@ -93,6 +100,45 @@ SMALL_CHUNK_SIZES = [
     Sizes(40, 3, 260, 4),
     Sizes(65, 3, 2, 300),
 ]
-"""Every number of outputs per lane and vector, one and several tiles, odd numbers of inputs, more
-pairs than a warp has lanes, one and two digits of the sort, both widths of its keys; batches beside
-the chunk of 32 samples."""
+"""Every number of outputs per lane and per vector, one and several tiles, odd numbers of inputs,
+more pairs than a warp has lanes, one and two digits of the sort, both widths of its keys; batches
+that are no multiple of the chunk of 32 samples."""
+
+BFLOAT16_TABLES = Dtypes("float32", "bfloat16")
+
+
+def problem_with(rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes) -> Problem:
+    """As `make_problem`, but also with bfloat16, which NumPy does not have."""
+    if dtypes != BFLOAT16_TABLES:
+        return make_problem(rng, sizes, dtypes)
+    problem = make_problem(rng, sizes)
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    return problem._replace(tables=problem.tables.astype(bfloat16))
+
+
+def forward(problem: Problem) -> Any:
+    """The forward without the checks of the public function, which refuses bfloat16 from NumPy."""
+    y = np.full_like(problem.grad_y, np.nan)
+    cuda_engine.forward(problem.x, problem.tables, y)
+    return y
+
+
+def double_backward(problem: Problem) -> tuple[Any, ...]:
+    """The double backward, likewise."""
+    x, tables, grad_y, ggx, ggt = problem
+    results = tuple(np.full_like(each, np.nan) for each in (grad_y, x, ggt))
+    cuda_engine.backward_backward(ggx, ggt, grad_y, x, tables, *results)
+    return results
+
+
+def cotangents(problem: Problem) -> tuple[Any, ...]:
+    return problem.ggx, problem.ggt, problem.grad_y, problem.x, problem.tables
+
+
+def expected_twice(problem: Problem) -> Any:
+    return tolerances.backward_backward(*cotangents(problem))
+
+
+def check(results: tuple[Any, ...], all_expected: Any) -> None:
+    for result, expected in zip(results, all_expected, strict=True):
+        expected.check(result)

@@ -10,21 +10,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-#: torch.compile and torch.onnx.export still use what torch itself warns of.
-TORCH_OF_ITSELF = (
-    "ignore:`torch.jit.script:DeprecationWarning",
-    "ignore:`isinstance(treespec, LeafSpec):FutureWarning",
-)
-
 
 def run(code: str, folder: Path, *, package: Path = ROOT, **environment: str) -> str:
     """Run `code` in `folder` with the package found in `package`; return what it printed.
 
     Warnings are errors, as in all tests; a failure shows what the process wrote to stderr.
     """
-    filters = (f"-W{each}" for each in ("error", *TORCH_OF_ITSELF))
     done = subprocess.run(
-        [sys.executable, *filters, "-c", textwrap.dedent(code)],
+        [sys.executable, "-Werror", "-c", textwrap.dedent(code)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(package), **environment},
         capture_output=True,

@@ -1,22 +1,14 @@
 """Expected results with elementwise error bounds: one rule, no number chosen by taste.
 
-Every quantity of the library is a sum of products of hat functions, their slopes, table values and
-cotangents. A floating-point sum of n products of f factors is off, to first order in the rounding
-unit r, by at most (n + f) r sum |product|, plus what the errors of the factors contribute (Higham,
-"Accuracy and Stability of Numerical Algorithms", chapter 3). Both parts come from one run of the
-oracle on magnitudes: each factor is replaced by the complex number
-
-    |factor| + i (bound of the factor's own error),
-
-so that the real part of the result is sum |product| and the imaginary part the propagated error.
-Arrays that a caller hands over and the knots are exact. The errors of the other factors are:
+The rule, |factor| + i error, stands in `bench/harness/rounding.py`, for the benchmarks use it too.
+Here it is applied to one run of the oracle on magnitudes. Arrays that a caller hands over and the
+knots are exact. The errors of the other factors are:
 
 hat value
-    u = (x - k) / h takes four roundings (width, its reciprocal, difference, product), in any order,
-    of terms no larger than (|x| + |k|) / h: far outside the grid u carries the rounding of x / h.
-    One more rounding makes 1 - u.
+    u = (x - k) / h takes HAT_ROUNDINGS, of terms no larger than (|x| + |k|) / h: far outside the
+    grid u carries the rounding of x / h. One more rounding makes 1 - u.
 hat slope
-    1 / h takes two roundings (width, reciprocal).
+    1 / h takes SLOPE_ROUNDINGS.
 cell choice
     floor(G sigma(x)) may pick the neighbouring cell if x is closer to an inner knot k than
 
@@ -24,10 +16,10 @@ cell choice
 
     the exponential, the difference and the product with G, and the knot's own rounding, each over
     the slope of sigma. The neighbour's hats, prolonged by |x - k|, differ by at most reach / h. As
-    s h is about 1 / G, this is the G r max |second difference of T| of math.md. Slopes jump there:
-    comparisons of derivatives leave such inputs out, see `near_knot`.
+    s h is about 1 / G, this is about G r max |second difference of T|, see lmkan_cupy/README.md.
+    Slopes jump there: comparisons of derivatives leave such inputs out, see `near_knot`.
 stencil of the penalty
-    Two widths, their sum, two quotients and a product: six roundings.
+    A coefficient takes STENCIL_ROUNDINGS.
 
 What is stored in a narrower dtype carries that rounding as well, see `Expected.stored`.
 
@@ -44,15 +36,16 @@ import numpy as np
 import oracle
 from oracle import Array
 
+from bench.harness.rounding import (
+    EXP_ULP,
+    HAT_ROUNDINGS,
+    SLOPE_ROUNDINGS,
+    STENCIL_ROUNDINGS,
+    error_bound,
+    size_and_error,
+)
 from lmkan_cupy import sigma_grid
 from lmkan_cupy.array_library import is_cupy_array
-
-EXP_ULP = 4
-"""Largest error of an exponential in use, in units in the last place: 4 in the less accurate
-variant of Intel's SVML, which Numba may call; 2 in CUDA, 1 in glibc."""
-
-MAX_FACTORS = 5
-"""Most factors in one product: cotangent, grad_y, two hats or slopes, table value."""
 
 
 def host(array: Any) -> Array:
@@ -123,12 +116,8 @@ def check_each(results: Iterable[Any], all_expected: Iterable[Expected]) -> None
 
 
 def expected(value: Array, magnitude: Array, terms: int, dtype: Any) -> Expected:
-    """`value`, a sum of `terms` products, bounded by the oracle's result on magnitudes.
-
-    Complex products of errors alone may be negative: take their size.
-    """
-    summation = unit(dtype) * (terms + MAX_FACTORS) * np.abs(magnitude.real)
-    return Expected(value, np.abs(magnitude.imag) + summation)
+    """`value`, a sum of `terms` products, bounded by the oracle's result on magnitudes."""
+    return Expected(value, error_bound(magnitude, terms, unit(dtype)))
 
 
 def rounded_basis(x: Array, knots: Array) -> oracle.Basis:
@@ -141,7 +130,7 @@ def rounded_basis(x: Array, knots: Array) -> oracle.Basis:
     # A slope is 1 / h at the two corners of the cell, else 0; |k| of one corner is at most |k| + h
     # of the other.
     size = np.abs(exact.slope) * (np.abs(points) + np.abs(wide)) + (exact.slope != 0)
-    value_error = r * (4 * size + np.abs(exact.value))
+    value_error = r * (HAT_ROUNDINGS * size + np.abs(exact.value))
     misplaced = np.where(np.abs(points - wide[1:-1]) <= close, close, 0)
     before, after = 1 / np.diff(wide)[:-1], 1 / np.diff(wide)[1:]
     for corner, jump in enumerate((before, before + after, after)):
@@ -149,15 +138,17 @@ def rounded_basis(x: Array, knots: Array) -> oracle.Basis:
 
     return oracle.Basis(
         value=np.abs(exact.value) + 1j * value_error,
-        slope=np.abs(exact.slope) * (1 + 2j * r),
+        slope=size_and_error(exact.slope, SLOPE_ROUNDINGS, r),
         in_features=exact.in_features,
     )
 
 
 def rounded_stencils(knots: Array) -> oracle.Stencils:
-    value, first, second = map(np.abs, oracle.stencils(knots))
-    relative = 1 + 6j * unit(knots.dtype)
-    return oracle.Stencils(value, relative * first, relative * second)
+    value, *derivatives = oracle.stencils(knots)
+    r = unit(knots.dtype)
+    return oracle.Stencils(
+        np.abs(value), *(size_and_error(each, STENCIL_ROUNDINGS, r) for each in derivatives)
+    )
 
 
 def forward(

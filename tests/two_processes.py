@@ -1,4 +1,4 @@
-"""What two processes check together, for test_distributed: ``torchrun --nproc-per-node 2``.
+"""What two processes check together, for test_torch_sharding: ``torchrun --nproc-per-node 2``.
 
 Each check compares with the same model in one process. The penalty in the loss works on the tables
 outside of the model's forward, the derivative in it asks for second derivatives.

@@ -1,18 +1,25 @@
-"""lmKAN layers for PyTorch: a differentiable function of tensors, layers, and their penalty.
+"""lmKAN layers for PyTorch: modules, the differentiable function behind them, and their penalty.
+
+Use :class:`LMKANBlock` to build networks: it standardises and bounds its inputs, as the grid of an
+lmKAN layer expects. Use :class:`LMKANLinear`, the layer alone, where inputs are already
+standardised and bounded, or in place of an ``nn.Linear`` whose surroundings see to that.
 
 =================== ==============================================================================
 module              what
 =================== ==============================================================================
-``exchange``        calls the core on tensors: shared memory, torch's stream and allocator
-``operators``       ``torch.ops.lmkan_cupy``: kernels, fake kernels, derivatives, autocast, vmap
-``plain_torch``     ``engine="torch"``: the same function in torch's own operations
-``functional``      ``lmkan``: checks, chooses the engine
-``layers``          what layers share, ``LMKANLinear``, ``LMKANBlock``
+``layers``          ``LMKANLinear``, ``LMKANBlock``, and what layers share
 ``convolution``     ``LMKANConv2d``
+``functional``      ``lmkan``: checks its arguments and chooses the engine
+``operators``       ``torch.ops.lmkan_cupy``: kernels, fake kernels, derivatives, autocast, vmap
+``dispatch``        calls of these operators that go around torch's dispatcher
+``exchange``        calls the core on tensors: shared memory, torch's stream and allocator
+``plain_torch``     ``engine="torch"``: the same function in torch's own operations
 ``authors_layer``   ``LMKAN2DLayer``, for checkpoints of the authors' package
 ``replacement``     ``replace_linear``: from a network of linear layers to lmKAN layers
-``schedule``        the penalty's weight in the course of a fit
-``sharding``        sharded tensors, ``ColumnParallel``
+``schedule``        ``HessianSchedule``: the penalty's weight and the learning rate, step by step
+``training``        the training loop of ``fit`` and the estimators; imported only on demand
+``sharding``        ``ColumnParallel``, a layer in parts; imported only on demand
+``sharding_rules``  how the operators compute on sharded tensors; imported only on demand
 ``plots``           pictures of learned functions
 =================== ==============================================================================
 """

@@ -1,4 +1,7 @@
-"""The class of the authors' package, https://github.com/schwallergroup/lmkan: its checkpoints."""
+"""The layer of the authors' package, for its checkpoints.
+
+https://github.com/schwallergroup/lmkan
+"""
 
 from typing import Any
 
@@ -12,7 +15,7 @@ from . import functional
 from .functional import Engine
 from .layers import TablesModule
 
-#: Arguments that fit the authors' kernels to a GPU. Here the library chooses for itself.
+#: Arguments that fit the authors' kernels to a GPU; this library chooses for itself.
 _TILE_ARGUMENTS = {
     "block_size_forward",
     "block_size_backward",
@@ -25,13 +28,13 @@ _TILE_ARGUMENTS = {
 class LMKAN2DLayer(TablesModule):
     """A layer with the interface and the ``state_dict`` of the authors' class: batch last.
 
-    Their tables are stored with the pairs last, so every call copies them: for new models use
-    :class:`LMKANLinear`, with ``tables = func_parameter.permute(3, 0, 1, 2)``.
+    The authors store tables with the pairs last, so every call copies them. For new models use
+    :class:`LMKANLinear`; its ``tables`` are ``func_parameter.permute(3, 0, 1, 2)``.
 
     Parameters
     ----------
     num_grids, input_dim, output_dim : int
-        G >= 3; I, which must be even; and O. Otherwise of any size.
+        Grid intervals G >= 3, inputs I, which must be even, and outputs O.
     init_scale : float
         The tables are drawn from U(-a, a), ``a = init_scale / sqrt(input_dim)``.
     engine : {None, "torch"}
@@ -97,7 +100,7 @@ class LMKAN2DLayer(TablesModule):
         return functional.lmkan(x.T, self.tables, engine=self.engine).T
 
     def get_hessian_regularization(self) -> Tensor:
-        """Return the roughness of the tables, as the authors name it."""
+        """Return the Hessian penalty, under the authors' name."""
         return self.hessian_penalty()
 
     def extra_repr(self) -> str:
@@ -109,7 +112,7 @@ class LMKAN2DLayer(TablesModule):
 
 
 def _check_borders(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Refuse tables on other knots, to the rounding of the arithmetic that made them."""
+    """Refuse tables on other knots; knots may differ by rounding."""
     borders = state.get(f"{prefix}borders")
     if borders is None or borders.shape != module.borders.shape:
         return  # torch itself says what is wrong

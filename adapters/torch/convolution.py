@@ -14,19 +14,19 @@ from .layers import Layer, Residual
 class LMKANConv2d(Layer):
     """An lmKAN layer applied to every window of an image, ``[N, C, H, W] -> [N, O, H', W']``.
 
-    It equals :class:`LMKANLinear` on the columns of ``nn.functional.unfold``. Windows are gathered
-    into one array of ``N H' W'`` samples with ``C kh kw`` features, except those of one pixel.
+    It equals :class:`LMKANLinear` on the columns of ``nn.functional.unfold``. Windows are copied
+    into one array of ``N H' W'`` samples with ``C kh kw`` features, unless a window is one pixel.
 
     Parameters
     ----------
     in_channels, out_channels : int
         Sizes C and O.
     kernel_size, stride, padding, dilation : int or (int, int)
-        As of ``nn.Conv2d``; ``padding`` is with zeros, or "same" or "valid".
+        As in ``nn.Conv2d``; ``padding`` is with zeros, and may be "same" or "valid".
     groups : int
-        Divides channels of input and output: every group has tables of its own.
+        Splits the channels of input and output into so many groups with tables of their own.
     num_grids, residual, init_scale, engine, device, dtype
-        As of :class:`LMKANLinear`; the residual branch is a convolution.
+        As in :class:`LMKANLinear`; the residual branch is a convolution.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ class LMKANConv2d(Layer):
         self._margins = self._margins_of(padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``[N, O, H', W']`` for ``x [N, C, H, W]``, or both without N."""
+        """Return ``[N, O, H', W']`` for ``x [N, C, H, W]``; both may lack the axis N."""
         if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
             raise ValueError(
                 f"LMKANConv2d: x must have shape [N, {self.in_channels}, H, W] or "
@@ -106,7 +106,7 @@ class LMKANConv2d(Layer):
         return y if x.ndim == 4 else y[0]
 
     def _windows(self, images: Tensor) -> Tensor:
-        """Return the windows [N, H', W', C kh kw]: a view where a window is one pixel."""
+        """Return the windows [N, H', W', C kh kw], a view if a window is one pixel."""
         for axis, size, step, gap in zip(
             (2, 3), self.kernel_size, self.stride, self.dilation, strict=True
         ):
@@ -120,7 +120,7 @@ class LMKANConv2d(Layer):
         return images.permute(0, 2, 3, 1, 4, 5).flatten(3)
 
     def _margins_of(self, padding: Any) -> tuple[int, int, int, int]:
-        """Return the pixels added left, right, above and below."""
+        """Return the numbers of pixels added left, right, above and below."""
         if padding == "valid":
             return (0, 0, 0, 0)
         if padding != "same":
@@ -153,7 +153,7 @@ class LMKANConv2d(Layer):
 
 
 def _pair(name: str, value: Any, *, at_least: int) -> tuple[int, int]:
-    """Return a number for both axes twice, and a pair as it is."""
+    """Return two numbers, one per axis, from one for both or a pair."""
     pair = value if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(isinstance(each, int) and each >= at_least for each in pair):
         raise ValueError(

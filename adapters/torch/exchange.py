@@ -1,4 +1,4 @@
-"""Functions of the core on tensors: arrays over the same memory, torch's stream, torch's memory."""
+"""Calls the core on tensors: as arrays over the same memory, on torch's stream and allocator."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,21 +13,21 @@ from torch.utils.dlpack import from_dlpack
 
 from lmkan_cupy import allocation
 from lmkan_cupy.array_library import Array
-from lmkan_cupy.configuration import cuda_obstacle
+from lmkan_cupy.installation import cuda_obstacle
 
 
 def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Call a function of the core on tensors.
 
-    CUDA tensors are computed on torch's current stream of their device, and whatever is allocated,
-    by the core or by CuPy, is torch's.
+    CUDA tensors are computed on torch's current stream of their device. Whatever the core or CuPy
+    allocates comes from torch.
 
     Parameters
     ----------
     function : callable
-        Of arrays, numbers and None; returns an array or a tuple of arrays and None.
+        Takes arrays, numbers and None; returns an array or a tuple of arrays and None.
     *arguments, **options
-        What it takes, with tensors, all on one device, in place of arrays.
+        Its arguments, with tensors in place of arrays, all on one device.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         return memory.tensor(results)
 
 
-#: Does nothing; to make one takes longer than to enter it.
+#: A context that does nothing, made once, since making it takes longer than entering it.
 _NO_CHANGE = nullcontext()
 
 
@@ -59,7 +59,7 @@ class _Memory:
         self._allocated: dict[int, tuple[Array, Tensor]] = {}  # by the id of the array
 
     def in_use(self) -> AbstractContextManager[Any]:
-        """Return a context in which CuPy works where torch does, with torch's memory."""
+        """Return a context in which CuPy uses torch's stream and torch's memory."""
         return _NO_CHANGE if self.device.type == "cpu" else _cupy_joins_torch(self.device)
 
     def array(self, tensor: Tensor) -> Array:
@@ -71,24 +71,24 @@ class _Memory:
         return cupy_array(tensor, self.device.index)
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:
-        """Serve :mod:`lmkan_cupy.allocation`."""
+        """Allocate for :mod:`lmkan_cupy.allocation`."""
         tensor = torch.empty(shape, dtype=_torch_dtype(dtype), device=self.device)
         array = self.array(tensor)
         self._allocated[id(array)] = array, tensor
         return array
 
     def tensor(self, array: Array) -> Tensor:
-        """Return the tensor that an array was allocated as, else one over its memory."""
+        """Return the tensor as which an array was allocated, else one over its memory."""
         if id(array) in self._allocated:
             return self._allocated[id(array)][1]
         return from_dlpack(array)
 
 
 class _ArrayInterface:
-    """What NumPy needs to see the memory of a contiguous tensor, which it keeps alive.
+    """Shows NumPy the memory of a contiguous tensor, and keeps the tensor alive.
 
-    By address: DLPack takes twice as long, and from ``tensor.numpy()`` on the storage could not be
-    resized any more, by which FSDP frees it.
+    The address is passed on because DLPack takes twice as long, and because after
+    ``tensor.numpy()`` the storage could not be resized any more, which FSDP does to free it.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -106,14 +106,14 @@ def _cupy_joins_torch(device: torch.device) -> AbstractContextManager[Any]:
     cuda, index = _cupy().cuda, device.index
 
     def allocate(size: int) -> Any:
-        """Serve what CuPy allocates by itself."""
+        """Allocate what CuPy itself asks for."""
         return _pointer(torch.empty(size, dtype=torch.uint8, device=device), index)
 
     memory: AbstractContextManager[Any] = cuda.using_allocator(allocate)
     if cuda.runtime.getDevice() == index:
-        # By address, as torch takes some microseconds to make a stream of it.
+        # Addresses are compared, since torch takes microseconds to make a stream object.
         stream = torch._C._cuda_getCurrentRawStream(index)
-        if cuda.get_current_stream().ptr == stream:  # they mostly are where they should be
+        if cuda.get_current_stream().ptr == stream:  # mostly CuPy is on it already
             return memory
     return _on_torch_stream(device, memory)
 
@@ -121,7 +121,7 @@ def _cupy_joins_torch(device: torch.device) -> AbstractContextManager[Any]:
 @contextmanager
 def _on_torch_stream(device: torch.device, memory: AbstractContextManager[Any]) -> Iterator[None]:
     with (
-        torch.cuda.device(device.index),  # first: CuPy takes a stream for one of this device
+        torch.cuda.device(device.index),  # first: CuPy takes a stream to be on the current device
         _cupy().cuda.Stream.from_external(torch.cuda.current_stream(device)),
         memory,
     ):
@@ -130,14 +130,14 @@ def _on_torch_stream(device: torch.device, memory: AbstractContextManager[Any]) 
 
 @cache
 def _cupy() -> Any:
-    """CuPy, which must not be imported before it is needed."""
+    """Return CuPy, which must not be imported before it is needed."""
     return import_module("cupy")
 
 
 def cupy_array(tensor: Tensor, device_index: int) -> Array:
     """Return a CuPy array over the memory of a contiguous tensor.
 
-    By address: DLPack gives the same at several times the cost.
+    Made from its address: DLPack gives the same and takes several times as long.
     """
     pointer = _pointer(tensor, device_index)
     array: Array = _cupy().ndarray(tuple(tensor.shape), _numpy_dtype(tensor.dtype), pointer)
@@ -145,7 +145,7 @@ def cupy_array(tensor: Tensor, device_index: int) -> Array:
 
 
 def _pointer(tensor: Tensor, device_index: int) -> Any:
-    """Return CuPy's pointer to the memory of a tensor, which it keeps alive."""
+    """Return CuPy's pointer to the memory of a tensor, and keep the tensor alive with it."""
     cuda = _cupy().cuda
     memory = cuda.UnownedMemory(tensor.data_ptr(), tensor.nbytes, tensor, device_index)
     return cuda.MemoryPointer(memory, 0)

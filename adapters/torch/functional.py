@@ -1,4 +1,4 @@
-"""``lmkan`` and the penalty as functions of tensors: check, choose the engine, run."""
+"""``lmkan`` and the penalty as functions of tensors: they check, choose the engine and run it."""
 
 from typing import Literal, TypeAlias
 
@@ -10,7 +10,7 @@ from . import operators, plain_torch
 #: None computes on the engine of the tensors' device, "torch" in plain torch operations.
 Engine: TypeAlias = Literal["torch"] | None
 
-#: Device types with an engine. Meta tensors have shapes only, which every device computes.
+#: Device types with an engine. Meta tensors have only shapes, which need none.
 _DEVICES = ("cpu", "cuda", "meta")
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -24,12 +24,12 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     x : Tensor [..., I]
         float32 or float64.
     tables : Tensor [P, S, S, O]
-        On the device of ``x`` and in its dtype, or float16 or bfloat16 with float32 ``x``: summed
-        in float32, and on the CPU widened to it.
+        On the device of ``x`` and in its dtype, or float16 or bfloat16 with float32 ``x``. Half
+        tables are summed in float32; on the CPU they are widened to float32 first.
     engine : {None, "torch"}
-        None computes on the engine of the tensors' device, CPU or CUDA. "torch" is the same
-        function in torch's own operations, for other devices: slower, with more memory, and
-        differentiable as often as one likes. ``torch.onnx.export`` gets it in any case.
+        None computes on the engine of the tensors' device, CPU or CUDA. "torch" computes the same
+        function in torch's own operations, for other devices. It is slower, takes more memory and
+        can be differentiated any number of times. ``torch.onnx.export`` always gets it.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     TypeError, ValueError
         If dtypes, shapes or devices do not fit: see :func:`lmkan_cupy.forward`.
     RuntimeError
-        If the CUDA engine cannot run; the text says what to do.
+        If the CUDA engine cannot run; the message says what to do.
     """
     check_engine("lmkan", engine)
     _check_same_device(x, tables)
@@ -56,24 +56,24 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
 def hessian_penalty_of(tables: Tensor, *, engine: Engine = None) -> Tensor:
     """Return the roughness of tables, differentiable twice: :func:`lmkan_cupy.hessian_penalty`.
 
-    Its gradient comes from the same pass over the tables, where there will be one, and is kept.
+    If tables require a gradient, it is computed in the same pass and kept for the backward.
     """
     if engine == "torch":
         return plain_torch.hessian_penalty(tables)
     check_device("tables", tables)
     need_grad = torch.is_grad_enabled() and tables.requires_grad
     penalty, _ = operators.hessian_penalty(as_engine_takes(tables), need_grad)
-    # A loss is a plain tensor: of sharded tables, whose penalty is a DTensor, the sum of all parts.
+    # The penalty of sharded tables is a DTensor; a loss needs a plain tensor, the sum of its parts.
     return penalty.full_tensor() if hasattr(penalty, "full_tensor") else penalty
 
 
 def as_engine_takes(tables: Tensor) -> Tensor:
-    """Return tables, widened if they are half ones on the CPU."""
+    """Return tables as an engine takes them: half tables on the CPU widened to float32."""
     return tables.float() if tables.dtype in _HALF and tables.device.type == "cpu" else tables
 
 
 def _to_onnx() -> bool:
-    """Tell whether this is traced for ONNX, which knows standard operators only."""
+    """Tell whether this is traced for ONNX, which knows only standard operators."""
     return torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
 
 

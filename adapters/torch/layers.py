@@ -1,4 +1,4 @@
-"""Modules: the layer that stands where ``nn.Linear`` stands, and the safe block around it."""
+"""Modules: ``LMKANLinear``, in place of ``nn.Linear``, and ``LMKANBlock``, the safe block."""
 
 import math
 from typing import Any, Literal, TypeAlias
@@ -14,15 +14,21 @@ from lmkan_cupy.tables import init_bound, tables_shape
 from . import exchange, functional
 from .functional import Engine
 
-#: Branch beside the tables.
+#: The branch beside the tables.
 Residual: TypeAlias = Literal["linear", "relu"] | None
 
 
 def hessian_penalty(module: nn.Module) -> Tensor:
-    """Return the sum of the Hessian penalties of all lmKAN layers of a model, 0 for none.
+    """Return the sum of the Hessian penalties of all lmKAN layers of a model, 0 if it has none.
 
-    Where tables require a gradient, it comes from the same pass over them as the value and is kept
-    until the backward: as many bytes as tables in float32, or in float64 if they are.
+    The penalty is the roughness of the inner functions: sums of their squared second derivatives,
+    :func:`lmkan_cupy.hessian_penalty`. Add it to the loss, times a weight: it smooths the functions
+    and determines them where there are no data. The more data, the less weight it needs;
+    :class:`HessianSchedule` lets the weight fall during a training.
+
+    Where tables require a gradient, the gradient is computed in the same pass as the value and kept
+    until the backward pass. It takes as many bytes as the tables in float32, or in float64 if they
+    are float64.
     """
     layers = [each for each in module.modules() if isinstance(each, TablesModule)]
     penalties = [each.hessian_penalty() for each in layers]
@@ -46,23 +52,23 @@ class TablesModule(nn.Module):
         return functional.hessian_penalty_of(tables, engine=self.engine)
 
     def engine_name(self) -> str:
-        """Return what computes: the device's engine, or plain torch."""
+        """Return the name of what computes the layer: a device's engine, or plain torch."""
         return self.engine or self.tables.device.type
 
 
 class Layer(TablesModule):
-    """What the layers share: parameters, folding, refining.
+    """What :class:`LMKANLinear` and ``LMKANConv2d`` share: parameters, folding, refining.
 
     Parameters
     ----------
-    in_features, out_features, num_grids
-        Of one group: a function of so many features.
+    in_features, out_features, num_grids : int
+        Sizes of one group.
     groups : tuple of int
         Leading axes of the tables.
     kernel_size : tuple of int
-        Trailing axes of the branch's weight; with them it has ``in_features`` elements per output.
+        Trailing axes of the branch's weight, which has ``in_features`` elements per output.
     residual, init_scale, engine, device, dtype
-        As of :class:`LMKANLinear`.
+        As in :class:`LMKANLinear`.
     """
 
     tables: nn.Parameter
@@ -105,7 +111,7 @@ class Layer(TablesModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new parameters; the branch is drawn as torch's own layers draw theirs."""
+        """Draw new parameters; those of the branch as torch's own layers draw theirs."""
         bound = init_bound(self._features, self.init_scale)
         nn.init.uniform_(self.tables, -bound, bound)
         for parameter in (self.weight, self.bias):
@@ -115,7 +121,11 @@ class Layer(TablesModule):
 
     @torch.no_grad()
     def fold_(self) -> Self:
-        """Absorb the residual branch into the tables, in place, and remove it."""
+        """Add the residual branch to the tables, in place, and remove it.
+
+        The layer computes the same function as before, up to rounding, and costs less: see
+        ``residual`` of :class:`LMKANLinear`.
+        """
         if self.weight is not None and self.bias is not None:
             fold = lmkan_cupy.fold_relu if self.residual == "relu" else lmkan_cupy.fold_linear
             groups = self.tables.reshape(-1, *self.tables.shape[-4:])
@@ -128,11 +138,16 @@ class Layer(TablesModule):
 
     @torch.no_grad()
     def refine_(self, num_grids: int, optimizer: torch.optim.Optimizer | None = None) -> Self:
-        """Go over to another grid, in place: :func:`lmkan_cupy.refine`.
+        """Move to a grid of ``num_grids`` intervals, in place: :func:`lmkan_cupy.refine`.
 
-        ``tables`` stays the same Parameter, so an optimiser keeps it; pass the ``optimizer`` to
-        have its moments resampled too, else its next step fails on their old shape. Call it between
-        steps: no backward goes through a forward on the old grid any more.
+        ``tables`` stays the same Parameter, so an optimiser keeps it. Pass the ``optimizer``, if
+        there is one, to have its moments resampled too; otherwise its next step fails on their old
+        shape. Call it between steps: a forward on the old grid has no backward any more.
+
+        Raises
+        ------
+        ValueError
+            If the grid is too coarse, or odd where there is a ReLU branch.
         """
         _check_residual("refine_", self.residual, num_grids)
         states = optimizer.state.get(self.tables, {}) if optimizer is not None else {}
@@ -150,14 +165,15 @@ class Layer(TablesModule):
         )
 
     def _activation(self, x: Tensor) -> Tensor:
-        """Return what the branch's weight is applied to."""
+        """Return the input of the branch's weight."""
         return torch.relu(x) if self.residual == "relu" else x
 
 
 class LMKANLinear(Layer):
-    """An lmKAN layer that stands where ``nn.Linear`` stands, ``[..., I] -> [..., O]``.
+    """An lmKAN layer in place of ``nn.Linear``, ``[..., I] -> [..., O]``.
 
-    Inputs should be standardised and bounded: see :class:`LMKANBlock`.
+    Its inputs should be standardised and bounded; :class:`LMKANBlock` does that, so prefer it
+    wherever nothing else does.
 
     Parameters
     ----------
@@ -166,14 +182,19 @@ class LMKANLinear(Layer):
     num_grids : int
         Grid intervals per axis, G >= 3; the paper advises to start with 8 to 10.
     residual : {None, "linear", "relu"}
-        A branch ``weight @ act(x) + bias`` added to the output, which steadies the early training;
-        :meth:`fold_` absorbs it into the tables ("relu" needs an even ``num_grids``).
+        A branch ``weight @ act(x) + bias`` that is added to the output, where ``act`` is the
+        identity or ReLU. A network with branches starts close to a linear or ReLU network and
+        trains better; "linear" did best (``bench/results/procedure.md``). After the training
+        :meth:`fold_` adds the branch to the tables, so that it costs nothing in inference. That is
+        exact: the branch is a sum of functions of one input each, which are linear between the
+        knots, and tables hold every such function. ReLU bends at 0, so "relu" needs a knot there:
+        an even ``num_grids``.
     init_scale : float
         The tables are drawn from U(-a, a), ``a = init_scale / sqrt(in_features)``.
     engine : {None, "torch"}
         None computes on the engine of the device, see :func:`lmkan`.
     device, dtype
-        Of the parameters.
+        Device and dtype of the parameters.
 
     Attributes
     ----------
@@ -181,6 +202,11 @@ class LMKANLinear(Layer):
         Values of the inner functions at the knots, P = ceil(I / 2), S = G + 1.
     weight, bias : Parameter [O, I] and [O], or None
         The residual branch.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size, ``residual`` or ``engine`` is out of range.
     """
 
     def __init__(
@@ -228,17 +254,20 @@ class LMKANLinear(Layer):
 
 
 class LMKANBlock(nn.Module):
-    """The safe building block: batch normalisation, bounds, :class:`LMKANLinear`.
+    """The safe building block: batch normalisation, bounds, then :class:`LMKANLinear`.
 
-    The grid expects standardised inputs. A bilinear function goes on quadratically in its pair, so
-    one outlier can ruin a deep network's output: inputs are cut at ``+-bound``.
+    Build networks from blocks. The grid of an lmKAN layer is made for standardised inputs, which
+    batch normalisation gives it. Outside the grid the functions continue as bilinear ones, which
+    grow quadratically along the diagonals of a pair, so in a deep network a single outlier can ruin
+    the output; therefore the inputs are cut at ``+-bound``. Take :class:`LMKANLinear` alone only
+    where the inputs are known to be standardised and bounded.
 
     Parameters
     ----------
     in_features, out_features, num_grids
         As in :class:`LMKANLinear`.
     bound : float or None
-        In standard deviations; None leaves the inputs unbounded.
+        Where inputs are cut, in standard deviations; None leaves them unbounded.
     **layer_arguments
         Further arguments of :class:`LMKANLinear`.
     """
@@ -265,7 +294,7 @@ class LMKANBlock(nn.Module):
         self.layer = LMKANLinear(in_features, out_features, num_grids, **layer_arguments)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``y [..., O]`` for ``x [..., I]``; statistics are taken over all leading axes."""
+        """Return ``y [..., O]`` for ``x [..., I]``; the statistics are over all leading axes."""
         normed = self.norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
         y: Tensor = self.layer(self.bound(normed))
         return y
@@ -282,8 +311,9 @@ def _refined(tables: Tensor, num_grids: int) -> Tensor:
 def _resampled(moments: Tensor, num_grids: int) -> Tensor:
     """Return an optimiser's moments ``[..., S, S, O]`` at the knots of another grid.
 
-    Unlike tables they are not extrapolated: every new one is a mean of old ones. So a mean of
-    squares stays at least the square of the mean, and Adam's next step as small as the last.
+    Unlike tables they are not extrapolated: every new moment is a weighted mean of old ones. So a
+    mean of squares stays at least the square of the mean, and Adam's next step as small as its
+    last.
     """
     old = lmkan_cupy.sigma_grid(moments.shape[-2] - 1, dtype="float64")
     new = lmkan_cupy.sigma_grid(num_grids, dtype="float64")
@@ -291,11 +321,11 @@ def _resampled(moments: Tensor, num_grids: int) -> Tensor:
     wide = _widened(moments)
     weights = weights.to(wide)  # [S, new S]
     resampled = torch.einsum("...ijo,ik,jl->...klo", wide, weights, weights).to(moments.dtype)
-    return resampled.contiguous()  # as the tables: fused optimisers want that
+    return resampled.contiguous()  # as the tables are: fused optimisers need it
 
 
 def _widened(tensor: Tensor) -> Tensor:
-    """Return a tensor in the dtype of sums."""
+    """Return a tensor in the dtype that its sums are computed in, float32 or float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 

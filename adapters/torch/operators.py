@@ -1,15 +1,11 @@
-"""The operators ``torch.ops.lmkan_cupy``: what the core computes, made known to torch.
+"""The operators ``torch.ops.lmkan_cupy``: the functions of the core, registered with torch.
 
-For each, torch learns a kernel, the shapes and dtypes of its results, its derivative and what vmap
-makes of it; the table at the end of this file has them all. They are defined by schema and not by
-``torch.library.custom_op``, which was measured to cost more per call.
+For each operator torch is told its kernel, the shapes and dtypes of its results, its derivative and
+its rule for vmap; the table ``_OPERATORS`` lists them. Operators are defined by their schema and
+not by ``torch.library.custom_op``, which costs more time per call.
 """
 
-import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from importlib import import_module
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +14,7 @@ from torch import Tensor
 import lmkan_cupy
 from lmkan_cupy import array_checks
 
-from . import exchange
+from . import dispatch, exchange
 from .exchange import dtype_name
 
 # --- Kernels --------------------------------------------------------------------------------------
@@ -34,7 +30,7 @@ def _backward(
     grad_x, grad_tables = exchange.run(
         lmkan_cupy.backward, grad_y, x, tables, need_x=need_x, need_tables=need_tables
     )
-    # An operator returns tensors only: an empty one of as many axes stands for what is not needed.
+    # An operator returns only tensors: an empty one with as many axes stands for "not needed".
     return (
         x.new_empty([0] * x.ndim) if grad_x is None else grad_x,
         x.new_empty([0] * tables.ndim) if grad_tables is None else grad_tables,
@@ -54,7 +50,7 @@ def _hessian_penalty(tables: Tensor, need_grad: bool) -> Any:
     return penalty, penalty.new_empty([0] * tables.ndim)
 
 
-# --- Shapes and dtypes alone, for compilers, fake and meta tensors --------------------------------
+# --- Shapes and dtypes only, for compilers, fake and meta tensors ---------------------------------
 
 
 def _forward_like(x: Tensor, tables: Tensor) -> Tensor:
@@ -155,10 +151,10 @@ def _hessian_penalty_vjp(
 def under_autocast(
     evaluate: Callable[[Tensor, Tensor], Tensor], x: Tensor, tables: Tensor
 ) -> Tensor:
-    """Evaluate a layer as autocast wants it.
+    """Evaluate a layer by the rules of autocast.
 
-    ``x`` goes in as float32, ``tables`` in the autocast dtype on CUDA and as float32 elsewhere,
-    ``y`` comes out in the autocast dtype. As everywhere in torch, float64 is left alone.
+    ``x`` is computed in float32, ``tables`` in the autocast dtype on CUDA and in float32 elsewhere,
+    and ``y`` has the autocast dtype. As everywhere in torch, float64 is left alone.
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device)
@@ -177,12 +173,12 @@ def _forward_under_autocast(x: Tensor, tables: Tensor) -> Tensor:
 
 
 def _in_front(tensor: Tensor, axis: int | None, size: int) -> Tensor:
-    """Return a tensor whose mapped axis, repeated where there is none, comes first."""
+    """Return a tensor with its mapped axis first; a tensor without one is repeated along it."""
     return tensor.expand(size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
 
 
 def _one_by_one(operator: Callable[..., Any], info: Any, axes: Any, arguments: Any) -> Any:
-    """Return what an operator gives for each member of the mapped axes, stacked."""
+    """Return the stacked results of an operator for each index along the mapped axes."""
     members = [
         [
             each if axis is None else each.select(axis, index)
@@ -198,7 +194,7 @@ def _one_by_one(operator: Callable[..., Any], info: Any, axes: Any, arguments: A
 
 def _forward_vmap(info: Any, axes: Any, x: Tensor, tables: Tensor) -> Any:
     x_axis, tables_axis = axes
-    if tables_axis is None:  # samples have any number of leading axes
+    if tables_axis is None:  # samples may have any number of leading axes
         return forward(x.movedim(x_axis, 0), tables), 0
     return _one_by_one(forward, info, axes, (x, tables))
 
@@ -228,7 +224,11 @@ def _hessian_penalty_vmap(info: Any, axes: Any, *arguments: Any) -> Any:
 
 
 class _Operator(NamedTuple):
-    """What torch has to know; ``vjp`` is the derivative, from what ``saved`` kept."""
+    """What torch is told about an operator.
+
+    ``like`` gives results of the right shapes and dtypes without values; ``vjp`` is the derivative
+    (vector-Jacobian product), from what ``saved`` kept of a call.
+    """
 
     schema: str
     kernel: Callable[..., Any]
@@ -263,7 +263,7 @@ _OPERATORS = {
 
 
 def _register() -> Any:
-    """Make the operators known, as long as the library that is returned lives."""
+    """Register the operators; they exist as long as the returned library does."""
     to: Any = torch.library
     library = to.Library("lmkan_cupy", "DEF")
     for name, operator in _OPERATORS.items():
@@ -279,98 +279,10 @@ def _register() -> Any:
     return library
 
 
-@cache
-def _register_sharding() -> None:
-    import_module(f"{__package__}.sharding")
-
-
 def _call(name: str) -> Callable[..., Any]:
-    """Return what calls an operator in the cheapest way that torch's state allows.
-
-    Where its dispatcher would do nothing but go to autograd and then to the kernel, that is done
-    here: a round trip through the dispatcher and Python takes longer than a small kernel.
-    """
-    overload = getattr(torch.ops.lmkan_cupy, name).default
-    operator = _OPERATORS[name]
-
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        output = operator.kernel(*arguments)
-        operator.saved(ctx, arguments, output)
-        return output
-
-    # With `setup_context`, which torch.func needs, each call would look at the signature.
-    recorded = _function(name, forward=forward, backward=operator.vjp)
-    transformed = _function(
-        name,
-        forward=overload,
-        setup_context=operator.saved,
-        backward=operator.vjp,
-        vmap=operator.vmap,
-    )
-
-    def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return overload(*arguments)
-        tensors = [each for each in arguments if isinstance(each, Tensor)]
-        if _nothing_to_dispatch(tensors):
-            if torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
-                return recorded.apply(*arguments)
-            return operator.kernel(*arguments)
-        if "torch.distributed.tensor" in sys.modules:  # else there is no DTensor
-            _register_sharding()
-        if torch._C._are_functorch_transforms_active():
-            # They differentiate an `autograd.Function` but no operator that is registered from
-            # Python, and in `torch.compile` neither: there they need `engine="torch"`.
-            return transformed.apply(*arguments)
-        return overload(*arguments)
-
-    return call
-
-
-def _function(name: str, **methods: Callable[..., Any]) -> Any:
-    """Return an ``autograd.Function`` of these methods."""
-    static = {method: staticmethod(each) for method, each in methods.items()}
-    return type(f"lmkan_cupy_{name}", (torch.autograd.Function,), static)
-
-
-def _state() -> tuple[int, int]:
-    """Return what modes, transforms, autocast and tracing change for a thread's operators."""
-    included = torch._C._dispatch_tls_local_include_set()
-    return included.raw_repr(), torch._C._dispatch_tls_local_exclude_set().raw_repr()
-
-
-def _in_new_thread(function: Callable[[], Any]) -> tuple[Any, Any]:
-    """Return what a function gives where nothing is changed, and in inference mode."""
-    with ThreadPoolExecutor(1) as thread:
-        usual, inference = (
-            thread.submit(each).result() for each in (function, torch.inference_mode()(function))
-        )
-    return usual, inference
-
-
-_USUAL_STATES = _in_new_thread(_state)
-
-
-@cache
-def _usual_keys(device: torch.device) -> tuple[int, int]:
-    """Return the dispatch keys of tensors that are their memory on a device and nothing else.
-
-    Those of a subclass, with a mapped axis, still to be negated, ... have others.
-    """
-    return _in_new_thread(lambda: torch._C._dispatch_keys(torch.empty(0, device=device)).raw_repr())
-
-
-def _nothing_to_dispatch(tensors: Sequence[Tensor]) -> bool:
-    """Tell whether an operator on these would be autograd and a kernel of the engine, no more."""
-    device = tensors[0].device
-    if (
-        device.type not in ("cpu", "cuda")
-        or _state() not in _USUAL_STATES
-        or torch._C._len_torch_function_stack()
-    ):
-        return False
-    usual = _usual_keys(device)
-    return all(torch._C._dispatch_keys(each).raw_repr() in usual for each in tensors)
+    """Return a function that calls an operator the cheapest way, see :mod:`.dispatch`."""
+    _, kernel, _, vjp, saved, vmap = _OPERATORS[name]
+    return dispatch.call(name, kernel=kernel, vjp=vjp, saved=saved, vmap=vmap)
 
 
 _library = _register()

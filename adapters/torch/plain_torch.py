@@ -1,7 +1,8 @@
-"""The engine "torch": a layer and its penalty in plain torch operations, by gather and weights.
+"""The engine "torch": a layer and its penalty in plain torch operations.
 
-For devices and exporters that have nothing but torch, and as an independent check. Differentiable
-any number of times; autograd keeps the four rows of every sample and pair, ``4 [B, P, O]``.
+It gathers the four corners of every sample's cell and adds them with their weights. It serves
+devices and exporters that have nothing but torch, and independent checks. It can be differentiated
+any number of times; autograd keeps four rows per sample and pair, ``4 [B, P, O]``.
 """
 
 import operator
@@ -69,7 +70,10 @@ def hessian_penalty(tables: Tensor) -> Tensor:
 
 
 def _locate(x: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cell and position of coordinates: :func:`lmkan_cupy.grid.locate` for tensors."""
+    """Return the cells of coordinates and their positions in them, in [0, 1] inside the grid.
+
+    The same as :func:`lmkan_cupy.grid.locate`, for tensors.
+    """
     num_grids = len(knots) - 1
     tail = 0.5 * torch.exp(-x.abs())
     position = num_grids * torch.where(x > 0, 1 - tail, tail)
@@ -81,13 +85,13 @@ def _locate(x: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
 
 def _knots(num_knots: int, like: Tensor) -> Tensor:
     """Return the knots [S] as a constant on the device of a tensor and in its dtype."""
-    # A compiler that takes sizes for symbols has to commit itself to this one.
+    # A compiler that keeps sizes symbolic has to fix this one.
     values = _knot_values(operator.index(num_knots), like.dtype)
     return torch.tensor(values, dtype=like.dtype, device=like.device)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _knot_values(num_knots: int, dtype: torch.dtype) -> list[float]:
-    """Return the knots as numbers, which are constants to compilers and exporters."""
+    """Return the knots as numbers, which compilers and exporters take as constants."""
     values: list[float] = sigma_grid(num_knots - 1, dtype=dtype_name(dtype)).tolist()
     return values

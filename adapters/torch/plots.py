@@ -1,6 +1,6 @@
-"""Pictures of what a layer has learned, with the density of its inputs over them.
+"""Pictures of the functions that a layer has learned, with the density of its inputs on top.
 
-They need matplotlib: ``pip install 'lmkan-cupy[plot]'``.
+They need matplotlib, the extra ``plot``.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: Points per axis of a function, and most bins per axis of the data.
 _POINTS, _MOST_BINS = 101, 30
 
-#: Shares of the samples that the lines of their density enclose.
+#: Shares of the samples that the density lines enclose.
 _SHARES = (0.95, 0.5)
 
 
@@ -36,17 +36,18 @@ def plot_function(
 ) -> "Axes":
     """Draw an inner function ``f[pair, output](x1, x2)`` as a map over its two inputs.
 
-    The small ticks are the knots. The map reaches to the outermost ones, or as far as the data do.
+    The small ticks are the knots. The map reaches to the outermost knots, or further if the data
+    do.
 
     Parameters
     ----------
     layer : LMKANLinear, LMKANConv2d or LMKAN2DLayer
-        Pairs of a layer with groups count through all of them.
+        In a layer with groups the pairs of all groups are counted through.
     pair, output : int
         Which function, counted from 0.
     data : Tensor or array [..., I], optional
-        Inputs of the layer. White lines enclose half of them, and 95 %: where there are none, the
-        penalty alone determines the function.
+        Inputs of the layer. White lines enclose 50 % and 95 % of them; where there are none, only
+        the Hessian penalty determines the function.
     ax : Axes, optional
         Where to draw; None makes a new figure.
 
@@ -92,7 +93,7 @@ def plot_function(
 def plot_layer(
     layer: TablesModule, *, data: Tensor | ArrayLike | None = None, most: int = 9
 ) -> "Figure":
-    """Draw the functions of a layer that bend most, by their part of the Hessian penalty.
+    """Draw the functions of a layer that bend most, that is, add most to the Hessian penalty.
 
     Parameters
     ----------
@@ -130,14 +131,14 @@ def plot_layer(
 
 
 def _roughness(tables: NDArray[Any]) -> NDArray[Any]:
-    """Return the part [P, O] of every function in the penalty: a quadratic form is T dR/dT / 2."""
+    """Return what every function adds [P, O] to the penalty R; a quadratic form is T dR/dT / 2."""
     gradient = lmkan_cupy.hessian_penalty_grad(tables)
     parts: NDArray[Any] = np.einsum("pijo,pijo->po", tables, gradient) / 2
     return parts
 
 
 def _draw_density(ax: "Axes", samples: NDArray[Any], far: float) -> None:
-    """Draw lines around the densest bins that hold such shares of the samples [B, 2]."""
+    """Draw lines around the densest bins that hold ``_SHARES`` of the samples [B, 2]."""
     first, second = samples.T
     bins = int(np.clip(np.sqrt(len(samples)) / 2, 5, _MOST_BINS))  # some samples in each
     counts, edges, _ = np.histogram2d(first, second, bins=bins, range=[[-far, far]] * 2)
@@ -149,7 +150,7 @@ def _draw_density(ax: "Axes", samples: NDArray[Any], far: float) -> None:
 
 
 def _samples_of(data: Tensor | ArrayLike, pair: int) -> NDArray[Any]:
-    """Return the inputs [B, 2] of a pair; an odd number of features is completed by a 0."""
+    """Return the inputs [B, 2] of a pair; the missing partner of a last odd feature is 0."""
     array = data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
     columns = array.reshape(-1, array.shape[-1])[:, 2 * pair : 2 * pair + 2]
     if columns.shape[1] == 0:

@@ -1,4 +1,4 @@
-"""Turning a network of linear layers into one of lmKAN layers that computes the same."""
+"""From a network of linear layers to one of lmKAN layers that computes the same function."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +17,9 @@ def replace_linear(
 ) -> nn.Module:
     """Replace ``nn.Linear`` layers, in place, by lmKAN layers that compute the same function.
 
-    A linear function is a spline on every grid, so nothing changes, up to rounding, until training
-    goes on. In an ``nn.Sequential`` a ReLU directly before a replaced layer goes into its tables,
-    if ``num_grids`` is even, and an ``nn.Identity`` takes its place.
+    Tables on any grid can hold a linear function, so the network's output changes only by rounding
+    until it is trained further. In an ``nn.Sequential`` the tables also absorb a ReLU directly
+    before a replaced layer, if ``num_grids`` is even, and an ``nn.Identity`` takes its place.
 
     Parameters
     ----------
@@ -28,13 +28,13 @@ def replace_linear(
         Grid intervals per axis, G >= 3.
     filter : callable, optional
         ``filter(name, layer)`` tells whether to replace a layer; None replaces all. Subclasses of
-        ``nn.Linear`` stay, for their owners use more of them than their forward.
+        ``nn.Linear`` are never replaced, since their owners use more of them than their forward.
 
     Returns
     -------
     Module
-        ``module``; a new layer where ``module`` itself is a replaced one. A layer that has several
-        places is replaced by one new layer in all of them.
+        ``module``, or the new layer if ``module`` itself is an ``nn.Linear``. A layer used in
+        several places is replaced by one new layer in all of them.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def replace_linear(
 
 
 def _places(module: nn.Module) -> dict[tuple[str, nn.Linear], list[tuple[nn.Module, str]]]:
-    """Return where every linear layer is, as parents and keys, by its first name and itself."""
+    """Return the places (parent and key) of every linear layer, by its first name and itself."""
     names: dict[nn.Module, str] = {}
     places: dict[Any, Any] = {}
     for path, parent in module.named_modules():
@@ -72,7 +72,7 @@ def _places(module: nn.Module) -> dict[tuple[str, nn.Linear], list[tuple[nn.Modu
 
 
 def _relu_before(parent: nn.Module, key: str) -> str:
-    """Return the key of the ReLU directly before a place in a sequence, "" where there is none."""
+    """Return the key of the ReLU directly before a place in an ``nn.Sequential``, else ""."""
     keys = list(parent._modules)
     position = keys.index(key)
     if not isinstance(parent, nn.Sequential) or position == 0:
@@ -83,7 +83,7 @@ def _relu_before(parent: nn.Module, key: str) -> str:
 
 @torch.no_grad()
 def _lmkan_of(name: str, linear: nn.Linear, num_grids: int, residual: Residual) -> LMKANLinear:
-    """Return an lmKAN layer of the same function, of the activation in ``residual`` before it."""
+    """Return an lmKAN layer for a linear layer, with the activation before it in ``residual``."""
     if linear.weight.dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"replace_linear: {name or 'module'} must be float32 or float64, got "

@@ -1,28 +1,36 @@
-"""The weight of the Hessian penalty and the learning rate in the course of a fit."""
+"""The weight of the Hessian penalty and the learning rate during a training."""
 
 import math
 
-#: Decades by which the penalty weight falls before it is switched off where there is no floor; the
-#: authors' fitting schedule: 250 epochs of a tenth every 30.
+#: Without a floor the weight falls by so many powers of ten before it is switched off, as in the
+#: authors' schedule: to a tenth every 30 epochs, for 250 epochs.
 _DECADES_TO_ZERO = 250 / 30
 
 
 class HessianSchedule:
-    """The authors' fitting schedule: a strong penalty first, relaxed step by step.
+    """The authors' schedule for a training: a strong penalty first, then less and less.
 
-    In the first part the weight decays exponentially from ``start`` to ``floor`` at a constant
-    learning rate; then it stays at ``floor`` while the learning rate follows a cosine to zero. For
-    ``floor=0`` the weight decays as in the authors' schedule, by a tenth every 30 of 250 epochs,
-    before it is switched off.
+    A strong Hessian penalty keeps the functions almost affine at the start, so the network first
+    fits what is smooth and only then what is not.
+
+    In the first part the weight of the penalty decays exponentially from ``start`` to ``floor``,
+    and the learning rate is constant. In the second part the weight stays at ``floor``, and the
+    learning rate falls to zero along half a cosine. With ``floor=0`` the weight decays by a factor
+    of ``10^(250 / 30)`` in the first part, as in the authors' schedule, and is then 0.
 
     Parameters
     ----------
     total_steps : int
-        Steps of the whole fit.
+        Steps of the whole training.
     start, floor : float
-        Penalty weights, ``0 <= floor <= start``.
+        Weights of the penalty, ``0 <= floor <= start``.
     decay_fraction : float
         Share of the steps in the first part, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
     """
 
     def __init__(
@@ -50,7 +58,7 @@ class HessianSchedule:
         self.decay_fraction = decay_fraction
 
     def __call__(self, step: int) -> tuple[float, float]:
-        """Return ``(penalty_weight, learning_rate_factor)`` of a step counted from 0."""
+        """Return ``(penalty_weight, learning_rate_factor)`` of a step, counted from 0."""
         decay_steps = self.decay_fraction * self.total_steps
         if step < decay_steps:
             fall = self.floor / self.start if self.floor else 10**-_DECADES_TO_ZERO

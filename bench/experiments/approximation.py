@@ -1,8 +1,8 @@
-"""``python -m bench.experiments.approximation``: networks that learn a large random network.
+"""``python -m bench.experiments.approximation``: networks learn the function of a random network.
 
-The teacher is an MLP with tanh and random weights that stay as they are; inputs are standard normal
-and no row comes twice, so nothing can be learned by heart and the error says what a network of its
-size can express. The error is the root mean square over the spread of the teacher's answers.
+The teacher is an MLP with tanh and fixed random weights. Inputs are standard normal and no row
+comes twice, so there is no overfitting, and the error shows what a network of its size can express.
+It is the root mean square, relative to the standard deviation of the teacher's outputs.
 """
 
 import math
@@ -12,7 +12,7 @@ from functools import cache
 from itertools import pairwise
 
 import torch
-from lmkan_cupy.adapters.training import penalty_for
+from lmkan_cupy.adapters.torch.training import penalty_for
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -26,28 +26,28 @@ from .models import (
     LinearFirst,
     Model,
     PyKAN,
-    layers,
+    hidden_layers,
     variants,
 )
 
-TEACHER_SEED, ROWS_SEED = 2**20, 2**20 + 1  # apart from those of the students
+TEACHER_SEED, ROWS_SEED = 2**20, 2**20 + 1  # not seeds of students
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is taught, and for how long.
+    """The teacher, and the training of the students.
 
     Attributes
     ----------
     features, width, depth : int
-        Of the teacher: inputs, and its hidden layers.
+        Inputs of the teacher, width and number of its hidden layers.
     gain : float
-        The standard deviation of a weight is so many times the root of one over its inputs: the
-        larger, the less linear is the teacher.
+        The standard deviation of a weight, times the square root of its layer's inputs: the larger,
+        the less linear is the teacher.
     steps, batch, rows : int
-        Steps and rows of each, and rows of validation and of test.
+        Training steps, their batch size, and the rows of each of validation and test.
     rows_at_once : int
-        In inference.
+        Batch size of inference.
     """
 
     features: int
@@ -81,7 +81,7 @@ TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 5.0}
 
 
 class Teacher:
-    """A function of standard normal inputs with mean 0 and variance 1, the same every time."""
+    """A fixed function of standard normal inputs, with mean 0 and variance 1."""
 
     def __init__(self, setting: Setting, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(TEACHER_SEED)
@@ -92,8 +92,8 @@ class Teacher:
             for i, o in pairwise(sizes)
         ]
         self.mean, self.spread = torch.zeros((), device=device), torch.ones((), device=device)
-        _, answers = self.rows(setting.rows, torch.Generator(device).manual_seed(TEACHER_SEED))
-        self.mean, self.spread = answers.mean(), answers.std()
+        _, outputs = self.rows(setting.rows, torch.Generator(device).manual_seed(TEACHER_SEED))
+        self.mean, self.spread = outputs.mean(), outputs.std()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return [B, 1] for [B, I]."""
@@ -103,6 +103,7 @@ class Teacher:
         return (x @ last.T - self.mean) / self.spread
 
     def rows(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return random inputs and the teacher's outputs."""
         x = torch.randn(number, self.features, generator=generator, device=generator.device)
         with torch.no_grad():
             return x, torch.cat([self(some) for some in x.split(2**15)])
@@ -112,16 +113,16 @@ def make_task(setting: Setting, device: torch.device) -> Task:
     teacher = Teacher(setting, device)
 
     @cache
-    def lessons(seed: int) -> tuple[Tensor, Tensor]:
-        """Return all rows of a training: every model's are the same."""
+    def training_rows(seed: int) -> tuple[Tensor, Tensor]:
+        """Return all rows of a training, the same for every model."""
         generator = torch.Generator(device).manual_seed(seed)
         rows = teacher.rows(setting.steps * setting.batch, generator)
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # they are for other streams too
+            torch.cuda.synchronize(device)  # other streams read them, too
         return rows
 
     def batches(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(*(each.split(setting.batch) for each in lessons(seed)), strict=True)
+        return zip(*(each.split(setting.batch) for each in training_rows(seed)), strict=True)
 
     generator = torch.Generator(device).manual_seed(ROWS_SEED)
     return Task(
@@ -137,7 +138,7 @@ def make_task(setting: Setting, device: torch.device) -> Task:
     )
 
 
-#: Features of the hidden layers of every kind's networks.
+#: Widths of the hidden layers, by scale and kind of network.
 HIDDEN: dict[str, dict[Callable[[tuple[int, ...]], Model], list[tuple[int, ...]]]] = {
     "smoke": {
         LMKAN: [(4,)],
@@ -149,25 +150,31 @@ HIDDEN: dict[str, dict[Callable[[tuple[int, ...]], Model], list[tuple[int, ...]]
     "cpu": {
         LMKAN: [(8, 8), (16, 16), (32, 32), (128,)],
         LinearFirst: [(32,), (64,), (128,), (256,), (512,)],
-        MLP: [*layers(2, 16, 32, 64, 128, 256), *layers(1, 64, 128, 256, 512, 1024, 2048)],
+        MLP: [
+            *hidden_layers(2, 16, 32, 64, 128, 256),
+            *hidden_layers(1, 64, 128, 256, 512, 1024, 2048),
+        ],
         SILU_MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256)],
         FastKAN: [(8, 8), (16, 16)],
     },
     "gpu": {
         LMKAN: [(8, 8), (16, 16), (32, 32), (64, 64)],
         LinearFirst: [(64,), (128,), (256,), (512,), (64, 64)],
-        MLP: [*layers(2, 16, 32, 64, 128, 256, 512), *layers(1, 256, 512, 1024, 2048)],
+        MLP: [
+            *hidden_layers(2, 16, 32, 64, 128, 256, 512),
+            *hidden_layers(1, 256, 512, 1024, 2048),
+        ],
         SILU_MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512)],
         FastKAN: [(8, 8), (16, 16), (32, 32)],
     },
 }
 
-#: The lmKAN that is trained anew with stages of its fitting changed.
+#: Hidden widths of the lmKAN of which variants are trained.
 VARIED = {"smoke": (4,), "cpu": (16, 16), "gpu": (16, 16)}
 
 
 def students(scale: str, features: int, pykan: bool) -> list[Model]:
-    """Return what is trained, with pykan's networks where asked for."""
+    """Return the models to train, with those of pykan if asked for."""
     kinds = HIDDEN[scale] | ({PyKAN: PYKAN_HIDDEN[scale]} if pykan else {})
     networks = [
         make((features, *hidden, 1)) for make, networks in kinds.items() for hidden in networks

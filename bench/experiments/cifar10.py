@@ -1,8 +1,8 @@
-"""``python -m bench.experiments.cifar10 --data FOLDER``: CNNs of both kinds on coloured images.
+"""``python -m bench.experiments.cifar10 --data FOLDER``: CNNs of both kinds on colour images.
 
-The folder holds ``cifar10_jpeg.npz`` or the original archive's batches for Python; or, with
-``--tree SIZE``, any images as ImageNet has them, ``train/<class>/*`` and ``val/<class>/*``, which
-are scaled to so many pixels.
+The folder holds ``cifar10_jpeg.npz``, or the batches of CIFAR-10's archive for Python; or, with
+``--tree SIZE``, any images in ImageNet's layout, ``train/<class>/*`` and ``val/<class>/*``, which
+are scaled to SIZE x SIZE pixels.
 """
 
 from pathlib import Path
@@ -15,7 +15,9 @@ from .images import make_experiment
 def main() -> None:
     parser = command_line("cifar10", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the images")
-    parser.add_argument("--tree", type=int, metavar="SIZE", help="read a tree of images instead")
+    parser.add_argument(
+        "--tree", type=int, metavar="SIZE", help="read images in ImageNet's layout instead"
+    )
     arguments = parse(parser)
     try:
         if arguments.tree is None:

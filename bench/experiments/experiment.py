@@ -1,10 +1,11 @@
 """What all experiments share: runs that can be interrupted and resumed, kept in one JSON file.
 
-Every model is trained with every learning rate, seed 0; the rate with the lowest validation loss is
-kept for its other seeds. All runs are in the file, so it shows what was tried.
+Every model is trained with each of its learning rates and seed 0; the one with the lowest
+validation loss is used for its other seeds. The file has all runs, so it shows what was tried.
 
-A small network leaves most of a GPU idle: there several are trained at once, each on a stream of
-its own. Their ``seconds`` are those they took side by side; ``rows_per_second`` is measured alone.
+A small network leaves most of a GPU idle, so several are trained there at once, each on its own
+stream. The ``seconds`` of a run are those it took beside the others; ``rows_per_second`` is
+measured one network at a time.
 """
 
 import argparse
@@ -20,31 +21,24 @@ from typing import Any, TypeAlias
 import numba
 import numpy as np
 import torch
-from lmkan_cupy.adapters.replay import Replayed
-from lmkan_cupy.adapters.training import (
-    BETAS,
-    FIRST_PART,
-    ROWS_AT_ONCE,
-    Trainer,
-    evaluate,
-    one_thread,
-    own_stream,
-)
+from lmkan_cupy.adapters.torch.training import ROWS_AT_ONCE, Trainer, evaluate
+from lmkan_cupy.adapters.torch.training.cuda_graph import GraphedFunction, new_stream
+from lmkan_cupy.adapters.torch.training.trainer import BETAS, FIRST_PART, one_thread
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..record import RESULTS, circumstances, read, write
-from ..timing import interleave, stopwatch
+from ..harness.results_file import RESULTS, circumstances, read, write
+from ..harness.timing import interleave, stopwatch
 from .models import Model
 
-#: Runs that share a device.
+#: Number of runs that share a device.
 TOGETHER = {"cpu": 1, "cuda": 16}
 
-#: Batches in one timing of inference: on a CPU so many that the first, with cold caches, counts
-#: little; a GPU's stopwatch repeats its own.
+#: Batches in one timing of inference: on a CPU enough that the first, with cold caches, counts
+#: little. On a GPU one is enough, for the stopwatch waits until the batch is queued.
 BATCHES_TIMED = {"cpu": 8, "cuda": 1}
 
-#: What a run is told by: model, learning rate and seed.
+#: What identifies a run: model, learning rate and seed.
 Key: TypeAlias = tuple[Model, float, int]
 
 _Run: TypeAlias = Generator[dict[str, Any] | None, None, None]
@@ -57,23 +51,23 @@ class Task:
     Attributes
     ----------
     batches : callable
-        Gives the training batches for a seed, on the device, endlessly.
+        Returns the training batches for a seed, on the device, without end.
     steps : int
-        Batches that every model is trained on.
+        Number of batches that every model is trained on.
     validation, test : (Tensor [M, ...], Tensor [M, ...])
-        Inputs and targets: to choose state and learning rate by, and to report.
+        Inputs and targets: to choose state and learning rate, and to report errors.
     loss : callable
-        ``loss(answers, targets)``, the mean over rows.
+        ``loss(predictions, targets)``, the mean over rows.
     errors : callable
-        ``errors(answers, targets)`` by name, the main one first; lower is better.
+        ``errors(predictions, targets)`` by name, the main one first; lower is better.
     penalty : float
         The weight of the Hessian penalty.
     setting : dict
-        What else the results depend on, for the record.
+        Whatever else the results depend on, for the results file.
     rows_at_once : int
-        In inference, also when it is timed.
+        Batch size of inference, also when it is timed.
     keeps_statistics : bool
-        As of the :class:`~lmkan_cupy.adapters.training.Trainer`.
+        As for the :class:`~lmkan_cupy.adapters.torch.training.Trainer`.
     """
 
     batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]]
@@ -90,7 +84,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Models to be trained on a task, several seeds each, and to be timed for some seconds."""
+    """Models to train on a task, with several seeds each, and to time for some seconds."""
 
     title: str
     task: Task
@@ -99,7 +93,7 @@ class Experiment:
     timing_seconds: float = 30.0
 
     def run(self, path: Path, device: torch.device) -> None:
-        """Do what the file at ``path`` lacks; after every run it is written anew.
+        """Do the runs that the file at ``path`` lacks, and write it after each of them.
 
         Raises
         ------
@@ -121,19 +115,21 @@ class Experiment:
                 f"{path} holds results of the setting {results['setting']}, but this is {setting}: "
                 "move the file away"
             )
-        torch.set_num_threads(numba.get_num_threads())  # the same for everybody
+        torch.set_num_threads(numba.get_num_threads())  # the same for all networks
         here, runs = _circumstances(device), results["runs"]
         results.setdefault("circumstances", here)
-        total = sum(len(model.rates) + self.seeds - 1 for model in self.models)
+        total = sum(len(model.learning_rates) + self.seeds - 1 for model in self.models)
         try:
             with tqdm(total=total, initial=len(runs), unit="run", desc=path.stem) as bar:
                 for run in self._trained(runs, device):
                     run["commit"] = here["commit"]
-                    bar.set_postfix_str(f"{run['model']}, rate {run['rate']:g}, seed {run['seed']}")
+                    bar.set_postfix_str(f"{run['model']}, lr {run['rate']:g}, seed {run['seed']}")
                     bar.update()
                     write(path, results)
         except KeyboardInterrupt:
-            sys.exit(f"interrupted after {len(runs)} of {total} runs: the same command goes on")
+            sys.exit(
+                f"interrupted after {len(runs)} of {total} runs: the same command resumes them"
+            )
         timed = results.setdefault("rows_per_second", {})
         if not timed.keys() >= {model.label for model in self.models}:
             timed |= self._rows_per_second(device)
@@ -144,19 +140,19 @@ class Experiment:
     def _trained(
         self, runs: list[dict[str, Any]], device: torch.device
     ) -> Iterator[dict[str, Any]]:
-        """Yield the runs that are missing as they end, each appended to ``runs``."""
+        """Yield the missing runs as they finish, and append each to ``runs``."""
         under_way: dict[Key, tuple[torch.cuda.Stream | None, _Run]] = {}
 
         def begin() -> None:
             for key in self._missing(runs):
                 if len(under_way) < TOGETHER[device.type] and key not in under_way:
-                    under_way[key] = own_stream(device), self._train(*key, device)
+                    under_way[key] = new_stream(device), self._train(*key, device)
 
         begin()
         with one_thread():
             while under_way:
                 for key, (stream, run) in [*under_way.items()]:
-                    # Who is still busy waits, so that no queue is so full that all wait for it.
+                    # Leave a busy stream alone: were its queue full, all runs would wait for it.
                     if stream is not None and not stream.query():
                         continue
                     with torch.cuda.stream(stream):
@@ -168,18 +164,18 @@ class Experiment:
                     yield result
 
     def _missing(self, runs: Sequence[Mapping[str, Any]]) -> list[Key]:
-        """Return the runs that can be begun, other seeds of a model once its rates are tried."""
+        """Return the runs that can start; seeds above 0 once a model's learning rates are tried."""
         done = {(run["model"], run["rate"], run["seed"]) for run in runs}
         planned: list[Key] = []
         for model in self.models:
-            planned += [(model, rate, 0) for rate in model.rates]
-            if all((model.label, rate, 0) in done for rate in model.rates):
-                rate = chosen_rate(runs, model.label)
-                planned += [(model, rate, seed) for seed in range(1, self.seeds)]
+            planned += [(model, lr, 0) for lr in model.learning_rates]
+            if all((model.label, lr, 0) in done for lr in model.learning_rates):
+                lr = chosen_lr(runs, model.label)
+                planned += [(model, lr, seed) for seed in range(1, self.seeds)]
         return [key for key in planned if (key[0].label, *key[1:]) not in done]
 
-    def _train(self, model: Model, rate: float, seed: int, device: torch.device) -> _Run:
-        """Train a network; yield None after every few steps, and what is to be kept at the end."""
+    def _train(self, model: Model, lr: float, seed: int, device: torch.device) -> _Run:
+        """Train a network; yield None after every few steps, and at the end what the file keeps."""
         task = self.task
         torch.manual_seed(seed)
         network = model.build().to(device)
@@ -195,8 +191,8 @@ class Experiment:
             rows_at_once=task.rows_at_once,
         )
         started = time.perf_counter()
-        bursts = trainer.bursts(model.label, network, model.parameter_groups(network, rate))
-        training = yield from bursts
+        groups = model.parameter_groups(network, lr)
+        training = yield from trainer.train_in_chunks(model.label, network, groups)
         if not training.completed:
             raise KeyboardInterrupt
         seconds = time.perf_counter() - started
@@ -207,7 +203,7 @@ class Experiment:
             "kind": model.kind,
             "flops": model.flops(),
             "parameters": sum(each.numel() for each in deployed.parameters()),
-            "rate": rate,
+            "rate": lr,
             "seed": seed,
             "validation_loss": training.validation_loss,
             "errors": task.errors(evaluate(deployed, inputs, task.rows_at_once), targets),
@@ -215,19 +211,19 @@ class Experiment:
         }
 
     def _rows_per_second(self, device: torch.device) -> dict[str, float]:
-        """Measure inference of all models, in turn, in batches of ``rows_at_once`` rows.
+        """Time inference of all models, in turn, in batches of ``rows_at_once`` rows.
 
-        The time depends on sizes alone, so the networks are new ones.
+        The time depends only on the sizes, so the networks need not be the trained ones.
         """
         rows = BATCHES_TIMED[device.type] * self.task.rows_at_once
         inputs, _ = self.task.test
         inputs = inputs[torch.arange(rows, device=device) % len(inputs)]
         networks = {each.label: each.deployed(each.build().to(device)) for each in self.models}
         if device.type == "cuda":
-            from ..device import device_stopwatch  # needs CuPy
+            from ..harness.cuda_device import device_stopwatch  # needs CuPy
 
             def measure(network: nn.Module) -> Callable[[], tuple[float]]:
-                forward = Replayed(network.eval())
+                forward = GraphedFunction(network.eval())
                 return lambda: device_stopwatch(forward, inputs)[:1]
 
         else:
@@ -236,42 +232,44 @@ class Experiment:
                 return lambda: stopwatch(evaluate, network, inputs, self.task.rows_at_once)[:1]
 
         measurements = {label: measure(each) for label, each in networks.items()}
-        with torch.no_grad(), torch.cuda.stream(own_stream(device)):
+        with torch.no_grad(), torch.cuda.stream(new_stream(device)):
             taken = interleave(measurements, seconds=self.timing_seconds)
         return {label: len(inputs) / float(np.median(each)) for label, each in taken.items()}
 
 
-def chosen_rate(runs: Iterable[Mapping[str, Any]], label: str) -> float:
-    """Return the rate of a model's run with seed 0 that has the lowest validation loss."""
+def chosen_lr(runs: Iterable[Mapping[str, Any]], label: str) -> float:
+    """Return the learning rate of a model's run with seed 0 and the lowest validation loss."""
 
     def validation_loss(run: Mapping[str, Any]) -> float:
         loss = run["validation_loss"]
-        return math.inf if loss is None else float(loss)  # None: it was never finite
+        return math.inf if loss is None else float(loss)  # None: never finite
 
     tried = [run for run in runs if run["model"] == label and run["seed"] == 0]
     return float(min(tried, key=validation_loss)["rate"])
 
 
 def command_line(name: str, description: str | None) -> argparse.ArgumentParser:
-    """Return what reads the arguments that all experiments take."""
+    """Return a parser of the arguments that all experiments take."""
     parser = argparse.ArgumentParser(
         prog=f"python -m bench.experiments.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--scale", choices=("smoke", "cpu", "gpu"), default="smoke")
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="cuda for the scale gpu, else cpu"
+        "--scale", choices=("smoke", "cpu", "gpu"), default="smoke", help="default: smoke"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: cuda for --scale gpu, else cpu"
     )
     parser.add_argument("--out", type=Path, help="the file to write, and to resume from")
     return parser
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Return the arguments, ``device`` as torch's."""
+    """Return the arguments, with ``device`` as a torch.device."""
     arguments = parser.parse_args()
     if getattr(arguments, "pykan", False) and find_spec("kan") is None:
-        parser.error("--pykan needs that package: pip install -r bench/requirements.txt")
+        parser.error("--pykan needs the package pykan: pip install -r bench/requirements.txt")
     arguments.device = torch.device(
         arguments.device or ("cuda" if arguments.scale == "gpu" else "cpu")
     )
@@ -279,15 +277,15 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def with_pykan(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Let the rivals be complete where their package is installed."""
+    """Add the argument ``--pykan``."""
     parser.add_argument(
-        "--pykan", action="store_true", help="networks of the package too: bench/requirements.txt"
+        "--pykan", action="store_true", help="also train networks of the package pykan"
     )
     return parser
 
 
 def results_path(name: str, arguments: argparse.Namespace) -> Path:
-    """Return where the results go: ``--out``, or a file named after the experiment."""
+    """Return the file to write: ``--out``, or one named after the experiment."""
     file = f"{name}-{arguments.scale}-{arguments.device.type}.json"
     return arguments.out or RESULTS / file
 
@@ -295,6 +293,6 @@ def results_path(name: str, arguments: argparse.Namespace) -> Path:
 def _circumstances(device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":
         return circumstances()
-    from ..device import describe  # needs CuPy
+    from ..harness.cuda_device import describe  # needs CuPy
 
     return circumstances() | {"gpu": describe()}

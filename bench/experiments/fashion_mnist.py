@@ -1,7 +1,7 @@
 """``python -m bench.experiments.fashion_mnist``: CNNs of both kinds on images of clothes.
 
-``--data`` is the folder of the four idx files; by default the one that Debian's package
-``dataset-fashion-mnist`` fills.
+``--data`` is the folder of the four idx files, by default that of Debian's package
+``dataset-fashion-mnist``.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Images with labels from the files that data sets come in, all in memory as bytes."""
+"""Readers of image data sets: all images in memory, as bytes."""
 
 import gzip
 import io
@@ -20,7 +20,7 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Images:
-    """A data set.
+    """A data set of images.
 
     Attributes
     ----------
@@ -80,8 +80,8 @@ def read_cifar10(folder: Path) -> Images:
 def read_tree(folder: Path, size: int) -> Images:
     """Read ``train/<class>/*`` and ``val/<class>/*``, as ImageNet is laid out.
 
-    Images are scaled and cut to squares of ``size`` pixels; classes are numbered in the order of
-    their names. ImageNet's at 64 pixels take 16 GB, and twice that while they are read.
+    Images are scaled and cropped to squares of ``size`` pixels; classes are numbered in order of
+    their names. ImageNet at 64 pixels takes 16 GB, and twice that while it is read.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def _read_idx(path: Path) -> Bytes:
 
 
 def _pixels(file: Any, size: int | None) -> Bytes:
-    """Return [H, W, 3] of an image, cut to a square of ``size`` pixels where that is given."""
+    """Return the pixels [H, W, 3] of an image, cropped to a square of ``size`` pixels if given."""
     with Image.open(file) as image:
         colours = image.convert("RGB")
         return np.asarray(colours if size is None else ImageOps.fit(colours, (size, size)))
@@ -134,7 +134,7 @@ def _unpickled(path: Path) -> Any:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads pickled NumPy arrays and nothing that could run other code."""
+    """Reads pickled NumPy arrays, and refuses everything that could run other code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) != ("_codecs", "encode") and (

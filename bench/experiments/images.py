@@ -1,7 +1,7 @@
-"""Small residual networks for images, with ordinary convolutions or with those of lmKANs.
+"""Small residual networks for images, with ordinary convolutions or with lmKAN convolutions.
 
-Every block normalises before it convolves; shortcuts have no parameters, and the last layer, on
-the mean over the image, is linear in both kinds.
+Every block normalises before it convolves. Shortcuts have no parameters. The last layer, on the
+mean over the image, is linear in both kinds.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lmkan_cupy.adapters.torch import LMKANConv2d
-from lmkan_cupy.adapters.training import BOUND, Rows, fold_, parameter_groups, penalty_for
+from lmkan_cupy.adapters.torch.training import BOUND, Rows, fold_, parameter_groups, penalty_for
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, pad
 
@@ -19,7 +19,7 @@ import lmkan_cupy
 
 from .experiment import Experiment, Task
 from .image_data import Images
-from .models import RATES, Model
+from .models import LEARNING_RATES, Model
 
 STEPS = {"smoke": 4, "cpu": 2000, "gpu": 10_000}
 ROWS = {"smoke": 120, "cpu": 60_000, "gpu": 2_000_000}  # at most
@@ -32,7 +32,7 @@ WIDTHS = {
 }
 TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 5.0}
 VALIDATION_SEED = 2**20
-SHIFT = 0.125  # of an image's size, at most, in augmentation
+SHIFT = 0.125  # largest shift of an image in augmentation, relative to its size
 
 
 class Block(nn.Module):
@@ -59,13 +59,13 @@ class CNN(Model):
     image : (int, int, int)
         Channels, rows and columns.
     classes, width : int
-        Outputs, and channels after the first convolution; they double twice.
+        Number of classes, and of channels after the first convolution; they double twice.
     """
 
     image: tuple[int, int, int]
     classes: int
     width: int
-    rates: tuple[float, ...] = RATES
+    learning_rates: tuple[float, ...] = LEARNING_RATES
 
     @property
     def kind(self) -> str:
@@ -76,7 +76,7 @@ class CNN(Model):
         return f"{self.kind} {self.width}"
 
     def convolution(self, in_channels: int, out_channels: int, stride: int) -> nn.Module:
-        """Return what normalises and convolves."""
+        """Return normalisation, activation and convolution."""
         return nn.Sequential(
             nn.BatchNorm2d(in_channels),
             nn.ReLU(),
@@ -84,7 +84,7 @@ class CNN(Model):
         )
 
     def first_convolution(self) -> nn.Module:
-        """Return what convolves images, which are standardised already."""
+        """Return the first convolution, of images that are standardised already."""
         return nn.Conv2d(self.image[0], self.width, 3, stride=2, padding=1, bias=False)
 
     def build(self) -> nn.Sequential:
@@ -100,7 +100,7 @@ class CNN(Model):
         return nn.Sequential(*modules, *head, nn.Linear(channels, self.classes))
 
     def flops(self) -> int:
-        """Return the multiply-adds of convolutions and linear layer for one image."""
+        """Return the multiply-adds of convolutions and the linear layer for one image."""
         total = 0
 
         def count(module: nn.Module, _: Any, output: Tensor) -> None:
@@ -113,7 +113,7 @@ class CNN(Model):
                 features = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
                 total += lmkan_cupy.flops(features, module.out_channels) * output[0, 0].numel()
 
-        with torch.device("meta"), torch.no_grad():  # shapes alone
+        with torch.device("meta"), torch.no_grad():  # shapes only
             network = self.build().eval()
             for module in network.modules():
                 module.register_forward_hook(count)
@@ -123,10 +123,10 @@ class CNN(Model):
 
 @dataclass(frozen=True)
 class LMKANCNN(CNN):
-    """lmKAN convolutions of normalised and bounded inputs, each with a linear branch at first."""
+    """lmKAN convolutions of normalised and clamped inputs, with a linear branch while training."""
 
     num_grids: int = 8
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
 
     @property
     def kind(self) -> str:
@@ -154,8 +154,8 @@ class LMKANCNN(CNN):
     def first_convolution(self) -> nn.Module:
         return self.convolution(self.image[0], self.width, 2)
 
-    def parameter_groups(self, network: nn.Module, rate: float) -> list[dict[str, Any]]:
-        return parameter_groups(network, rate)
+    def parameter_groups(self, network: nn.Module, lr: float) -> list[dict[str, Any]]:
+        return parameter_groups(network, lr)
 
     def deployed(self, network: nn.Module) -> nn.Module:
         fold_(network)
@@ -164,7 +164,7 @@ class LMKANCNN(CNN):
 
 @dataclass(frozen=True)
 class AugmentedImages(Rows):
-    """Images of bytes, standardised, shifted by some pixels and mirrored at random."""
+    """Images of bytes; every batch is standardised, and shifted and mirrored at random."""
 
     standardised: Callable[[Tensor], Tensor] = Tensor.float
 
@@ -175,7 +175,7 @@ class AugmentedImages(Rows):
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift every image [N, C, H, W] in its own way, and mirror every second one."""
+    """Shift every image [N, C, H, W] at random, and mirror half of them."""
     device = images.device
     number, _, height, width = images.shape
     most = int(SHIFT * height)
@@ -189,18 +189,18 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     return padded[every, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
-def error_rate(answers: Tensor, labels: Tensor) -> dict[str, float]:
-    wrong = answers.argmax(dim=1) != labels
+def classification_errors(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    wrong = logits.argmax(dim=1) != labels
     return {
         "error rate": float(wrong.double().mean()),
-        "cross-entropy": float(cross_entropy(answers, labels)),
+        "cross-entropy": float(cross_entropy(logits, labels)),
     }
 
 
 def mean_and_spread(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return every channel's mean and standard deviation, for images of bytes [N, C, H, W].
+    """Return mean and standard deviation of every channel of images of bytes [N, C, H, W].
 
-    By counting, for as floats they may not fit into memory.
+    Computed from a histogram: as floats, the images might not fit into memory.
     """
     counts = torch.stack([each.flatten().bincount(minlength=256) for each in images.unbind(1)])
     values, number = torch.arange(256.0, dtype=torch.float64, device=images.device), counts[0].sum()
@@ -209,7 +209,7 @@ def mean_and_spread(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def make_experiment(title: str, data: Images, arguments: argparse.Namespace) -> Experiment:
-    """Return CNNs of both kinds, to be trained on the images; a tenth is for validation."""
+    """Return the experiment with CNNs of both kinds; a tenth of the images is for validation."""
     scale, device = arguments.scale, arguments.device
     order = torch.randperm(
         len(data.labels), generator=torch.Generator().manual_seed(VALIDATION_SEED)
@@ -230,7 +230,7 @@ def make_experiment(title: str, data: Images, arguments: argparse.Namespace) -> 
         validation=some(data.images[validation], data.labels[validation]),
         test=some(data.test_images[: ROWS[scale]], data.test_labels[: ROWS[scale]]),
         loss=cross_entropy,
-        errors=error_rate,
+        errors=classification_errors,
         penalty=penalty_for(len(y)),
         setting={
             "rows": len(y),

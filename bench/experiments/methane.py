@@ -1,14 +1,14 @@
 """``python -m bench.experiments.methane``: energies of randomly displaced methane molecules.
 
-``--inputs distances`` learns the energy from the ten interatomic distances, hydrogens ordered by
-their distance from the carbon: of the sample that the package ships, or with ``--data`` of a larger
-file. ``cartesian`` learns it from the hydrogens' coordinates, the carbon at the origin; every batch
-is turned, mirrored and its hydrogens are permuted at random. ``forces`` learns energies and forces
-together, as a function of distances and its derivative. The last two need ``--data``, a folder with
-the files of ``python -m bench.make_methane generate``.
+``--inputs distances`` learns the energy from the ten interatomic distances, with the hydrogens in
+order of their distance from the carbon, on the sample that the package ships, or with ``--data`` on
+a larger file. ``cartesian`` learns it from the hydrogens' coordinates, the carbon at the origin;
+the molecules of every batch are rotated, mirrored and their hydrogens permuted at random.
+``forces`` learns energies and forces together: a function of the distances and its derivative. The
+last two need ``--data``, a folder with the files of ``python -m bench.make_methane generate``.
 
-Errors are in eV, of forces in eV / Angstrom. All networks are trained on absolute errors: about one
-configuration in a hundred lies above 4 eV, and squared errors are mostly those of these few.
+Errors are in eV, those of forces in eV / Angstrom. All networks are trained on absolute errors:
+about one configuration in a hundred lies above 4 eV, and these few would dominate squared errors.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from lmkan_cupy.adapters.training import Rows, penalty_for
+from lmkan_cupy.adapters.torch.training import Rows, penalty_for
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
@@ -29,18 +29,18 @@ from .experiment import Experiment, Task, command_line, parse, results_path, wit
 from .models import (
     LMKAN,
     MLP,
-    MORE_RATES,
+    MORE_LEARNING_RATES,
     PYKAN_HIDDEN,
     SILU_MLP,
     FastKAN,
     LinearFirst,
     Model,
     PyKAN,
-    layers,
+    hidden_layers,
     variants,
 )
 
-#: Files in the order in which they are taken, where they have what is needed.
+#: Files in order of preference; the first that has the arrays needed is taken.
 FILES = ("methane_xtb_600k_noforces.npz", "methane_xtb_100k.npz", "methane_xtb.npz")
 
 STEPS = {
@@ -54,7 +54,7 @@ ROWS_AT_ONCE = {"smoke": 2**10, "cpu": 2**14, "gpu": 2**17}
 TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 5.0}
 SPLIT_SEED = 2**20
 
-LOW = 4.0  # eV
+LOW = 4.0  # eV: errors are also reported below this energy
 
 TITLES = {
     "distances": "distances",
@@ -78,10 +78,10 @@ LINEAR_FIRST_16 = partial(LinearFirst, num_grids=16)
 FORCES: Networks = {
     LMKAN: [(8, 8), (16, 16), (32, 32)],
     MLP: [(32, 32), (64, 64), (128, 128)],
-    SILU_MLP: [*layers(2, 32, 64, 128), *layers(3, 32, 64, 128)],
+    SILU_MLP: [*hidden_layers(2, 32, 64, 128), *hidden_layers(3, 32, 64, 128)],
 }
 
-#: Features of the hidden layers of every kind's networks.
+#: Widths of the hidden layers, by input, scale and kind of network.
 HIDDEN: dict[str, dict[str, Networks]] = {
     "distances": {
         "smoke": SMOKE,
@@ -91,7 +91,7 @@ HIDDEN: dict[str, dict[str, Networks]] = {
             LMKAN_24: [(8, 8), (16, 16), (32, 32), (64, 64)],
             LINEAR_FIRST_16: [(12, 12), (16, 16), (32, 16), (32, 16, 16)],
             MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256)],
-            SILU_MLP: [*layers(2, 16, 32, 64, 128, 256), *layers(3, 16, 32, 64, 128)],
+            SILU_MLP: [*hidden_layers(2, 16, 32, 64, 128, 256), *hidden_layers(3, 16, 32, 64, 128)],
             FastKAN: [(8, 8), (16, 16)],
         },
         "gpu": {
@@ -100,23 +100,26 @@ HIDDEN: dict[str, dict[str, Networks]] = {
             LMKAN_24: [(8, 8), (16, 16), (32, 32)],
             LINEAR_FIRST_16: [(12, 12), (16, 16), (32, 16), (32, 16, 16), (64, 32)],
             MLP: [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512)],
-            SILU_MLP: [*layers(2, 16, 32, 64, 128, 256, 512), *layers(3, 16, 32, 64, 128, 256)],
+            SILU_MLP: [
+                *hidden_layers(2, 16, 32, 64, 128, 256, 512),
+                *hidden_layers(3, 16, 32, 64, 128, 256),
+            ],
             FastKAN: [(8, 8), (16, 16), (32, 32)],
         },
     },
     "cartesian": {
         "smoke": SMOKE,
         "cpu": {
-            LMKAN: [*layers(2, 16, 32, 64), *layers(3, 16, 32)],
+            LMKAN: [*hidden_layers(2, 16, 32, 64), *hidden_layers(3, 16, 32)],
             LinearFirst: [(64, 32), (64, 32, 32)],
-            MLP: [*layers(2, 32, 64, 128, 256), *layers(3, 64, 128)],
+            MLP: [*hidden_layers(2, 32, 64, 128, 256), *hidden_layers(3, 64, 128)],
             SILU_MLP: [(32, 32), (64, 64), (128, 128), (256, 256)],
             FastKAN: [(16, 16)],
         },
         "gpu": {
-            LMKAN: [*layers(2, 16, 32, 64), *layers(3, 16, 32, 64)],
+            LMKAN: [*hidden_layers(2, 16, 32, 64), *hidden_layers(3, 16, 32, 64)],
             LinearFirst: [(64, 32), (128, 64), (64, 32, 32)],
-            MLP: [*layers(2, 32, 64, 128, 256), *layers(3, 64, 128)],
+            MLP: [*hidden_layers(2, 32, 64, 128, 256), *hidden_layers(3, 64, 128)],
             SILU_MLP: [(32, 32), (64, 64), (128, 128), (256, 256)],
             FastKAN: [(16, 16), (32, 32)],
         },
@@ -128,14 +131,14 @@ HIDDEN: dict[str, dict[str, Networks]] = {
     },
 }
 
-#: Of the lmKAN that is trained on distances with stages of its fitting changed.
+#: Hidden widths of the lmKAN of which variants are trained on distances.
 VARIED = {"smoke": (4,), "cpu": (16, 16), "gpu": (16, 16)}
 
 Floats = NDArray[np.floating[Any]]
 
 
 class Standardised(NamedTuple):
-    """The rows of an array, and where and how widely they lie over the training rows."""
+    """The standardised rows of an array, with mean and standard deviation."""
 
     values: Tensor  # [N, K], mean 0 and standard deviation 1 over the training rows
     mean: Tensor  # [K]
@@ -150,12 +153,12 @@ def standardised(values: Floats, training: NDArray[np.intp], device: torch.devic
 
 
 def read(data: Path | None, inputs: str, rows: int) -> tuple[dict[str, Floats], str]:
-    """Return at most so many rows of what ``inputs`` needs, and the name of their file.
+    """Return at most ``rows`` rows of the arrays that ``inputs`` needs, and their file's name.
 
     Raises
     ------
     FileNotFoundError
-        If there is no file with what is needed.
+        If no file has these arrays.
     """
     if data is None:
         if inputs != "distances":
@@ -178,15 +181,15 @@ def read(data: Path | None, inputs: str, rows: int) -> tuple[dict[str, Floats], 
 
 
 def split(rows: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """Return the rows of training, validation and test: eight tenths, one and one."""
+    """Return the rows for training, validation and test: 80, 10 and 10 %."""
     order = np.random.default_rng(SPLIT_SEED).permutation(rows)
     test, validation, training = np.split(order, [rows // 10, 2 * (rows // 10)])
     return training, validation, test
 
 
 def energy_errors(energy: Standardised) -> Callable[[Tensor, Tensor], dict[str, float]]:
-    def errors(answers: Tensor, targets: Tensor) -> dict[str, float]:
-        in_ev = energy.scale.double() * (answers - targets.double())
+    def errors(predictions: Tensor, targets: Tensor) -> dict[str, float]:
+        in_ev = energy.scale.double() * (predictions - targets.double())
         low = (energy.mean + energy.scale * targets).double() < LOW
         return {
             "MAE, eV": float(in_ev.abs().mean()),
@@ -198,9 +201,9 @@ def energy_errors(energy: Standardised) -> Callable[[Tensor, Tensor], dict[str, 
 
 
 def augmented(positions: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn, mirror and permute: the hydrogens [B, 4, 3] of every molecule in their own way."""
+    """Rotate, mirror and permute the hydrogens [B, 4, 3] of every molecule at random."""
     device = positions.device
-    # A normal vector's direction is uniform, and so is the rotation of that unit quaternion.
+    # Uniform directions of quaternions make uniform rotations.
     quaternions = torch.randn(len(positions), 4, generator=generator, device=device)
     w, x, y, z = nn.functional.normalize(quaternions, dim=1).unbind(dim=1)
     rotations = torch.stack(
@@ -220,7 +223,7 @@ def augmented(positions: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class AugmentedRows(Rows):
-    """Rows of the hydrogens' coordinates [N, 12], augmented anew in every batch."""
+    """Rows of the hydrogens' coordinates [N, 12], augmented differently in every batch."""
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator(self.features.device).manual_seed(self.seed)
@@ -229,9 +232,9 @@ class AugmentedRows(Rows):
 
 
 class EnergyAndForces(nn.Module):
-    """From coordinates [B, 15] to the energy and the forces [B, 1 + 15] that follow from it.
+    """Maps coordinates [B, 15] to the energy and its negative derivative, the forces [B, 1 + 15].
 
-    Energies are in units of their standard deviation, forces in those per Angstrom.
+    Energies are in units of their standard deviation, forces in the same units per Angstrom.
 
     Parameters
     ----------
@@ -263,7 +266,7 @@ class EnergyAndForces(nn.Module):
         return torch.cat([energy, -gradient], dim=1)
 
     def _distances(self, positions: Tensor) -> Tensor:
-        """Return [B, 10], the hydrogens in order of their distance from the carbon."""
+        """Return the distances [B, 10], with the hydrogens in order of distance from the carbon."""
         atoms = positions.reshape(-1, 5, 3)
         carbon, hydrogens = atoms[:, :1], atoms[:, 1:]
         order = (hydrogens - carbon).norm(dim=2).argsort(dim=1)[..., None].expand_as(hydrogens)
@@ -274,11 +277,11 @@ class EnergyAndForces(nn.Module):
 
 
 class WithForces(Model):
-    """A model of the energy whose derivative gives forces; its FLOPs are those of the energy."""
+    """A model of the energy, with forces from its derivative; FLOPs are those of the energy."""
 
     def __init__(self, energy: Model, mean: Tensor, scale: Tensor) -> None:
         self.energy = energy
-        self.rates = energy.rates
+        self.learning_rates = energy.learning_rates
         self.mean, self.scale = mean, scale  # of the distances
 
     @property
@@ -295,8 +298,8 @@ class WithForces(Model):
     def build(self) -> EnergyAndForces:
         return EnergyAndForces(self.energy.build(), self.mean, self.scale)
 
-    def parameter_groups(self, network: nn.Module, rate: float) -> list[dict[str, Any]]:
-        return self.energy.parameter_groups(network, rate)
+    def parameter_groups(self, network: nn.Module, lr: float) -> list[dict[str, Any]]:
+        return self.energy.parameter_groups(network, lr)
 
     def deployed(self, network: nn.Module) -> EnergyAndForces:
         energy = self.energy.deployed(network.get_submodule("network"))
@@ -316,7 +319,7 @@ def make_experiment(
     kind_of_rows, copies = Rows, 1
     if inputs == "cartesian":
         hydrogens = arrays["positions"][:, 1:].reshape(-1, 12)
-        # One scale for all coordinates, so that a molecule can be turned in these units.
+        # One scale for all coordinates, so that molecules can be rotated in these units.
         x = torch.from_numpy(hydrogens / hydrogens[training].std()).to(device)
         kind_of_rows, copies = AugmentedRows, 48  # its permutations, and mirrored
     elif inputs == "forces":
@@ -330,7 +333,7 @@ def make_experiment(
         make((features, *hidden, 1)) for make, networks in kinds.items() for hidden in networks
     ]
     if inputs == "cartesian":
-        models = [replace(each, rates=MORE_RATES) for each in models]
+        models = [replace(each, learning_rates=MORE_LEARNING_RATES) for each in models]
     if inputs == "distances":
         models += variants((features, *VARIED[scale], 1))
     if inputs == "forces":
@@ -359,16 +362,16 @@ def make_experiment(
     )
 
 
-def energy_and_forces_loss(answers: Tensor, targets: Tensor) -> Tensor:
-    return l1_loss(answers[:, 0], targets[:, 0]) + l1_loss(answers[:, 1:], targets[:, 1:])
+def energy_and_forces_loss(predictions: Tensor, targets: Tensor) -> Tensor:
+    return l1_loss(predictions[:, 0], targets[:, 0]) + l1_loss(predictions[:, 1:], targets[:, 1:])
 
 
 def energy_and_forces_errors(
     energy: Standardised,
 ) -> Callable[[Tensor, Tensor], dict[str, float]]:
-    def errors(answers: Tensor, targets: Tensor) -> dict[str, float]:
-        off = l1_loss(answers[:, 1:], targets[:, 1:].double()) * energy.scale
-        of_energies = energy_errors(energy)(answers[:, :1], targets[:, :1])
+    def errors(predictions: Tensor, targets: Tensor) -> dict[str, float]:
+        off = l1_loss(predictions[:, 1:], targets[:, 1:].double()) * energy.scale
+        of_energies = energy_errors(energy)(predictions[:, :1], targets[:, :1])
         return {**of_energies, "MAE of forces, eV / Angstrom": float(off)}
 
     return errors
@@ -376,8 +379,8 @@ def energy_and_forces_errors(
 
 def main() -> None:
     parser = with_pykan(command_line("methane", __doc__))
-    parser.add_argument("--inputs", choices=TITLES, default="distances")
-    parser.add_argument("--data", type=Path, help="folder with files of bench.make_methane")
+    parser.add_argument("--inputs", choices=TITLES, default="distances", help="default: distances")
+    parser.add_argument("--data", type=Path, help="a folder with files of bench.make_methane")
     arguments = parse(parser)
     try:
         experiment = make_experiment(

@@ -1,4 +1,4 @@
-"""The networks that an experiment compares, each with its inference cost and its way of training.
+"""The networks that an experiment compares: how to build and train each, and what inference costs.
 
 FLOPs are the paper's: multiply-adds of one row, 2 I O for an lmKAN layer and I O for a linear one.
 """
@@ -10,51 +10,51 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from lmkan_cupy.adapters.mlp import fused, make_mlp, mlp_flops
-from lmkan_cupy.adapters.training import BOUND, block_chain, fold_chain_, parameter_groups
+from lmkan_cupy.adapters.fitting.mlp import fused, make_mlp, mlp_flops
+from lmkan_cupy.adapters.torch.training import BOUND, block_chain, fold_chain_, parameter_groups
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_weights
 
 import lmkan_cupy
 
-from ..fastkan import fastkan_flops, make_fastkan
+from .fastkan import fastkan_flops, make_fastkan
 
-#: Learning rates that are tried for every model; of the tables, for an lmKAN.
-RATES = (3e-3, 1e-2, 3e-2)
+#: Learning rates that are tried for every model; for an lmKAN, those of the tables.
+LEARNING_RATES = (3e-3, 1e-2, 3e-2)
 
-#: Fewer for what costs much to train, and for variants of a model that has been tuned.
-FEW_RATES = (3e-3, 1e-2)
+#: Fewer for networks that take long to train, and for variants of a model that has been tuned.
+FEW_LEARNING_RATES = (3e-3, 1e-2)
 
-#: More, where the best of these are at an edge.
-MORE_RATES = (1e-3, *RATES, 1e-1)
+#: More, where the best of the usual ones lie at an edge.
+MORE_LEARNING_RATES = (1e-3, *LEARNING_RATES, 1e-1)
 
-#: Features of the hidden layers of pykan's networks; a step takes them long.
+#: Widths of the hidden layers of pykan's networks, which are few because they are slow.
 PYKAN_HIDDEN = {"smoke": [(2,)], "cpu": [(4, 4), (8, 8)], "gpu": [(4, 4), (8, 8), (16, 16)]}
 
 
-def layers(number: int, *widths: int) -> list[tuple[int, ...]]:
-    """Return the features of so many equal hidden layers, for every width."""
+def hidden_layers(number: int, *widths: int) -> list[tuple[int, ...]]:
+    """Return the widths of ``number`` equal hidden layers, for every width."""
     return [(width,) * number for width in widths]
 
 
 class Model(ABC):
-    """A network that is not there yet.
+    """A network to build, train and deploy.
 
     Attributes
     ----------
     kind : str
-        A Pareto front is drawn through models of a kind, whichever way they are made.
-    rates : tuple of float
+        A Pareto front is drawn through all models of a kind.
+    learning_rates : tuple of float
         The learning rates to choose from.
     penalty_start : float
-        The weight of the Hessian penalty at the start, where that is more than at the end.
+        The weight of the Hessian penalty at the start, where it is more than at the end.
     penalty_factor : float
-        Times the task's weight is the one at the end.
+        The weight at the end, as a multiple of the task's.
     refined_num_grids : int or None
-        The grid of the second part of the training, None for the same one.
+        The grid of the second part of the training, None for the same grid.
     """
 
-    rates: tuple[float, ...]
+    learning_rates: tuple[float, ...]
     penalty_start: float = 0.0
     penalty_factor: float = 1.0
     refined_num_grids: int | None = None
@@ -66,22 +66,22 @@ class Model(ABC):
     @property
     @abstractmethod
     def label(self) -> str:
-        """The kind, the sizes and whatever else tells models apart."""
+        """Kind, sizes, and whatever else distinguishes the model from others."""
 
     @abstractmethod
     def flops(self) -> int:
-        """Return the multiply-adds of inference on one row."""
+        """Return the multiply-adds of inference for one row."""
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Return the network to train, drawn by torch's random state."""
+        """Return a new network, initialised from torch's random state."""
 
-    def parameter_groups(self, network: nn.Module, rate: float) -> list[dict[str, Any]]:
-        """Return what an optimiser takes."""
-        return [{"params": [*network.parameters()], "lr": rate}]
+    def parameter_groups(self, network: nn.Module, lr: float) -> list[dict[str, Any]]:
+        """Return the parameter groups for an optimiser."""
+        return [{"params": [*network.parameters()], "lr": lr}]
 
     def deployed(self, network: nn.Module) -> nn.Module:
-        """Return the trained network as it is used for inference."""
+        """Return the trained network in the form that is used for inference."""
         return network
 
 
@@ -89,12 +89,12 @@ class Model(ABC):
 class MLP(Model):
     """Linear layers, with batch normalisation and an activation between them.
 
-    Activations are tried as learning rates are: MLPs with one and the other are of one kind.
+    MLPs with either activation are of one kind: the activation is tuned as the learning rate is.
     """
 
     sizes: tuple[int, ...]
     activation: Literal["ReLU", "SiLU"] = "ReLU"
-    rates: tuple[float, ...] = RATES
+    learning_rates: tuple[float, ...] = LEARNING_RATES
 
     @property
     def kind(self) -> str:
@@ -125,7 +125,7 @@ class FastKAN(Model):
 
     sizes: tuple[int, ...]
     num_grids: int = 8
-    rates: tuple[float, ...] = RATES
+    learning_rates: tuple[float, ...] = LEARNING_RATES
 
     @property
     def kind(self) -> str:
@@ -144,14 +144,14 @@ class FastKAN(Model):
 
 @dataclass(frozen=True)
 class PyKAN(Model):
-    """Layers of the package pykan, cubic splines of one variable; trained as the others are.
+    """Layers of the package pykan, cubic splines of one variable, trained as the others are.
 
-    Inputs are normalised over the batch, and the grid stays where it is.
+    Inputs are normalised over the batch, and the grid is fixed.
     """
 
     sizes: tuple[int, ...]
     num_grids: int = 8
-    rates: tuple[float, ...] = FEW_RATES
+    learning_rates: tuple[float, ...] = FEW_LEARNING_RATES
 
     @property
     def kind(self) -> str:
@@ -162,9 +162,9 @@ class PyKAN(Model):
         return f"{self.kind} {'-'.join(map(str, self.sizes))} G={self.num_grids}"
 
     def flops(self) -> int:
-        """Return the multiply-adds for one row; those that give the splines are not counted.
+        """Return the multiply-adds for one row, without those that evaluate the splines.
 
-        Four cubic splines and the branch are not zero: the package computes with all of them.
+        For an input four cubic splines and the branch are not zero; the package computes all.
         """
         return sum(5 * i * o for i, o in pairwise(self.sizes))
 
@@ -173,7 +173,7 @@ class PyKAN(Model):
 
 
 class PyKANBlock(nn.Module):
-    """Batch normalisation, bounds, and pykan's layer, ``[B, I] -> [B, O]``."""
+    """Batch normalisation, clamping, and pykan's layer, ``[B, I] -> [B, O]``."""
 
     def __init__(self, in_features: int, out_features: int, num_grids: int) -> None:
         super().__init__()
@@ -183,13 +183,15 @@ class PyKANBlock(nn.Module):
         self.layer = KANLayer(in_features, out_features, num=num_grids, grid_range=(-BOUND, BOUND))
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(self.norm(x).clamp(-BOUND, BOUND))[0]  # the rest is for plots
+        y: Tensor = self.layer(self.norm(x).clamp(-BOUND, BOUND))[
+            0
+        ]  # the other results are for plots
         return y
 
 
 @dataclass(frozen=True)
 class LMKAN(Model):
-    """lmKAN blocks, fitted as ``python -m lmkan_cupy fit`` does; a variant is a kind of its own."""
+    """lmKAN blocks, trained as ``python -m lmkan_cupy fit`` does; a variant is its own kind."""
 
     sizes: tuple[int, ...]
     num_grids: int = 8
@@ -197,7 +199,7 @@ class LMKAN(Model):
     penalty_start: float = 0.0
     penalty_factor: float = 1.0
     refined_num_grids: int | None = None
-    rates: tuple[float, ...] = RATES
+    learning_rates: tuple[float, ...] = LEARNING_RATES
     variant: str = ""
 
     @property
@@ -215,8 +217,8 @@ class LMKAN(Model):
     def build(self) -> nn.Sequential:
         return block_chain(self.sizes, self.num_grids, BOUND, residual=self.residual)
 
-    def parameter_groups(self, network: nn.Module, rate: float) -> list[dict[str, Any]]:
-        return parameter_groups(network, rate)
+    def parameter_groups(self, network: nn.Module, lr: float) -> list[dict[str, Any]]:
+        return parameter_groups(network, lr)
 
     def deployed(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, nn.Sequential)
@@ -226,9 +228,9 @@ class LMKAN(Model):
 
 @dataclass(frozen=True)
 class LinearFirst(LMKAN):
-    """A linear layer that mixes the inputs, and then lmKAN blocks: half the FLOPs of their first.
+    """A linear layer, then lmKAN blocks: half the FLOPs of an lmKAN layer in the first place.
 
-    What the first of two lmKAN layers does to a pair of inputs alone, the second can do to any.
+    The first layer mixes the inputs; functions of pairs are left to the layers behind it.
     """
 
     @property
@@ -257,14 +259,15 @@ class LinearFirst(LMKAN):
 
 
 def variants(sizes: tuple[int, ...]) -> list[Model]:
-    """Return an lmKAN's variants, each with one thing in its fitting changed."""
+    """Return variants of an lmKAN, each with one part of its training changed."""
+    lmkan = partial(LMKAN, sizes, learning_rates=FEW_LEARNING_RATES)
     return [
-        LMKAN(sizes, residual="relu", variant="ReLU branch", rates=FEW_RATES),
-        LMKAN(sizes, residual=None, variant="no branch", rates=FEW_RATES),
-        LMKAN(sizes, penalty_start=1.0, variant="strong penalty at the start", rates=FEW_RATES),
-        LMKAN(sizes, penalty_factor=0.0, variant="no penalty", rates=FEW_RATES),
-        LMKAN(sizes, penalty_factor=100.0, variant="100 times the penalty", rates=FEW_RATES),
-        LMKAN(sizes, num_grids=4, variant="coarse grid", rates=FEW_RATES),
-        LMKAN(sizes, num_grids=16, variant="fine grid", rates=FEW_RATES),
-        LMKAN(sizes, num_grids=4, refined_num_grids=8, variant="refined grid", rates=FEW_RATES),
+        lmkan(residual="relu", variant="ReLU branch"),
+        lmkan(residual=None, variant="no branch"),
+        lmkan(penalty_start=1.0, variant="strong penalty at the start"),
+        lmkan(penalty_factor=0.0, variant="no penalty"),
+        lmkan(penalty_factor=100.0, variant="100 times the penalty"),
+        lmkan(num_grids=4, variant="coarse grid"),
+        lmkan(num_grids=16, variant="fine grid"),
+        lmkan(num_grids=4, refined_num_grids=8, variant="refined grid"),
     ]

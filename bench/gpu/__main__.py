@@ -1,12 +1,12 @@
-"""``python -m bench.gpu``: the CUDA engine checked, then timed beside others, on the first GPU.
+"""``python -m bench.gpu``: checks the CUDA engine, then times it beside others, on the first GPU.
 
-First the tests that need a GPU run, then a few of them under compute-sanitizer where it is
-installed: nothing is timed if one fails, and nothing of ours whose results, of the sizes that are
-timed, are off. Times of layers are those of the device, by CUDA events around a call that was
-queued while the device was still busy, so the host's share is not in them unless the host is slower
-than the device. What a call reads may be in the L2 cache, as in networks.
+The tests that need a GPU run first, and some of them under compute-sanitizer where it is installed;
+if one fails, nothing is timed. Our results are also checked at the sizes that are timed. Times of
+layers are times of the device, by CUDA events around a call that was queued while the device was
+busy: they include the host only where it is slower than the device. What a call reads may be in the
+L2 cache, as in networks.
 
-Everything is written as soon as it is measured, and a later run goes on from there.
+Every measurement is written at once, and a later run resumes from the file.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import cupy
 import torch
 
-from lmkan_cupy.configuration import cuda_obstacle
+from lmkan_cupy.installation import cuda_obstacle
 
-from .. import authors, record
-from ..device import OUT_OF_MEMORY, describe, free_memory
-from ..show import LEGEND, console, show, show_case, show_numbers
-from ..verdicts import verdict_rows
+from ..harness import authors, results_file
+from ..harness.console_tables import LEGEND, console, show_numbers, show_table, show_timings
+from ..harness.cuda_device import OUT_OF_MEMORY, describe, free_memory
+from ..harness.targets import target_rows
 from . import correctness, host, layers, passes, penalty, targets, training_step
 from .layers import Measured, Point
 
@@ -40,10 +40,11 @@ def parse_arguments() -> argparse.Namespace:
         "--json",
         type=Path,
         metavar="PATH",
-        help="default: the newest bench/results/gpu-<device>-*.json of the same commit, versions, "
-        "GPU and peer, or a new one",
+        help="the file to write, and to resume from; by default the newest "
+        "bench/results/gpu-<device>-*.json of the same commit, versions, GPU and peer, or a new "
+        "one",
     )
-    parser.add_argument("--full", action="store_true", help="all shapes and grids")
+    parser.add_argument("--full", action="store_true", help="more shapes and grids")
     parser.add_argument(
         "--peer", type=Path, metavar="PATH", help="a folder with the authors' package lmKAN"
     )
@@ -54,16 +55,16 @@ def main() -> None:
     arguments = parse_arguments()
     if obstacle := cuda_obstacle():
         sys.exit(obstacle)
-    circumstances = record.circumstances() | {"gpu": describe(), "peer": None}
+    circumstances = results_file.circumstances() | {"gpu": describe(), "peer": None}
     circumstances["versions"] |= {"cupy": cupy.__version__}
     if arguments.peer:
         sys.path.insert(0, str(arguments.peer))
         has_commit = (arguments.peer / ".git").exists()  # else it may lie in another repository
-        circumstances["peer"] = record.commit_of(arguments.peer) if has_commit else "unknown"
+        circumstances["peer"] = results_file.commit_of(arguments.peer) if has_commit else "unknown"
     try:
         if arguments.peer:
             authors.require_package()
-        path, results = record.resumed("gpu", circumstances, arguments.json)
+        path, results = results_file.resumed("gpu", circumstances, arguments.json)
     except (ImportError, ValueError) as error:
         sys.exit(str(error))
     try:
@@ -73,7 +74,7 @@ def main() -> None:
 
 
 def run(path: Path, results: dict[str, Any], full: bool, with_authors: bool) -> None:
-    """Measure what results lack, and write and show everything."""
+    """Measure what the results lack, and write and show everything."""
     out = console()
     for name, value in (results["circumstances"] | {"results": path}).items():
         out.print(f"{name}: {value}")
@@ -89,10 +90,10 @@ def run(path: Path, results: dict[str, Any], full: bool, with_authors: bool) -> 
             with out.status(name):
                 results[name] = measure()
             free_memory()
-            record.write(path, results)
+            results_file.write(path, results)
         show_numbers(out, name, results[name])
 
-    out.print(f"\n{LEGEND}\nnn.Linear: in float32 and without TF32 unless said")
+    out.print(f"\n{LEGEND}\nnn.Linear: float32 without TF32 unless named otherwise")
     not_measured = results.setdefault("not measured", [])
     done = [tuple(each[name] for name in Point._fields) for each in results["cases"] + not_measured]
     for point in layers.points(full):
@@ -106,26 +107,26 @@ def run(path: Path, results: dict[str, Any], full: bool, with_authors: bool) -> 
         except OUT_OF_MEMORY as error:
             why = authors.reason(error)
             not_measured.append(point._asdict() | {"why": why})
-        free_memory()  # in the exception's handler, it would still hold some
-        record.write(path, results)
+        free_memory()  # not in the handler: the exception holds memory
+        results_file.write(path, results)
         if measured:
             show_measured(out, measured)
         else:
             out.print(f"\n{point} was not measured: {why}")
 
-    verdicts = targets.verdicts(results)
-    show(out, "Targets", ("", "target", "measured", "met"), verdict_rows(verdicts))
-    results["targets"] = [asdict(verdict) for verdict in verdicts]
-    record.write(path, results)
+    checked = targets.check(results)
+    show_table(out, "Targets", ("", "target", "measured", "met"), target_rows(checked))
+    results["targets"] = [asdict(target) for target in checked]
+    results_file.write(path, results)
 
 
 def show_measured(out: Console, measured: Measured) -> None:
-    show_case(out, measured.case)
+    show_timings(out, measured.timings)
     for name, limit in measured.limits.items():
         share = limit.get("share of the shared-memory limit")
         out.print(
-            f"{name}: by {limit['kernel']}, predicted {limit['predicted ms']} ms, held by "
-            f"{limit['held by']}" + (f"; {share:.0%} of shared memory's limit" if share else "")
+            f"{name}: by {limit['kernel']}, predicted {limit['predicted ms']} ms, limited "
+            f"by {limit['held by']}" + (f"; {share:.0%} of shared memory's limit" if share else "")
         )
     for name, reason in measured.does_not_run.items():
         out.print(f"{name} does not run: {reason}")

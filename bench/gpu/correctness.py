@@ -12,18 +12,18 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
-#: Tools of compute-sanitizer. Its initcheck is not among them: tests fill all memory with NaN, and
-#: so find what was read before it was written.
+#: Tools of compute-sanitizer. Its initcheck is not needed: the tests fill all memory with NaN, so
+#: they notice memory that is read before it is written.
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 SANITIZED = "(TestEveryRowOfThePlan and oracle and float32-float32) or (every_ring and B1100)"
 
 
 class Failed(Exception):
-    """What failed, with all that it wrote."""
+    """Tests failed; the message is their output."""
 
 
 def measure() -> dict[str, dict[str, Any]]:
-    """Run tests and sanitizers side by side; return how each ended, after how many seconds.
+    """Run tests and sanitizers side by side; return how each ended, and its seconds.
 
     Raises
     ------
@@ -46,10 +46,10 @@ def measure() -> dict[str, dict[str, Any]]:
 
 
 def _run_pytest(options: list[str], under: list[str]) -> tuple[dict[str, Any], str]:
-    """Run the tests that need a GPU, ``under`` another program or none; also what they wrote if
-    they failed.
+    """Run the tests that need a GPU, under a sanitizer's command or none.
 
-    Warnings of libraries in other versions than those tested are no errors here.
+    Returns their result, and their output if they failed. Warnings are not errors here, for
+    libraries may be of other versions than those tested.
     """
     start = time.perf_counter()
     command = [*under, sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-W", "default", *options]

@@ -1,4 +1,4 @@
-"""What a small layer costs the host, what a graph spares it, and what starting costs."""
+"""The host's time for a small layer, for the same in a CUDA graph, and for a process to start."""
 
 import os
 import subprocess
@@ -12,11 +12,11 @@ import cupy
 import lmkan_cupy
 
 from .. import host_cost
-from ..workloads import make_workload
+from ..harness.workload import make_workload
 
 ROOT = Path(__file__).parents[2]
 
-#: The layer and its batch.
+#: The layer, and its batch.
 SIZES = {"in_features": 128, "out_features": 128, "num_grids": 26, "batch": 1024}
 
 #: Forwards in one graph.
@@ -24,7 +24,7 @@ IN_GRAPH = 20
 
 
 def measure() -> dict[str, float]:
-    """Return microseconds per call on the host and in a graph, milliseconds from the start."""
+    """Return microseconds per call on the host and in a graph, and milliseconds of a start."""
     per_call = host_cost.measure("cuda", tuple(SIZES.values()), seconds=3)
     with tempfile.TemporaryDirectory() as cache:
         cold, warm = (_seconds_of_start(cache) for _ in range(2))
@@ -54,12 +54,12 @@ def _microseconds_in_a_graph() -> float:
         end.record(stream)
         end.synchronize()
         if not (result == expected).all():
-            raise AssertionError("forward in a graph: its result is not that of a call")
+            raise AssertionError("forward in a graph: the result differs from that of a call")
     return float(1e3 * cupy.cuda.get_elapsed_time(begin, end) / IN_GRAPH)
 
 
 def _seconds_of_start(cache: str) -> float:
-    """Seconds of a new process from its start to the first result, imports and all."""
+    """Return the seconds from the start of a new process to its first result."""
     shape = {name: size for name, size in SIZES.items() if name != "batch"}
     code = (
         "import cupy, lmkan_cupy as l;"

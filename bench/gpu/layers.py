@@ -1,4 +1,4 @@
-"""Forward and backward of layers, ours and others', of one shape each."""
+"""Forward and backward of layers of one shape, ours and others'."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,28 +9,30 @@ import cupy
 import ml_dtypes
 import torch
 
-from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
+from lmkan_cupy.cuda_engine import kernel_cache
+from lmkan_cupy.cuda_engine.forward_pass import plan_forward
+from lmkan_cupy.cuda_engine.plan import ITEM_BYTES, LayerShape
 
-from .. import authors, peers, truth
-from ..cases import Case, time_layers
-from ..device import device_stopwatch, free_memory, watched_clocks
-from ..record import OURS
-from ..workloads import make_workload
+from ..harness import authors, peers, reference
+from ..harness.cuda_device import device_stopwatch, free_memory, watched_clocks
+from ..harness.layer_timings import LayerTimings, time_layers
+from ..harness.results_file import OURS
+from ..harness.workload import make_workload
 
-#: Our layers, and the dtypes of their tables.
+#: Our layers by name, with the dtypes of their tables.
 TABLES = {OURS: "float32", "float16 tables": "float16", "bfloat16 tables": ml_dtypes.bfloat16}
 
-#: Where layers of plain torch operations are timed: up to so many samples, for more take gigabytes,
-#: and for one grid, for it hardly matters to them and torch compiles each for a while.
+#: Where layers of plain torch operations are timed: up to so many samples, since more take
+#: gigabytes, and on one grid, since it hardly matters to them and each takes torch long to compile.
 MOST_SAMPLES_OF_TORCH = 2**14
 GRIDS_OF_TORCH = 16
 
-#: Rounds of timings: few where each takes a second, and times of the device vary little.
+#: Time, and least and largest number of rounds, of the timings of one shape.
 SECONDS, ROUNDS = 0.5, (3, 30)
 
 
 class Point(NamedTuple):
-    """What a case is of."""
+    """The sizes of a layer and its batch."""
 
     in_features: int
     out_features: int
@@ -47,31 +49,31 @@ def points(full: bool) -> list[Point]:
     if full:
         shapes, grids = [*shapes, (32, 1024), (129, 65)], [8, 12, 16, 20, 26, 40]
     found = [Point(*shape, grid, batch) for batch, shape, grid in product(batches, shapes, grids)]
-    return found if full else [*found, Point(512, 512, 12, 2**20)]  # for the sake of its targets
+    return found if full else [*found, Point(512, 512, 12, 2**20)]  # it has targets
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What there is of a point.
+    """The measurements at one point.
 
     Attributes
     ----------
-    case : Case
+    timings : LayerTimings
     limits : dict
-        Of our layers, see :func:`limits`.
+        For our layers, see :func:`limits`.
     clocks : dict
-        In MHz, while all layers were timed.
+        In MHz, while the layers were timed.
     does_not_run : dict
         Layers that could not be timed, and why.
     """
 
-    case: Case
+    timings: LayerTimings
     limits: Mapping[str, Mapping[str, Any]]
     clocks: Mapping[str, Mapping[str, int]]
     does_not_run: Mapping[str, str]
 
     def json(self) -> dict[str, Any]:
-        return self.case.json() | {
+        return self.timings.json() | {
             "limits": self.limits,
             "clocks": self.clocks,
             "does not run": self.does_not_run,
@@ -79,13 +81,13 @@ class Measured:
 
 
 def measure(point: Point, with_authors: bool) -> Measured:
-    """Check all layers that have tables, then time everything in turn."""
+    """Check all layers that have tables, then time all layers in turn."""
     workload = make_workload(*point, cupy)
     layers, does_not_run = {}, {}
     for name, dtype in TABLES.items():
         rounded = workload.with_tables(dtype)
         layers[name] = peers.lmkan(rounded)
-        expected = truth.of_layer(rounded)
+        expected = reference.of_layer(rounded)
         expected.check_layer(name, layers[name])
         if name == OURS:
             layers |= _plain_torch(point, workload, expected)
@@ -105,11 +107,11 @@ def measure(point: Point, with_authors: bool) -> Measured:
         free_memory()
     timed = {name: replace(layer, stopwatch=device_stopwatch) for name, layer in layers.items()}
     with watched_clocks() as clocks:
-        case = Case(*point, time_layers(timed, SECONDS, ROUNDS))
+        timings = LayerTimings(*point, time_layers(timed, SECONDS, ROUNDS))
     return Measured(
-        case,
+        timings,
         {
-            name: limits(point, dtype, case.milliseconds(name, "forward"))
+            name: limits(point, dtype, timings.milliseconds(name, "forward"))
             for name, dtype in TABLES.items()
         },
         clocks,
@@ -117,7 +119,9 @@ def measure(point: Point, with_authors: bool) -> Measured:
     )
 
 
-def _plain_torch(point: Point, workload: Any, expected: truth.LayerTruth) -> dict[str, peers.Layer]:
+def _plain_torch(
+    point: Point, workload: Any, expected: reference.LayerReference
+) -> dict[str, peers.TimedLayer]:
     if point.batch > MOST_SAMPLES_OF_TORCH or point.num_grids != GRIDS_OF_TORCH:
         return {}
     bag, torch_engine = peers.embedding_bag(workload), peers.plain_torch(workload)
@@ -127,16 +131,16 @@ def _plain_torch(point: Point, workload: Any, expected: truth.LayerTruth) -> dic
 
 
 def limits(point: Point, dtype: Any, milliseconds: float) -> dict[str, Any]:
-    """Return what the engine's model predicts for a forward, and how near to a limit it came.
+    """Return the prediction of the engine's model for a forward, and how near to its limit it came.
 
-    That is, for a forward through shared memory, the time in which shared memory gives the four
-    values of every function and sample, at 128 bytes per clock and the device's greatest clock,
-    as a share of the time measured.
+    The limit of a forward through shared memory is the time that shared memory takes to deliver the
+    four values of every function and sample, at 128 bytes per clock and the device's highest clock;
+    it is given as a share of the time measured.
     """
     device = kernel_cache.device()
     table = cupy.dtype(dtype).name
-    layer = launch_plan.Layer(*point[:3], "float32", table)
-    plan = launch_plan.forward(layer, point.batch, device, direction=False, aligned=True)
+    layer = LayerShape(*point[:3], "float32", table)
+    plan = plan_forward(layer, point.batch, device, direction=False, aligned=True)
     found = {
         "kernel": plan.kernel.kernel,
         "predicted ms": round(1e3 * plan.prediction.seconds, 4),
@@ -144,6 +148,6 @@ def limits(point: Point, dtype: Any, milliseconds: float) -> dict[str, Any]:
     }
     if plan.ring is None:
         return found
-    read = 4 * launch_plan.TABLE_BYTES[table] * point.batch * layer.pairs * layer.out_features
+    read = 4 * ITEM_BYTES[table] * point.batch * layer.pairs * layer.out_features
     limit = read / 128 / device.multiprocessors / device.clock_hz
     return found | {"share of the shared-memory limit": round(1e3 * limit / milliseconds, 4)}

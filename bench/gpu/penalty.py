@@ -1,4 +1,4 @@
-"""The penalty of a layer 512 x 512 beside a copy of its tables."""
+"""The Hessian penalty of a layer of 512 x 512 features, beside a copy of its tables."""
 
 from collections.abc import Callable
 from statistics import median
@@ -7,19 +7,19 @@ import cupy
 
 import lmkan_cupy
 
-from .. import truth
-from ..device import device_stopwatch, free_memory
+from ..harness import reference
+from ..harness.cuda_device import device_stopwatch, free_memory
 
 FEATURES, GRIDS = 512, (8, 16, 26, 40)
 REPEATS = 20
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """Return milliseconds by G, after results were compared."""
+    """Return milliseconds by G, after the results were checked."""
     results = {}
     for num_grids in GRIDS:
         tables = lmkan_cupy.init_tables(FEATURES, FEATURES, num_grids, rng=0, xp=cupy)
-        truth.check_penalty(tables, *lmkan_cupy.hessian_penalty_and_grad(tables))
+        reference.check_penalty(tables, *lmkan_cupy.hessian_penalty_and_grad(tables))
         other = cupy.empty_like(tables)
 
         def milliseconds(call: Callable[..., object], *arguments: object) -> float:

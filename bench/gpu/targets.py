@@ -1,21 +1,21 @@
-"""What the CUDA engine is meant to reach on an H100 or H200, and what `bench.gpu` measured."""
+"""The targets of the CUDA engine on an H100 or H200, checked against what `bench.gpu` measured."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from ..record import OURS
-from ..verdicts import Verdict
+from ..harness.results_file import OURS
+from ..harness.targets import CheckedTarget
 
 LARGE = {"in_features": 512, "out_features": 512, "batch": 2**20}
 SMALL = {"in_features": 128, "out_features": 128, "batch": 2**10}
 
 
-def verdicts(results: dict[str, Any]) -> list[Verdict]:
-    """Return a verdict on every target, for results as `bench.gpu` writes them."""
+def check(results: dict[str, Any]) -> list[CheckedTarget]:
+    """Check all targets against results as `bench.gpu` writes them."""
     return [*_forward(results), *_training(results)]
 
 
-def _forward(results: dict[str, Any]) -> Iterator[Verdict]:
+def _forward(results: dict[str, Any]) -> Iterator[CheckedTarget]:
     for num_grids, least in ((8, 1.5), (12, 1.5), (16, 1.1), (26, 1.25)):
         measured = _times_ours(results, "authors", "forward", num_grids=num_grids, **LARGE)
         yield _at_least(f"forward, G = {num_grids}: the authors' time", least, measured)
@@ -35,7 +35,7 @@ def _forward(results: dict[str, Any]) -> Iterator[Verdict]:
         yield _at_least(f"forward, G = {num_grids}: shared memory's limit", least, share)
 
 
-def _training(results: dict[str, Any]) -> Iterator[Verdict]:
+def _training(results: dict[str, Any]) -> Iterator[CheckedTarget]:
     for num_grids in (8, 16, 26):
         measured = _times_ours(results, "authors", "backward", num_grids=num_grids, **LARGE)
         yield _at_least(f"backward, G = {num_grids}: the authors' time", 3.0, measured)
@@ -65,21 +65,21 @@ def _case(results: dict[str, Any], **sizes: int) -> dict[str, Any] | None:
 
 
 def _times_ours(results: dict[str, Any], layer: str, pass_: str, **sizes: int) -> float | None:
-    """How many times our time another layer takes, None where it was not timed."""
+    """Return how many times our time another layer takes, None if it was not timed."""
     case = _case(results, **sizes)
     measured = case and case["layers"].get(layer)
     return float(measured[pass_]["median"]) if measured else None
 
 
-def _at_least(what: str, target: float, measured: float | None) -> Verdict:
-    return _verdict(what, f">= {target:g}", measured, lambda number: number >= target)
+def _at_least(what: str, target: float, measured: float | None) -> CheckedTarget:
+    return _checked(what, f">= {target:g}", measured, lambda number: number >= target)
 
 
-def _at_most(what: str, target: float, measured: float | None) -> Verdict:
-    return _verdict(what, f"<= {target:g}", measured, lambda number: number <= target)
+def _at_most(what: str, target: float, measured: float | None) -> CheckedTarget:
+    return _checked(what, f"<= {target:g}", measured, lambda number: number <= target)
 
 
-def _verdict(what: str, target: str, measured: float | None, is_met: Any) -> Verdict:
+def _checked(what: str, target: str, measured: float | None, is_met: Any) -> CheckedTarget:
     if not measured:
-        return Verdict(what, target, "not measured", None)
-    return Verdict(what, target, f"{measured:.2f}", is_met(measured))
+        return CheckedTarget(what, target, "not measured", None)
+    return CheckedTarget(what, target, f"{measured:.2f}", is_met(measured))

@@ -1,4 +1,4 @@
-"""Whole steps of training one layer: loss, penalty, backward, Adam."""
+"""Whole training steps of one layer: loss, penalty, backward, Adam."""
 
 import statistics
 import time
@@ -11,82 +11,82 @@ import torch
 from lmkan_cupy.adapters.torch import LMKANLinear
 from torch import Tensor, cuda, nn
 
-from .. import authors
-from ..device import OUT_OF_MEMORY, device_stopwatch, free_memory
-from ..record import OURS
-from ..workloads import Workload, make_workload
+from ..harness import authors
+from ..harness.cuda_device import OUT_OF_MEMORY, device_stopwatch, free_memory
+from ..harness.results_file import OURS
+from ..harness.workload import Workload, make_workload
 
-#: Gives the loss before the step.
+#: Takes a training step and returns the loss before it.
 Step: TypeAlias = Callable[[], Tensor]
 
 NUM_GRIDS, BATCH, FEATURES = 16, 2**14, (128, 512)
 REPEATS, STEPS = 5, 10
 
-#: Steps that come first: they compile, and make the optimiser's state.
+#: Warm-up steps: they compile kernels and create the optimiser's state.
 WARMUP = 3
 
-#: Most by which the loss after these may differ from ours, relative to it. It has fallen by 2 % and
-#: more by then, so one wrong gradient in twenty is seen. Rounding matters only where it decides the
-#: sign of a gradient, of which Adam's first steps know little more.
-OFF = 1e-3
+#: Largest relative difference from our loss after these steps. By then it has fallen by at least
+#: 2 %, so one wrong gradient in twenty is noticed. Rounding matters only where it decides the sign
+#: of a gradient, which is nearly all that Adam's first steps depend on.
+MAX_DIFFERENCE = 1e-3
 
 PENALTY = 1e-6
 
 
-class Maker(NamedTuple):
-    """How to make a step, so that one at a time is in memory.
+class StepFactory(NamedTuple):
+    """Makes a step when it is needed, so that one at a time is in memory.
 
     Attributes
     ----------
-    step : callable
+    make : callable
     captured : bool
-        In a CUDA graph.
-    same : bool
-        The function is ours: so must the loss be.
-    forgiven : tuple of exceptions
-        What makes it a step that does not run.
+        Whether the step is captured in a CUDA graph.
+    same_function : bool
+        Whether the layer computes the same function as ours, so that its loss must be ours.
+    tolerated : tuple of exceptions
+        The step is reported as one that does not run if it raises one of these.
     """
 
-    step: Callable[[], Step]
+    make: Callable[[], Step]
     captured: bool = False
-    same: bool = True
-    forgiven: tuple[type[Exception], ...] = OUT_OF_MEMORY
+    same_function: bool = True
+    tolerated: tuple[type[Exception], ...] = OUT_OF_MEMORY
 
 
 def measure(with_authors: bool) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return milliseconds, host and device, and peak memory of steps, by shape and layer."""
+    """Return milliseconds, loss and peak memory of steps, by shape and layer."""
     return {f"{features} x {features}": _measure(features, with_authors) for features in FEATURES}
 
 
 def _measure(features: int, with_authors: bool) -> dict[str, dict[str, Any]]:
     workload = make_workload(features, features, NUM_GRIDS, BATCH, cupy)
     results: dict[str, dict[str, Any]] = {}
-    for name, maker in _makers(workload, with_authors):
+    for name, factory in _factories(workload, with_authors):
         try:
-            measured = _of_step(maker)
-            if maker.same:
+            measured = _measure_step(factory)
+            if factory.same_function:
                 ours = results.get(OURS, {}).get("loss", measured["loss"])
                 _check_loss(name, measured["loss"], ours)
             results[name] = measured
-        except maker.forgiven as error:
+        except factory.tolerated as error:
             results[name] = {"does not run": authors.reason(error)}
         free_memory()
     return results
 
 
-def _of_step(maker: Maker) -> dict[str, float]:
-    """Return milliseconds, the loss after some steps, and MB beyond the data at the most."""
+def _measure_step(factory: StepFactory) -> dict[str, float]:
+    """Return milliseconds, the loss after the warm-up, and peak MB beyond the data."""
     before = cuda.memory_allocated()
-    step = maker.step()
+    step = factory.make()
     cuda.reset_peak_memory_stats()
-    # What is captured is not to have run on the default stream, the one the authors launch on.
-    side = cuda.Stream() if maker.captured else cuda.current_stream()
+    # A step to be captured warms up on a side stream; the authors launch on the default one only.
+    side = cuda.Stream() if factory.captured else cuda.current_stream()
     side.wait_stream(cuda.current_stream())
     with cuda.stream(side):
         for _ in range(WARMUP):
             step()
     cuda.current_stream().wait_stream(side)
-    if maker.captured:
+    if factory.captured:
         step = _captured(step)
     loss = float(step())
     taken = []
@@ -101,11 +101,11 @@ def _of_step(maker: Maker) -> dict[str, float]:
 
 
 def _check_loss(name: str, loss: float, ours: float) -> None:
-    if not abs(loss - ours) <= OFF * abs(ours):
+    if not abs(loss - ours) <= MAX_DIFFERENCE * abs(ours):
         raise AssertionError(f"{name}: the loss is {loss}, ours {ours}")
 
 
-def _makers(workload: Workload, with_authors: bool) -> Iterator[tuple[str, Maker]]:
+def _factories(workload: Workload, with_authors: bool) -> Iterator[tuple[str, StepFactory]]:
     x, target = torch.from_dlpack(workload.x), torch.from_dlpack(workload.grad_y)
     features = x.shape[1]
 
@@ -121,10 +121,10 @@ def _makers(workload: Workload, with_authors: bool) -> Iterator[tuple[str, Maker
         layer = nn.Linear(features, features, device=x.device)
         return _step(layer, lambda: _error(layer(x), target))
 
-    yield OURS, Maker(ours)
-    yield f"{OURS} in a graph", Maker(ours, captured=True)
-    yield "nn.Linear", Maker(linear, same=False)
-    yield 'engine="torch", compiled', Maker(lambda: ours("torch", compiled=True))
+    yield OURS, StepFactory(ours)
+    yield f"{OURS} in a graph", StepFactory(ours, captured=True)
+    yield "nn.Linear", StepFactory(linear, same_function=False)
+    yield 'engine="torch", compiled', StepFactory(lambda: ours("torch", compiled=True))
     if not with_authors:
         return
     columns, targets = x.T.contiguous(), target.T.contiguous()  # their layout
@@ -138,7 +138,7 @@ def _makers(workload: Workload, with_authors: bool) -> Iterator[tuple[str, Maker
 
         return _step(layer, loss)
 
-    yield "authors", Maker(theirs, forgiven=(Exception,))
+    yield "authors", StepFactory(theirs, tolerated=(Exception,))
 
 
 def _error(y: Tensor, target: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def _step(layer: nn.Module, loss: Callable[[], Tensor]) -> Step:
 
 @dataclass(frozen=True)
 class _Replay:
-    """A step in a CUDA graph, which writes to what the step and its loss keep alive."""
+    """A step in a CUDA graph; holding the step and its loss keeps the graph's memory alive."""
 
     step: Step
     loss: Tensor

@@ -3,20 +3,20 @@
 
 Symbols: B samples, I inputs, O outputs, P = ceil(I / 2) pairs, G grid intervals, S = G + 1 knots.
 
-A layer is walked in one of two ways. Most kernels treat one pair at a time: the samples of a block
-are grouped by the cell that they fall into (:func:`_group`), and the groups are walked; the four
-table rows of a cell, or the gradients of these rows, stay in registers while all samples of the
-cell pass by. Grouping does not pay where rows are short: there the forward
-(:func:`gather_kernel`) goes from sample to sample, whose sums stay in registers while a few pairs
-pass by. A row of O outputs is cut into chunks of a fixed number of outputs, each of which is one
-vector of the processor's instructions (:class:`_Vector`), so that nothing is left to an
-auto-vectoriser.
+There are two ways through a layer. Most kernels take one pair at a time and group the samples of a
+block by the cell that they fall into (:func:`_group`). Then they go from group to group: the four
+table rows of a cell, or the gradients of these rows, stay in registers for all samples of the cell.
+Where rows are short, grouping takes longer than it saves. There the forward
+(:func:`gather_kernel`) goes from sample to sample: the sums of a few samples stay in registers for
+several pairs. A row of O outputs is cut into chunks of a fixed number of outputs. Each chunk is a
+vector (:class:`_Vector`) that fits the processor's instructions, so nothing is left to a compiler's
+automatic vectorisation.
 
-What a sample gets depends on nothing but its own values, and what a table gets is added in the
-order of the samples: results do not depend on how the work is cut.
+The result of a sample depends only on its own values, and the gradients of tables are added in the
+order of the samples. So results do not depend on how the work is split.
 
-All compiled code stands in this one file, since Numba's disk cache notices changes of the file
-that holds a kernel and of no other. Its types are Numba's, not Python's, so it is not type-checked.
+All compiled code is in this one file, because Numba's disk cache notices changes of the file that
+holds a kernel, and of no other. Its types are Numba's, not Python's, so it is not type-checked.
 """
 
 import operator
@@ -305,7 +305,7 @@ _jit = numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def _chunked(*widths: int) -> Callable[[Callable[[int], Any]], Any]:
-    """Make a walk over all outputs of a walk over one chunk of them.
+    """Turn a walk over one chunk of outputs into a walk over all outputs.
 
     Decorates ``make(width)``, which gives ``walk(first, *arguments)`` for ``width`` outputs from
     ``first`` on. The result is called as ``walk(0, num_outputs, *arguments)``: as many chunks of
@@ -370,7 +370,7 @@ def _reciprocals(knots, distance):
 @_jit
 def _new_block(size, knots):
     """Room for ``size`` samples, and for reading on to a multiple of ``_LANES``."""
-    # An odd multiple: else all rows of the coordinates would share the same few places of a cache.
+    # An odd multiple: otherwise all rows of the coordinates would compete for the same cache lines.
     room = (-(-size // _LANES) | 1) * _LANES
     dtype = knots.dtype
     positions = _Positions(
@@ -409,8 +409,8 @@ def _locate(x, knots, scale):
     """Find the interval of ``_LANES`` coordinates, the position in it, and one over its width.
 
     The interval is the number of inner knots that do not exceed the coordinate. That is
-    ``clamp(floor(G sigma(x)), 0, G - 1)`` with neither an exponential nor a clamp, and a NaN, which
-    exceeds nothing, falls into interval 0.
+    ``clamp(floor(G sigma(x)), 0, G - 1)`` without an exponential or a clamp. A NaN, which is not
+    greater than any knot, falls into interval 0.
     """
     interval = _spread(np.uint32(0), _LANES)
     left = _spread(knots[0], _LANES)
@@ -475,8 +475,8 @@ def _group(x, pair, first_pair, knots, ggx, block):
     """Locate the samples of a block ``x`` [N, I] for one pair and group them by their cell.
 
     The weights are those of the corners; with a cotangent ``ggx`` [N, I] (not empty) they are
-    instead the derivatives of these weights in the direction ``ggx``. Pairs are asked for in turn,
-    from ``first_pair`` on.
+    instead the derivatives of these weights in the direction ``ggx``. Calls come for one pair after
+    the other, from ``first_pair`` on.
 
     Returns the number of groups.
     """
@@ -496,7 +496,7 @@ def _group(x, pair, first_pair, knots, ggx, block):
         start[size] = size
         return size
 
-    # Count the samples of each cell, give each cell its places, then fill them: a stable sort.
+    # A stable sort: count the samples of each cell, give each cell its places, then fill them.
     count[:] = 0
     for n in range(size):
         count[cells[n]] += np.uint32(1)
@@ -504,7 +504,7 @@ def _group(x, pair, first_pair, knots, ggx, block):
     for cell in range(count.size):
         members = count[cell]
         count[cell] = place
-        node[num_groups] = cell  # kept if there are members: no branch that cannot be foreseen
+        node[num_groups] = cell  # kept only if there are members: no branch that is hard to predict
         start[num_groups] = place
         num_groups += members > 0
         place += members
@@ -519,8 +519,7 @@ def _group(x, pair, first_pair, knots, ggx, block):
 
 # --- Locating the samples of a block for some pairs, as they stand --------------------------------
 
-#: Samples of a block: in float32 its cells of ``PAIR_TILE`` pairs take 112 KiB of a cache. Four
-#: times as many took the same time, within what the measurements scatter.
+#: Samples of a block: in float32 its cells of ``PAIR_TILE`` pairs take 112 KiB of a cache.
 _GATHERED = 512
 
 #: The cells of N samples and Q pairs: ``cell [N Q]``, i S + j for the intervals i and j, and
@@ -550,7 +549,7 @@ def _copy_pairs(begin, end, x, rows):
     available = min(width, in_features - 2 * begin)
     for n in range(size):
         source = n * in_features + 2 * begin
-        if source + _FEATURE_TILE <= x.size:  # the next row overwrites what is too much of this one
+        if source + _FEATURE_TILE <= x.size:  # the next row overwrites the surplus of this one
             _store(rows, n * width, _load(x, source, _FEATURE_TILE))
         else:
             for k in range(available):
@@ -586,13 +585,13 @@ def _find_cells(begin, end, x, ggx, knots, cells):
 
 
 # --- Kernels --------------------------------------------------------------------------------------
-# Entered from Python with a range of samples or pairs. An empty array stands for None, so that
-# each kernel is compiled once for a pair of dtypes.
+# Python calls these for a range of samples or of pairs. An empty array stands for None, so that
+# each kernel is compiled only once for each pair of dtypes.
 
 
 @_jit
 def _add_corners(y, weights, place, row_00, row_01, row_10, row_11):
-    """Add a pair's value to ``y``: one order for both forward kernels."""
+    """Add the value of a pair to ``y``, in the same order in both forward kernels."""
     y = _multiply_add(_element(weights, 4 * place), row_00, y)
     y = _multiply_add(_element(weights, 4 * place + 1), row_01, y)
     y = _multiply_add(_element(weights, 4 * place + 2), row_10, y)
@@ -636,7 +635,7 @@ def _add_rows(width):
 
 
 def gather_kernel(begin, end, x, tables, knots, ggx, accumulate, out):
-    """Compute what :func:`forward_kernel` does, to the bit, for any number of samples."""
+    """Compute the same as :func:`forward_kernel`, to the bit, for any number of samples."""
     num_pairs, num_outputs = tables.shape[0], tables.shape[3]
     cells = _new_cells(min(_GATHERED, end - begin), min(PAIR_TILE, num_pairs), knots, ggx)
     if not accumulate:
@@ -670,7 +669,7 @@ def _gather_rows(width):
     def walk(first, begin, end, cells, weights, tables, out):
         size, num_outputs = out.shape
         num_pairs = end - begin
-        # Four samples at a time, whose sums do not wait for each other; at the end some are one.
+        # Four samples at once, so that their sums need not wait; at the end some are the same one.
         for n in range(0, size, 4):
             n_1, n_2, n_3 = min(n + 1, size - 1), min(n + 2, size - 1), min(n + 3, size - 1)
             y_0 = _load(out, n * num_outputs + first, width)
@@ -707,9 +706,9 @@ def backward_kernel(
 ):
     """Pull ``grad_y`` [B, O] back for the pairs from ``begin`` to ``end``.
 
-    What is empty of ``grad_x`` and ``grad_tables`` is not computed; of ``grad_tables`` the outputs
-    from ``first_output`` to ``end_output`` are. With ``ggx`` the derivative of the layer in the
-    direction ``ggx`` is pulled back. ``accumulate`` adds to ``grad_x``.
+    ``grad_x`` and ``grad_tables`` are not computed where they are empty. Of ``grad_tables`` only
+    the outputs from ``first_output`` to ``end_output`` are computed. With ``ggx`` this is the
+    backward of the layer's derivative in the direction ``ggx``. ``accumulate`` adds to ``grad_x``.
     """
     batch, num_outputs = grad_y.shape
     block = _new_block(min(block_size, batch), knots)
@@ -802,7 +801,7 @@ def _finish(pair, at, slopes, ggx, accumulate, grad_x):
         else:
             slope_1 = slopes[n, 0] + v * slope_12
             slope_2 = slopes[n, 1] + u * slope_12
-        blemish = 0 * u + 0 * v  # NaN for a bad coordinate, which spoils both gradients of its pair
+        blemish = 0 * u + 0 * v  # NaN if a coordinate is not finite: then both are NaN
         grad_1, grad_2 = slope_1 * scale_1 + blemish, slope_2 * scale_2 + blemish
         if accumulate:
             grad_1 += grad_x[n, 2 * pair]

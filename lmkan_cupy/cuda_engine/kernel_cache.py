@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..array_library import Array
 from . import kernel_source
-from .launch_plan import Device, Launch, Source
+from .plan import Device, Launch, Source
 
 _log = logging.getLogger("lmkan_cupy")
 
@@ -56,18 +55,18 @@ def _limits(index: int) -> Device:
         multiprocessors=attributes["MultiProcessorCount"],
         shared_bytes=attributes["MaxSharedMemoryPerBlockOptin"],
         l2_bytes=attributes["L2CacheSize"],
-        # 0 is a device that does not tell: no prediction could be made of it, so the default's.
+        # Some devices report a rate of 0, from which nothing could be predicted: the default then.
         **{name: rate for name, rate in rates.items() if rate},
     )
 
 
 def long_longs(numbers: tuple[int, ...]) -> tuple[Any, ...]:
-    """Return numbers as kernels take them, made once: CuPy would convert them at every launch."""
+    """Return numbers as kernels take them; CuPy would convert plain ones at every launch."""
     by_value = _cupy().cuda.function.CNumpyArray
     return tuple(by_value(np.array(number, np.int64)) for number in numbers)
 
 
-def kernel(launch: Launch, knots: Array) -> Any:
+def kernel(launch: Launch) -> Any:
     """Return the compiled kernel of a launch for the current device.
 
     It is called with a grid, a block, a tuple of arguments, and bytes of shared memory.
@@ -75,19 +74,19 @@ def kernel(launch: Launch, knots: Array) -> Any:
     Raises
     ------
     RuntimeError
-        If it has to be compiled and cannot be; the text says what to do.
+        If it cannot be compiled; the text says what to do.
     """
     key = (_cupy().cuda.runtime.getDevice(), launch.source, launch.kernel)
     compiled = _kernels.get(key)
     if compiled is None:
         with _compiling:
             if key not in _kernels:
-                _kernels[key] = _compile(launch, knots)
+                _kernels[key] = _compile(launch)
             compiled = _kernels[key]
     return compiled
 
 
-def _compile(launch: Launch, knots: Array) -> Any:
+def _compile(launch: Launch) -> Any:
     described = f"{launch.kernel} of {launch.source.file}, {launch.source}"
     if _cupy().cuda.get_current_stream().is_capturing():
         raise RuntimeError(
@@ -95,7 +94,7 @@ def _compile(launch: Launch, knots: Array) -> Any:
             "is captured: call lmkan_cupy.warmup, or the same function once, before the capture"
         )
     _log.info("compiling %s, or loading it from CuPy's cache", described)
-    text = kernel_source.text(launch.source, knots)
+    text = kernel_source.text(launch.source)
     try:
         compiled = _load(text, launch.kernel)
     except OSError as error:
@@ -106,10 +105,10 @@ def _compile(launch: Launch, knots: Array) -> Any:
         )
         os.environ["CUPY_CACHE_IN_MEMORY"] = "1"
         compiled = _load(text, launch.kernel)
-    if launch.shared_bytes:  # whatever later launches ask for; without this, 48 KB are allowed
+    if launch.shared_bytes:  # as much as any later launch may ask for, instead of 48 KB
         left = device().shared_bytes - compiled.shared_size_bytes
         compiled.max_dynamic_shared_size_bytes = left
-    return compiled.kernel  # of this device, which the raw kernel would look up at every launch
+    return compiled.kernel  # of this device: a raw kernel would look it up at every launch
 
 
 def _load(text: str, name: str) -> Any:

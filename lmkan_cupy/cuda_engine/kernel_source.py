@@ -1,6 +1,7 @@
 """The text of a kernel: a preamble of constants, then a file of ``cuda/`` with its headers.
 
-Headers are pasted and not left to ``-I``, because CuPy's disk cache does not see what they hold.
+Headers are pasted into the text instead of found by the compiler, because CuPy's disk cache does
+not see what is in them.
 """
 
 import re
@@ -9,8 +10,8 @@ from importlib.resources import files
 
 import numpy as np
 
-from ..array_library import Array
-from .launch_plan import Source
+from ..grid import sigma_grid
+from .plan import Source
 
 #: dtype -> its name in CUDA C, and the header that defines it.
 _CUDA_TYPES = {
@@ -26,26 +27,24 @@ def read(file: str) -> str:
     return files("lmkan_cupy.cuda").joinpath(file).read_text("utf-8")
 
 
-def text(source: Source, knots: Array, read: Callable[[str], str] = read) -> str:
+def text(source: Source, read: Callable[[str], str] = read) -> str:
     """Return the text to compile.
 
     Parameters
     ----------
     source : Source
-    knots : array [S]
-        The grid, on the host, in the dtype ``source.real``: it becomes part of the text.
     read : callable
         Gives the files; tests put broken ones in their place.
 
     Returns
     -------
     str
-        Errors of the compiler name the files of ``cuda/`` and their lines.
+        The compiler's messages name the files of ``cuda/`` and their lines.
     """
-    return _preamble(source, knots) + _pasted(source.file, read)
+    return _preamble(source) + _pasted(source.file, read)
 
 
-def _preamble(source: Source, knots: Array) -> str:
+def _preamble(source: Source) -> str:
     table, header = _CUDA_TYPES[source.table]
     real, _ = _CUDA_TYPES[source.real]
     constants = {
@@ -58,22 +57,21 @@ def _preamble(source: Source, knots: Array) -> str:
     }
     lines = [f"#include <{header}>"] if header else []
     lines += [f"#define {name} {value}" for name, value in constants.items()]
-
-    lines.append(f"__device__ const REAL GRID[NUM_GRIDS + 1][3] = {_grid(knots, source.real)};")
+    lines.append(f"__device__ const REAL GRID[NUM_GRIDS + 1][3] = {_grid(source)};")
     return "\n".join(lines) + "\n"
 
 
-def _grid(knots: Array, real: str) -> str:
-    """Return an initialiser: per knot itself and the reciprocals of h_i and of h_{i-1} + h_i.
+def _grid(source: Source) -> str:
+    """Return an initialiser: per knot k_i, 1 / h_i and 1 / (h_{i-1} + h_i), h_i = k_{i+1} - k_i.
 
-    Zero stands where an outermost knot has none.
+    Where an outermost knot has no such neighbour, there is a zero.
     """
-    wide = knots.astype(np.float64)
+    wide = sigma_grid(source.num_grids, dtype=source.real).astype(np.float64)
     inverse_width = np.append(1 / np.diff(wide), 0)
     inverse_span = np.pad(1 / (wide[2:] - wide[:-2]), 1)
-    suffix = "f" if real == "float32" else ""
-    rows = np.column_stack([wide, inverse_width, inverse_span]).astype(real)
-    # repr gives enough digits for every value to be exact
+    suffix = "f" if source.real == "float32" else ""
+    rows = np.column_stack([wide, inverse_width, inverse_span]).astype(source.real)
+    # repr has enough digits for every value to be exact
     return _braced(_braced(f"{float(each)!r}{suffix}" for each in row) for row in rows)
 
 

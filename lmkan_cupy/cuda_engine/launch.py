@@ -1,9 +1,10 @@
-"""The one way into a kernel: what CuPy's raw kernels take wrongly or silently is guarded here.
+"""The one way into a kernel: guards against what CuPy's raw kernels would misread silently.
 
-On the host, a launch and an allocation cost as much as a small kernel runs. So what calls with the
+On the host, a launch and an allocation take as long as a small kernel runs. So what calls with the
 same shapes have in common is made ready once, and a call allocates its workspace in one piece.
 """
 
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, TypeAlias
 
@@ -12,13 +13,40 @@ import numpy as np
 from .. import allocation
 from ..array_library import Array, is_cupy_array
 from . import kernel_cache
-from .launch_plan import Launch
+from .plan import Launch, LayerShape
 
-#: Of a kernel: a C-contiguous array or a part of a workspace, None for null, or a float64.
+#: Argument of a kernel: a C-contiguous array or a part of a workspace, None for null, or a float64.
 Argument: TypeAlias = Any
 
 #: Parts of a workspace begin at multiples of so many bytes.
 _PART_BYTES = 256
+
+#: Calls made ready, by everything that they depend on: see `ready`.
+_calls: dict[tuple[Any, ...], Callable[..., None]] = {}
+_MOST_CALLS = 256
+
+
+def ready(
+    make: Callable[..., Callable[..., None]], layer: LayerShape, *choices: Any
+) -> Callable[..., None]:
+    """Return ``make(device, layer, *choices)`` for the current device, made once.
+
+    So a call with the shapes of an earlier one finds its plan, compiled kernels and their numbers.
+    """
+    device = kernel_cache.device()
+    key = (make, device, layer, *choices)
+    call = _calls.get(key)
+    if call is None:
+        call = make(device, layer, *choices)
+        if len(_calls) >= _MOST_CALLS:  # batches whose size keeps changing
+            _calls.clear()
+        _calls[key] = call
+    return call
+
+
+def forget() -> None:
+    """Forget the calls made ready, because what plans are made of has changed."""
+    _calls.clear()
 
 
 class Kernel:
@@ -27,15 +55,13 @@ class Kernel:
     Parameters
     ----------
     launch : Launch
-        An empty grid starts nothing, where CuPy would make it one block.
-    knots : array [S]
-        The grid, on the host: part of the kernel's text.
+        Of an empty grid nothing is started; CuPy would make it one block.
     *numbers : int
         The kernel's last arguments, which it takes as ``long long``.
     """
 
-    def __init__(self, launch: Launch, knots: Array, *numbers: int) -> None:
-        self._start = kernel_cache.kernel(launch, knots) if launch.blocks else None
+    def __init__(self, launch: Launch, *numbers: int) -> None:
+        self._start = kernel_cache.kernel(launch) if launch.blocks else None
         self._grid, self._block = (launch.blocks, 1, 1), (launch.threads, 1, 1)
         self._shared_bytes = launch.shared_bytes
         self._numbers = kernel_cache.long_longs(numbers)
@@ -47,12 +73,12 @@ class Kernel:
 
 
 class Workspace:
-    """Memory for a call alone, allocated in one piece.
+    """Memory that a call needs only while it runs, allocated in one piece.
 
     Parameters
     ----------
     *sizes : int
-        Of its parts in bytes, 0 for one that is not needed.
+        Bytes of its parts, 0 for one that is not needed.
     """
 
     def __init__(self, *sizes: int) -> None:
@@ -79,7 +105,7 @@ def _part(memory: Any, begin: int, size: int) -> Argument:
 
 def clear(array: Any) -> None:
     """Overwrite a C-contiguous array with zeros."""
-    if is_cupy_array(array):  # what its fill does, after a look at the value that costs more
+    if is_cupy_array(array):  # as its fill does, which looks at the value first and takes longer
         array.data.memset_async(0, array.nbytes)
     else:
         array.fill(0)

@@ -59,7 +59,7 @@ def test_adam_steps_are_those_of_torch(xp: Any, rng: np.random.Generator) -> Non
 
 
 def test_fits_a_function(xp: Any, rng: np.random.Generator) -> None:
-    """Five hundred steps bring the error of a smooth product far below its own size."""
+    """Five hundred steps bring the error of a smooth product far below its size."""
     layer = LMKANLayer(2, 1, 8, rng=3, xp=xp)
     for _ in range(500):
         x = xp.asarray(rng.uniform(-2, 2, (256, 2)).astype("float32"))

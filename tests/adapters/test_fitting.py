@@ -18,9 +18,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lmkan_cupy.adapters import fitting, mlp, training
-from lmkan_cupy.adapters.datasets import Dataset, InputError, read_dataset
-from lmkan_cupy.adapters.fitting import fit, load
+from lmkan_cupy.adapters.fitting import Dataset, InputError, fit, load, mlp, pictures, read_dataset
+from lmkan_cupy.adapters.torch import training
 
 import lmkan_cupy
 from lmkan_cupy.__main__ import main
@@ -228,7 +227,7 @@ def test_predict_gives_what_the_loaded_model_gives(tmp_path: Path, command: Any)
     frame = table()
     write_csv(frame, tmp_path / "data.csv")
     command("fit", "data.csv", "--out", "model", *QUICK_ARGUMENTS)
-    shuffled = frame[["y", "c", "b", "a"]].assign(remark="text")  # other columns do no harm
+    shuffled = frame[["y", "c", "b", "a"]].assign(remark="text")  # further columns are allowed
     write_csv(shuffled, tmp_path / "new.csv")
     expected = load(tmp_path / "model").predict(frame[["a", "b", "c"]].to_numpy())
 
@@ -247,7 +246,7 @@ def test_the_saved_model_is_the_fitted_one(tmp_path: Path) -> None:
     result.save(tmp_path)
     loaded = load(tmp_path)
     assert loaded.description == result.model.description
-    assert all(block.layer.residual is None for block in loaded.network)
+    assert all(block.layer.residual is None for block in loaded.module.network)
     prediction = loaded.predict(data.features)
     np.testing.assert_array_equal(prediction, result.model.predict(data.features))
     # In the table's units: as wide as the target, not as the standardised one.
@@ -399,7 +398,7 @@ def test_a_failure_leaves_nothing_behind(
         raise OSError("disk full")
 
     write_csv(table(), tmp_path / "data.csv")
-    monkeypatch.setattr(fitting, "save_functions_picture", fail)
+    monkeypatch.setattr(pictures, "save_functions_picture", fail)
     with pytest.raises(OSError, match="disk full"):
         command("fit", "data.csv", "--out", "here", *QUICK_ARGUMENTS)
     assert os.listdir(tmp_path) == ["data.csv"]
@@ -454,8 +453,8 @@ def test_ctrl_c_during_the_baseline_leaves_it_out(monkeypatch: pytest.MonkeyPatc
 def test_the_second_part_keeps_the_statistics_of_the_first() -> None:
     steps = 2 * 20  # 40 rows in batches of 16
     result = fit(dataset(50), width=4, epochs=20)
-    first, *_ = result.model.network  # the others' statistics are in the tables
-    assert first.norm.num_batches_tracked == training.FIRST_PART * steps
+    first, *_ = result.model.module.network  # the others' statistics are in the tables
+    assert first.norm.num_batches_tracked == training.trainer.FIRST_PART * steps
 
 
 def test_the_best_state_by_validation_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,14 +462,14 @@ def test_the_best_state_by_validation_is_kept(monkeypatch: pytest.MonkeyPatch) -
     errors: dict[int, list[float]] = {}
     last: list[tuple[Any, Any]] = []
 
-    def recorded(self: Any, answer: Any) -> float:
-        error, network = validate(self, answer), answer._function
+    def recorded(self: Any, forward: Any) -> float:
+        error, network = validate(self, forward), forward._function
         errors.setdefault(id(network), []).append(error)
         last.append((self, network))
         return error
 
     monkeypatch.setattr(training.Trainer, "_validate", recorded)
-    monkeypatch.setattr(fitting, "_MLP_RATE", 1.0)  # so that the last state is not the best
+    monkeypatch.setattr(mlp, "LR", 1.0)  # so that the last state is not the best
     fit(dataset(200), width=4, epochs=30)
     trainer, network = last[-1]
     assert min(errors[id(network)]) < errors[id(network)][-1]

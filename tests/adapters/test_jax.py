@@ -34,17 +34,17 @@ def compiled(request: pytest.FixtureRequest) -> Callable[[Any], Any]:
 
 @pytest.fixture
 def problem(rng: np.random.Generator) -> Problem:
-    """In float64, small enough for whole Hessians."""
+    """Arrays in float64, small enough for whole Hessians."""
     return make_problem(rng, Sizes(3, 3, 2, 4), FLOAT64)
 
 
 def cubes(x: Any, tables: Any) -> Any:
-    """A scalar whose second derivatives involve those of the layer."""
+    """A scalar whose second derivatives depend on those of the layer."""
     return (lmkan(x, tables) ** 3).sum()
 
 
 def assert_close(one: Any, other: Any) -> None:
-    """Up to the order of a sum of some hundred float64 terms, relative to the largest entry."""
+    """Equal up to the rounding of a few hundred float64 terms, relative to the largest entry."""
     other = np.asarray(other)
     np.testing.assert_allclose(one, other, rtol=0, atol=500 * unit("float64") * abs(other).max())
 
@@ -156,7 +156,7 @@ def test_batch_of_samples(problem: Problem, compiled: Any) -> None:
 
 
 def test_gradient_of_a_batch_is_one_call(problem: Problem) -> None:
-    """Shared tables get one gradient, not one per sample that is summed afterwards."""
+    """Shared tables get one gradient, not one per sample to be summed afterwards."""
     x, tables = jnp.asarray(problem.x), jnp.asarray(problem.tables)
 
     def loss(tables: Any) -> Any:
@@ -254,7 +254,7 @@ def test_other_platforms_under_jit_are_an_error(problem: Problem, platform: str)
 
 def test_derivatives_that_are_not_there_are_an_error(problem: Problem) -> None:
     x, tables = problem.x, problem.tables
-    with pytest.raises(NotImplementedError, match=r"those with reverse mode inside, such as jax\."):
+    with pytest.raises(NotImplementedError, match=r"need reverse mode inside, such as jax\."):
         jax.jacfwd(jax.jacfwd(cubes))(x, tables)
-    with pytest.raises(NotImplementedError, match="there are no third ones"):
+    with pytest.raises(NotImplementedError, match="there are no third derivatives"):
         jax.grad(lambda x: jax.hessian(cubes)(x, tables).sum())(x)

@@ -12,9 +12,8 @@ import pytest
 pytest.importorskip("sklearn")
 torch = pytest.importorskip("torch")
 
-from lmkan_cupy.adapters import training  # noqa: E402
 from lmkan_cupy.adapters.sklearn import LMKANClassifier, LMKANRegressor  # noqa: E402
-from lmkan_cupy.adapters.torch import hessian_penalty  # noqa: E402
+from lmkan_cupy.adapters.torch import hessian_penalty, training  # noqa: E402
 from sklearn.base import clone  # noqa: E402
 from sklearn.datasets import make_friedman1, make_moons  # noqa: E402
 from sklearn.exceptions import NotFittedError  # noqa: E402
@@ -28,20 +27,20 @@ QUICK: dict[str, Any] = {"width": 4, "layers": 2, "epochs": 10, "random_state": 
 BOTH = pytest.mark.parametrize("kind", [LMKANRegressor, LMKANClassifier])
 
 
-# With the default sizes they take longer, and pass as well.
+# They also pass with the default sizes, but take longer.
 @parametrize_with_checks([kind(width=8, layers=2) for kind in (LMKANRegressor, LMKANClassifier)])
 def test_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
 def rows(count: int = 200, seed: int = 0) -> tuple[Any, Any]:
-    """Features [N, 3], and labels [N] that a regressor takes as well."""
+    """Features [N, 3], and labels [N] that a regressor can take, too."""
     x = np.random.default_rng(seed).normal(size=(count, 3))
     return x, (x[:, 0] * x[:, 1] > 0).astype(np.int64)
 
 
 def recorded_trainers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every trainer that trains from here on."""
+    """A list to which every trainer that trains from now on is added."""
     trainers: list[Any] = []
     train = training.Trainer.train
 
@@ -57,7 +56,7 @@ def recorded_trainers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_regressor_beats_a_linear_model_of_products() -> None:
-    """On 300 noisy rows with the defaults; all products of features are given to the other."""
+    """On 300 noisy rows with the defaults; the linear model gets all products of two features."""
     x, y = make_friedman1(1300, noise=1.0, random_state=0)
     given, held_out = (x[:300], y[:300]), (x[300:], y[300:])
     other = make_pipeline(PolynomialFeatures(2), LinearRegression()).fit(*given)
@@ -75,9 +74,9 @@ def test_several_targets_in_their_own_units() -> None:
     x, _ = rows(400)
     y = np.stack([x[:, 0] * x[:, 1], 1e6 + 1e3 * np.sin(x[:, 2])], axis=1)
     regressor = LMKANRegressor(random_state=0, epochs=60).fit(x, y)
-    answers = regressor.predict(x)
-    assert answers.shape == (400, 2)
-    assert (np.abs(answers - y).mean(axis=0) < 0.2 * y.std(axis=0)).all()
+    predictions = regressor.predict(x)
+    assert predictions.shape == (400, 2)
+    assert (np.abs(predictions - y).mean(axis=0) < 0.2 * y.std(axis=0)).all()
     one_column = LMKANRegressor(**QUICK).fit(x, y[:, :1]).predict(x)
     np.testing.assert_array_equal(
         one_column[:, 0], LMKANRegressor(**QUICK).fit(x, y[:, 0]).predict(x)
@@ -146,16 +145,16 @@ def test_names_of_features(kind: Any) -> None:
 def test_random_state(kind: Any) -> None:
     x, y = rows()
 
-    def answers(random_state: Any) -> Any:
+    def predictions(random_state: Any) -> Any:
         estimator = kind(**{**QUICK, "random_state": random_state}).fit(x, y)
-        return estimator.model_.answers(x)
+        return estimator.model_.predict(x)
 
-    np.testing.assert_array_equal(answers(3), answers(3))
-    assert (answers(3) != answers(4)).any()
-    drawn = [answers(np.random.RandomState(7)) for _ in range(2)]
+    np.testing.assert_array_equal(predictions(3), predictions(3))
+    assert (predictions(3) != predictions(4)).any()
+    drawn = [predictions(np.random.RandomState(7)) for _ in range(2)]
     np.testing.assert_array_equal(*drawn)
     generator = np.random.RandomState(7)
-    assert (answers(generator) != answers(generator)).any()
+    assert (predictions(generator) != predictions(generator)).any()
 
 
 def test_the_state_of_torch_is_left_alone() -> None:
@@ -186,11 +185,11 @@ def test_rows_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @BOTH
 def test_training_stops_when_it_gets_no_better(kind: Any) -> None:
-    """Labels that have nothing to do with the features cannot be predicted."""
+    """Labels that are independent of the features cannot be predicted."""
     x, _ = rows(150)
     noise = np.random.default_rng(1).integers(0, 2, 150)
     options = {**QUICK, "epochs": 50, "penalty": 1e-4}
-    first_part = training.FIRST_PART * 50
+    first_part = training.trainer.FIRST_PART * 50
     assert first_part < kind(**options).fit(x, noise).n_iter_ < 50
     assert kind(**options, n_iter_no_change=None).fit(x, noise).n_iter_ == 50
     assert kind(**options, early_stopping=False).fit(x, noise).n_iter_ == 50
@@ -207,14 +206,14 @@ def test_the_state_that_is_best_on_the_given_rows_is_kept(kind: Any) -> None:
     last = kind(**options, early_stopping=False).fit(x[:200], noise[:200])
 
     def loss(fitted: Any) -> float:
-        answers = torch.from_numpy(fitted.model_.answers(x[200:]))
+        predictions = torch.from_numpy(fitted.model_.predict(x[200:]))
         if kind is LMKANClassifier:
             target = torch.from_numpy(noise[200:] // 7)
-            return float(torch.nn.functional.cross_entropy(answers, target))
-        errors = (answers[:, 0].numpy() - noise[200:]) / noise[:200].std()
+            return float(torch.nn.functional.cross_entropy(predictions, target))
+        errors = (predictions[:, 0].numpy() - noise[200:]) / noise[:200].std()
         return float((errors**2).mean())
 
-    # Folding the branches and the way through the target's units round in float32 and float64.
+    # Folding rounds in float32, the conversion to the target's units in float64.
     assert estimator.validation_loss_ == pytest.approx(loss(estimator), rel=1e-4)
     assert loss(estimator) < loss(last)
     assert last.validation_loss_ is None

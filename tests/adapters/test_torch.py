@@ -1,4 +1,4 @@
-"""The torch adapter: the core's numbers, autograd, shared memory, layers, blocks, schedule."""
+"""`lmkan` of tensors, derivatives, the penalty, `LMKANLinear`, `LMKANBlock`, the schedule."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LMKANLinear, lmkan = adapter.LMKANLinear, adapter.lmkan
 DTYPES = [FLOAT32, FLOAT64]
 ENGINES = [None, "torch"]
 TINY = Sizes(batch=4, in_features=3, out_features=2, num_grids=4)
-"""Small enough for numerical derivatives by every element."""
+"""Small enough for numerical derivatives with respect to every element."""
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def tensors(problem: Problem) -> Any:
 
 
 def assert_same(tensor: Any, array: Array) -> None:
-    """Equal to the bit, and of the same dtype."""
+    """Equal to the bit, with the same dtype."""
     actual = tensor.detach().numpy()
     assert actual.dtype == array.dtype
     np.testing.assert_array_equal(actual, array)
@@ -165,7 +165,7 @@ class TestLmkan:
 
 
 class TestDerivatives:
-    """Numerical derivatives in float64: all inputs are a thousand steps away from the knots."""
+    """Numerical derivatives in float64; all inputs are a thousand steps away from the knots."""
 
     @pytest.fixture
     def x(self, rng: np.random.Generator) -> Any:
@@ -200,7 +200,7 @@ class TestDerivatives:
         assert getattr(torch.autograd, check)(layer, x.requires_grad_())
 
     def test_third_derivatives(self, x: Any, tables: Any) -> None:
-        """Of the torch engine only; they do not vanish where a loss is not linear."""
+        """Only the torch engine has them; they do not vanish if the loss is not linear."""
         x.requires_grad_()
 
         def third(engine: str | None) -> Any:
@@ -304,7 +304,7 @@ class TestLMKANLinear:
         folded = fold(*(each.detach().numpy() for each in parameters))
         tables = layer.tables
         layer.fold_()
-        assert layer.tables is tables  # optimisers go on
+        assert layer.tables is tables  # optimisers still hold it
         assert_same(layer.tables, folded)
         torch.testing.assert_close(layer(x), y)
         assert layer.residual is None
@@ -360,10 +360,10 @@ class TestLMKANLinear:
 
         assert any(each is layer.tables for each in optimizer.param_groups[0]["params"])
         assert set(moments) <= set(optimizer.state[layer.tables])
-        # Fused optimisers go through memory: a parameter, its gradient and its moments alike.
+        # Fused optimisers need the same memory order in parameter, gradient and moments.
         for each in (layer.tables, *(optimizer.state[layer.tables][name] for name in moments)):
             assert each.is_contiguous()
-        inside = slice(1, -1)  # of the old grid too: there nothing is extrapolated
+        inside = slice(1, -1)  # also inside the old grid, so nothing is extrapolated
         for name, moment in moments.items():
             refined = torch.from_numpy(lmkan_cupy.refine(moment.numpy(), num_grids))
             torch.testing.assert_close(
@@ -378,7 +378,7 @@ class TestLMKANLinear:
         assert (layer.tables != before).any()
 
     def test_a_step_of_adam_after_refining_is_no_larger_than_those_before(self) -> None:
-        """Where few samples fall, moments extrapolated outwards were 0 under the root."""
+        """Moments extrapolated to where few samples fall would be 0 under the root."""
         torch.manual_seed(0)
         layer, rate = LMKANLinear(2, 1, 4), 0.01
         optimizer = torch.optim.Adam(layer.parameters(), rate)

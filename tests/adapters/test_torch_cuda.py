@@ -39,7 +39,7 @@ def problem_on(rng: np.random.Generator, device: str = "cuda") -> list[Any]:
 
 
 def all_results(x: Any, tables: Any, grad_y: Any, ggx: Any, ggt: Any) -> list[Any]:
-    """Everything that the operators give, on whatever stream is the current one."""
+    """All results of the operators, computed on the current stream."""
     inputs = [each.detach().requires_grad_() for each in (grad_y, x, tables)]
     grad_y, x, tables = inputs
     y = lmkan(x, tables)
@@ -56,7 +56,7 @@ def assert_same(results: list[Any], expected: list[Any]) -> None:
 
 
 def test_cupy_allocates_nothing(tmp_path: Path) -> None:
-    """In a process of its own, where nobody else uses CuPy."""
+    """In a process of its own, where nothing else uses CuPy."""
     code = """
         import cupy, torch
         from lmkan_cupy.adapters.torch import LMKANLinear
@@ -75,7 +75,7 @@ def test_cupy_allocates_nothing(tmp_path: Path) -> None:
 
 
 def test_waits_for_a_slow_producer_on_torch_s_stream(rng: np.random.Generator) -> None:
-    """Work on any other stream would find the NaN that the arguments hold before."""
+    """Work on any other stream would read the NaN that the arguments hold at first."""
     problem = problem_on(rng)
     late = [torch.full_like(each, torch.nan) for each in problem]
     expected = all_results(*problem)
@@ -92,7 +92,7 @@ def test_waits_for_a_slow_producer_on_torch_s_stream(rng: np.random.Generator) -
 
 
 def test_workspace_is_not_reused_too_early(rng: np.random.Generator) -> None:
-    """What torch hands out again while kernels wait is used after them: on the same stream."""
+    """Memory that torch reuses while kernels wait is written after them, on the same stream."""
     problem = problem_on(rng)
     expected = all_results(*problem)
     stream = torch.cuda.Stream()
@@ -107,7 +107,7 @@ def test_workspace_is_not_reused_too_early(rng: np.random.Generator) -> None:
 
 
 def test_capture_of_a_training_step() -> None:
-    """Replays do, on new data in the same memory, what eager steps do."""
+    """Replays on new data in the same memory do what eager steps do."""
 
     def model_and_optimizer() -> tuple[Any, Any]:
         torch.manual_seed(0)
@@ -129,7 +129,7 @@ def test_capture_of_a_training_step() -> None:
     x = data[0].clone()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # warm up: kernels, gradients and moments come into being
+    with torch.cuda.stream(stream):  # warm up: compile kernels, allocate gradients and moments
         losses = [step(*captured, each).item() for each in data[:3]]
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -144,8 +144,8 @@ def test_capture_of_a_training_step() -> None:
 
 
 def test_training_in_graphs_is_eager_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both parts, on a refined grid in the second, with bursts that are cut short."""
-    training = import_module("lmkan_cupy.adapters.training")
+    """Both parts, the second on a refined grid, with chunks of steps that are cut short."""
+    training = import_module("lmkan_cupy.adapters.torch.training")
     features, target = torch.randn(4096, 5, device="cuda"), torch.randn(4096, 1, device="cuda")
     trainer = training.Trainer(
         batches=training.Rows(features, target, seed=1, batch=128),
@@ -157,7 +157,7 @@ def test_training_in_graphs_is_eager_to_the_bit(monkeypatch: pytest.MonkeyPatch)
     )
     replays = []
     replay = torch.cuda.CUDAGraph.replay
-    monkeypatch.setattr(training, "_VALIDATIONS", 4)
+    monkeypatch.setattr(training.trainer, "_VALIDATIONS", 4)
     monkeypatch.setattr(
         torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(graph), replay(graph))
     )
@@ -170,10 +170,10 @@ def test_training_in_graphs_is_eager_to_the_bit(monkeypatch: pytest.MonkeyPatch)
         return result.validation_loss, [*network.state_dict().values()]
 
     loss, state = trained()
-    assert len(set(replays)) >= 2  # of the steps in each part; those of the answers besides
+    assert len(set(replays)) >= 2  # of the steps in each part, besides those of validations
     assert len(replays) > 6
     replays.clear()
-    monkeypatch.setattr(training, "Replayed", lambda function: function)
+    monkeypatch.setattr(training.trainer, "GraphedFunction", lambda function: function)
     eager_loss, eager_state = trained()
     assert not replays
     assert loss == eager_loss
@@ -183,7 +183,7 @@ def test_training_in_graphs_is_eager_to_the_bit(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiled_is_eager_to_the_bit(mode: str) -> None:
-    """With CUDA graphs, from the third call on replayed."""
+    """With CUDA graphs, which the third call is the first to replay."""
     layer = LMKANLinear(33, 64, 8, device="cuda")
     torch.compiler.reset()
     compiled = torch.compile(layer, fullgraph=True, mode=mode)

@@ -1,4 +1,4 @@
-"""How tensors become arrays; what is for CUDA tensors is tried with stand-ins that need no GPU."""
+"""How tensors become arrays; stand-ins for CuPy and CUDA tensors need no GPU."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TestNumpyArray:
 
 
 class TestCupyArray:
-    """Over host memory, which CuPy takes for the device's as long as nobody reads it."""
+    """A CuPy array over host memory, which works as long as nobody reads it."""
 
     @pytest.fixture(autouse=True)
     def cupy(self) -> Any:
@@ -75,7 +75,7 @@ class TestCupyArray:
 
 
 class TestCupyJoinsTorch:
-    """Device 1, torch's stream 7."""
+    """Device 1, on which torch's stream is 7."""
 
     @pytest.fixture
     def events(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -116,7 +116,7 @@ class TestCupyJoinsTorch:
         return events
 
     def test_device_then_stream_then_allocator(self, events: list[str]) -> None:
-        """The stream is the one that is current on the device; and all is as before at the end."""
+        """The stream is the device's current one; at the end everything is as before."""
         with exchange._cupy_joins_torch(SimpleNamespace(index=1)):
             events.append("work")
         stream_name = "stream of 1 after enter device 1"
@@ -148,19 +148,19 @@ class TestCudaEngine:
         exchange.require_cuda_engine.cache_clear()
 
     def test_obstacle_comes_with_its_remedy(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Every time: it may have been removed meanwhile."""
+        """The obstacle is looked for every time, since it may be gone by then."""
         obstacles = iter(["there is no NVIDIA driver: install one", "it is asleep: wake it", None])
         monkeypatch.setattr(exchange, "cuda_obstacle", lambda: next(obstacles))
         for text in ("there is no NVIDIA driver: install one", "it is asleep: wake it"):
             with pytest.raises(RuntimeError, match=f"{text}; engine='torch' needs torch alone"):
                 exchange.require_cuda_engine()
         exchange.require_cuda_engine()
-        exchange.require_cuda_engine()  # not looked up again: that would be slow
+        exchange.require_cuda_engine()  # not looked up again, which would be slow
 
 
 class TestRun:
     def test_results_are_tensors(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What the core allocates, what it does not, and nothing; 0-d ones too."""
+        """Results that the core allocated, others, None, and 0-d ones."""
         seen: list[Any] = []
 
         def function(x: Any, none: None, *, scale: float) -> Any:

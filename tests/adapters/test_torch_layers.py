@@ -1,4 +1,4 @@
-"""The torch layers beside LMKANLinear: convolution, the authors' class; replacing; meta device."""
+"""`LMKANConv2d`, `LMKAN2DLayer`, `replace_linear`, and what holds for every layer."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def unfolded(layer: Any, x: Any) -> Any:
     return columns.mT
 
 
-# Of nn.Conv2d, which is compared with.
+# Arguments of nn.Conv2d, with which the layer is compared.
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 class TestLMKANConv2d:
     @pytest.mark.parametrize("window", WINDOWS, ids=str)
@@ -73,7 +73,9 @@ class TestLMKANConv2d:
         columns = unfolded(layer, x).chunk(groups, -1)
         parts = [lmkan(*each, engine=engine) for each in zip(columns, tables, strict=True)]
         expected = torch.cat(parts, -1).mT.reshape(y.shape)
-        exact = {"rtol": 0, "atol": 0} if engine is None else {}  # torch sums as strides suggest
+        exact = (
+            {"rtol": 0, "atol": 0} if engine is None else {}
+        )  # torch sums in an order by strides
         torch.testing.assert_close(y, expected, **exact)
         leaves = (x, layer.tables)
         for grad, same in zip(
@@ -127,7 +129,7 @@ class TestLMKANConv2d:
         assert [name for name, _ in layer.named_parameters()] == ["tables"]
         assert layer.residual is None
         torch.testing.assert_close(layer(x), y)
-        if residual == "linear":  # affine functions are smooth
+        if residual == "linear":  # affine functions have no penalty
             torch.testing.assert_close(layer.hessian_penalty(), penalty)
         layer.refine_(8)
         assert layer.num_grids == 8
@@ -198,7 +200,7 @@ class TestLMKANConv2d:
 
 @pytest.fixture
 def checkpoint() -> dict[str, Any]:
-    """What the authors' class saves for 4 intervals, 4 inputs and 3 outputs."""
+    """A `state_dict` of the authors' class with 4 intervals, 4 inputs and 3 outputs."""
     functions = np.random.default_rng(0).normal(size=(5, 5, 3, 2)).astype(np.float32)
     log2 = 0.6931471805599453
     borders = torch.tensor([-2 * log2, -log2, 0.0, log2, 2 * log2])
@@ -289,7 +291,7 @@ class TestEveryLayer:
         twin.load_state_dict(layer.state_dict())
 
     def test_on_the_meta_device(self, name: str) -> None:
-        """Made without memory, then filled as if made there: the same random numbers."""
+        """Made without memory, then filled: the same random numbers as if made on the device."""
         with torch.device("meta"):
             layer = LAYERS[name]()
         assert all(each.is_meta for each in layer.state_dict().values())
@@ -304,7 +306,7 @@ class TestEveryLayer:
             torch.testing.assert_close(each, expected[key], rtol=0, atol=0)
 
     def test_compiles_without_a_break(self, name: str) -> None:
-        """With its penalty, in sizes that are symbols."""
+        """With its penalty, and with symbolic sizes."""
         layer, x = LAYERS[name](), torch.randn(INPUTS[name])
 
         def loss(x: Any) -> Any:
@@ -375,7 +377,7 @@ class TestReplaceLinear:
         assert not model.body["wide"].training
 
     def test_a_layer_in_several_places_is_one_again(self) -> None:
-        """One ReLU before it is not enough to absorb it; two are."""
+        """A ReLU is absorbed only if there is one before the layer in all its places."""
         shared = nn.Linear(5, 5)
         for second in (nn.Tanh(), nn.ReLU()):
             model = nn.Sequential(nn.ReLU(), shared, second, shared)
@@ -404,14 +406,14 @@ class TestReplaceLinear:
         assert not replace_linear(model)[0].tables.requires_grad
 
     def test_subclasses_stay(self) -> None:
-        """Attention uses the weight of its output layer by itself."""
+        """Attention reads the weight of its output layer directly."""
         model, x = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), torch.randn(2, 3, 4)
         model.eval()
         y = model(x)
         replace_linear(model)
         assert isinstance(model.linear1, LMKANLinear)
         assert isinstance(model.self_attn.out_proj, nn.Linear)
-        model.train()  # eval has a fast path for linear layers alone
+        model.train()  # in eval mode torch takes a fast path for linear layers only
         for each in model.modules():
             if isinstance(each, nn.Dropout):
                 each.p = 0.0

@@ -1,4 +1,4 @@
-"""Models with lmKAN layers as ONNX: standard operators, and the same numbers in onnxruntime."""
+"""ONNX export of lmKAN layers: standard operators, and the same numbers in onnxruntime."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def convolutions() -> tuple[Any, Any]:
     ids=["network", "torch-engine", "folded", "convolutions"],
 )
 def test_same_numbers(make: Callable[[], tuple[Any, Any]], tmp_path: Path) -> None:
-    """For a batch of another size than the exported one, within the bound that is promised."""
+    """For another batch size than the exported one, within the promised error bound."""
     torch.manual_seed(0)
     model, shape = make()
     model.eval()

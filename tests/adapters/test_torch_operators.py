@@ -1,11 +1,9 @@
-"""torch's operators of the core, and what torch does with them: derivatives, compilers, vmap."""
+"""The operators `torch.ops.lmkan_cupy`: numbers, registration, the penalty's passes, autocast."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,23 +19,13 @@ adapter = pytest.importorskip("lmkan_cupy.adapters.torch")
 functional = pytest.importorskip("lmkan_cupy.adapters.torch.functional")
 operators = pytest.importorskip("lmkan_cupy.adapters.torch.operators")
 FakeTensorMode = pytest.importorskip("torch._subclasses").FakeTensorMode
-TorchDispatchMode = pytest.importorskip("torch.utils._python_dispatch").TorchDispatchMode
-TorchFunctionMode = pytest.importorskip("torch.overrides").TorchFunctionMode
-make_fx = pytest.importorskip("torch.fx.experimental.proxy_tensor").make_fx
 
 LMKANLinear, lmkan = adapter.LMKANLinear, adapter.lmkan
 
+pytestmark = pytest.mark.usefixtures("deterministic_torch")
+
 ENGINES = [None, "torch"]
 SIZES = [Sizes(0, 4, 3, 5), Sizes(1, 1, 1, 3), SMALL, Sizes(7, 3, 300, 4)]
-
-
-@pytest.fixture(autouse=True)
-def repeatable() -> Iterator[None]:
-    """Deterministic algorithms only; torch then also fills with NaN what it allocates."""
-    torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -64,7 +52,7 @@ def hosts(tensors: Iterable[Any]) -> list[Any]:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 class TestNumbers:
-    """Both engines against the oracle, as autograd sees them."""
+    """Both engines, through autograd, against the oracle."""
 
     @pytest.mark.parametrize("sizes", SIZES, ids=str)
     def test_values_and_derivatives(
@@ -106,7 +94,7 @@ class TestNumbers:
     def test_bad_coordinates(
         self, rng: np.random.Generator, dtypes: Dtypes, engine: str | None, device: str
     ) -> None:
-        """They spoil their own sample only."""
+        """They spoil only their own sample."""
         x, tables, *_ = tensors_of(rng, SMALL, dtypes, device)
         expected = lmkan(x, tables, engine=engine)
         for row, bad in enumerate((np.nan, np.inf, -np.inf)):
@@ -119,7 +107,7 @@ class TestNumbers:
 @pytest.mark.gpu
 @pytest.mark.parametrize("engine", ENGINES)
 def test_bfloat16_tables_on_cuda(rng: np.random.Generator, engine: str | None) -> None:
-    """They go in as they are, and the layer is that of their values."""
+    """They are not widened first, and the layer computes with their values."""
     x, tables, grad_y, *_ = tensors_of(rng, SMALL, FLOAT32, "cuda")
     x.requires_grad_()
     tables = tables.bfloat16().requires_grad_()
@@ -142,7 +130,7 @@ LAYOUTS: dict[str, Callable[[Any], Any]] = {
 
 
 def arguments_of(rng: np.random.Generator, dtypes: Dtypes, batch: int) -> dict[str, Any]:
-    """Arguments of every operator; gradients of half tables are float32."""
+    """Arguments of every operator by its name; gradients of half tables are float32."""
     sizes = Sizes(batch, 3, 2, 4)
     x, tables, grad_y, ggx, ggt = map(torch.from_numpy, make_problem(rng, sizes, dtypes))
     return {
@@ -168,7 +156,7 @@ class TestRegistration:
         batch: int,
         device: str,
     ) -> None:
-        """Once without and once with derivatives, those of the last operator are not there."""
+        """Once without and once with derivatives, which the last operator does not have."""
         operator = getattr(torch.ops.lmkan_cupy, name).default
         arguments = [
             LAYOUTS[layout](each.to(device)) if torch.is_tensor(each) else each
@@ -198,7 +186,7 @@ class TestRegistration:
         torch.library.opcheck(torch.ops.lmkan_cupy.backward_backward.default, arguments)
 
     def test_opcheck_of_a_penalty_alone(self, rng: np.random.Generator) -> None:
-        """It has a derivative all the same: under vmap a tensor hides that it requires one."""
+        """It has a derivative, too: under vmap a tensor hides that it requires one."""
         _, tables, *_ = tensors_of(rng, SMALL, FLOAT32)
         arguments = tables.requires_grad_(), False
         torch.library.opcheck(torch.ops.lmkan_cupy.hessian_penalty.default, arguments)
@@ -221,7 +209,7 @@ class TestRegistration:
     @pytest.mark.parametrize("name", list(operators._OPERATORS))
     @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
     def test_fake_cuda_tensors(self, rng: np.random.Generator, name: str, half: Any) -> None:
-        """Results lie on the device, in the dtypes of the core; bfloat16 goes in as it is."""
+        """Results are on the device, in the core's dtypes; bfloat16 is accepted as it is."""
         arguments = arguments_of(rng, HALF_TABLES, 3)[name]
         real = getattr(operators, name)(*arguments)
         with FakeTensorMode() as mode:
@@ -270,7 +258,7 @@ class TestRegistration:
 
 
 class TestPassesOfThePenalty:
-    """What is read of the tables is what a step on a GPU pays for."""
+    """On a GPU the time of the penalty is the time to read the tables."""
 
     @pytest.fixture
     def layers(self) -> Any:
@@ -278,7 +266,7 @@ class TestPassesOfThePenalty:
 
     @pytest.fixture
     def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """Functions of the core that were called."""
+        """Names of the core's functions that were called."""
         names: list[str] = []
 
         def counted(name: str) -> Any:
@@ -309,7 +297,7 @@ class TestPassesOfThePenalty:
         assert layers[0].tables.grad is None
 
     def test_none_in_a_second_backward(self, layers: Any, calls: list[str]) -> None:
-        """What was kept is as it was."""
+        """The first one leaves what was kept for it unchanged."""
         penalty = 0.1 * adapter.hessian_penalty(layers)
         first, second = (
             torch.autograd.grad(penalty, list(layers.parameters()), retain_graph=True)
@@ -317,73 +305,6 @@ class TestPassesOfThePenalty:
         )
         assert all(map(torch.equal, first, second))
         assert len(calls) == 2
-
-
-class TestDispatcher:
-    """Passed by only where it has nothing to do: a round trip costs more than a small kernel."""
-
-    @pytest.fixture
-    def x(self, rng: np.random.Generator) -> Any:
-        return tensors_of(rng, SMALL, FLOAT32)[0]
-
-    @pytest.fixture
-    def tables(self, rng: np.random.Generator) -> Any:
-        return tensors_of(rng, SMALL, FLOAT32)[1]
-
-    @staticmethod
-    def passed_by(output: Any) -> bool:
-        return "Generated" not in output.grad_fn.name()
-
-    def test_is_passed_by(self, x: Any, tables: Any) -> None:
-        assert self.passed_by(lmkan(x, tables.requires_grad_()))
-
-    def test_modes_see_the_operator(self, x: Any, tables: Any) -> None:
-        seen = []
-
-        class Mode(TorchDispatchMode):  # type: ignore[misc]
-            def __torch_dispatch__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-                seen.append(str(function))
-                return function(*args, **(kwargs or {}))
-
-        expected = lmkan(x, tables)
-        with Mode():
-            y = lmkan(x, tables)
-        assert "lmkan_cupy.forward.default" in seen
-        assert torch.equal(y, expected)
-
-    def test_function_modes_see_the_operator(self, x: Any, tables: Any) -> None:
-        seen = []
-
-        class Mode(TorchFunctionMode):  # type: ignore[misc]
-            def __torch_function__(
-                self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-            ) -> Any:
-                seen.append(str(function))
-                return function(*args, **(kwargs or {}))
-
-        with Mode():
-            lmkan(x, tables)
-        assert "lmkan_cupy.forward.default" in seen
-
-    def test_subclasses_and_traces_see_the_operator(self, x: Any, tables: Any) -> None:
-        traced = make_fx(lambda *tensors: lmkan(*tensors))(x, tables)
-        assert "lmkan_cupy.forward.default" in traced.code
-        assert torch.equal(traced(x, tables), lmkan(x, tables))
-
-    def test_tensors_still_to_be_negated(self, x: Any, tables: Any) -> None:
-        """Their memory holds the opposite."""
-        negated = torch._neg_view(-x)
-        assert negated.is_neg()
-        assert negated.is_contiguous()
-        assert torch.equal(lmkan(negated, tables), lmkan(x, tables))
-
-    def test_inference_mode(self, x: Any, tables: Any) -> None:
-        expected = lmkan(x, tables)
-        with torch.inference_mode():
-            for each in (x, x + 0):
-                y = lmkan(each, tables.requires_grad_())
-                assert y.is_inference()
-                assert torch.equal(y, expected)
 
 
 class TestAutocast:
@@ -438,7 +359,7 @@ class TestAutocast:
         assert seen == [(torch.float32, torch.float16)]
 
     def test_training_with_a_scaler(self) -> None:
-        """The scale is taken out again; a step with infinite gradients is left out."""
+        """The scale is divided out again, and a step with infinite gradients is skipped."""
         layer, x = LMKANLinear(5, 7), torch.randn(33, 5)
         twin = LMKANLinear(5, 7)
         twin.load_state_dict(layer.state_dict())
@@ -457,197 +378,3 @@ class TestAutocast:
         scaler.scale(layer(x).sum()).backward()
         scaler.step(optimizers[0])
         assert torch.equal(layer.tables, before)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-class TestVmap:
-    @pytest.fixture
-    def x(self) -> Any:
-        return torch.randn(6, 4, 5)
-
-    @pytest.fixture
-    def tables(self) -> Any:
-        return torch.randn(3, 5, 5, 2)
-
-    @pytest.mark.parametrize("axis", [0, 1, -2])
-    def test_over_samples(self, x: Any, tables: Any, axis: int, engine: str | None) -> None:
-        mapped = torch.vmap(partial(lmkan, tables=tables, engine=engine), in_dims=axis)(x)
-        expected = lmkan(x, tables, engine=engine).movedim(axis, 0)
-        torch.testing.assert_close(mapped, expected)
-
-    def test_over_tables(self, x: Any, tables: Any, engine: str | None) -> None:
-        """An ensemble, on the same samples and on its own."""
-        ensemble = torch.stack([tables, -2 * tables, tables.flip(1)])
-        layer = partial(lmkan, engine=engine)
-        for in_dims, samples in ((None, [x[0]] * 3), (0, x[:3])):
-            given = x[0] if in_dims is None else x[:3]
-            torch.testing.assert_close(
-                torch.vmap(layer, in_dims=(in_dims, 0))(given, ensemble),
-                torch.stack([layer(s, t) for s, t in zip(samples, ensemble, strict=True)]),
-            )
-
-    def test_gradients_of_every_sample(self, x: Any, tables: Any, engine: str | None) -> None:
-        """Of the input, which is one call for all samples, and of the tables, which is one each."""
-        layer = partial(lmkan, engine=engine)
-
-        def loss(sample: Any, tables: Any) -> Any:
-            return layer(sample, tables).square().sum()
-
-        for argument in (0, 1):
-            grads = torch.vmap(torch.func.grad(loss, argument), in_dims=(0, None))(x[0], tables)
-            expected = [
-                torch.autograd.functional.vjp(loss, (sample, tables))[1][argument]
-                for sample in x[0]
-            ]
-            torch.testing.assert_close(grads, torch.stack(expected))
-
-    def test_forces_of_an_ensemble(self, x: Any, tables: Any, engine: str | None) -> None:
-        """Of the input alone, with tables of every member's own."""
-        ensemble = torch.stack([tables, -2 * tables])
-        layer = partial(lmkan, engine=engine)
-
-        def energy(sample: Any, tables: Any) -> Any:
-            return layer(sample, tables).square().sum()
-
-        forces = torch.vmap(torch.func.grad(energy), in_dims=(None, 0))(x[0], ensemble)
-        torch.testing.assert_close(forces[1], 4 * forces[0])
-
-    def test_jacobian_and_its_gradient(self, x: Any, tables: Any, engine: str | None) -> None:
-        layer = partial(lmkan, engine=engine)
-        sample = x[0, 0]
-        jacobian = torch.func.jacrev(layer)(sample, tables)
-        expected = torch.autograd.functional.jacobian(layer, (sample, tables))[0]
-        torch.testing.assert_close(jacobian, expected)
-
-        def roughness(tables: Any) -> Any:
-            return torch.func.jacrev(layer)(sample, tables).square().sum()
-
-        def again(tables: Any) -> Any:
-            jacobians = torch.autograd.functional.jacobian(
-                partial(layer, tables=tables), sample, create_graph=True
-            )
-            return jacobians.square().sum()
-
-        torch.testing.assert_close(
-            torch.func.grad(roughness)(tables),
-            torch.autograd.functional.vjp(again, tables)[1],
-        )
-
-    def test_penalty_of_an_ensemble(self, tables: Any, engine: str | None) -> None:
-        layer = LMKANLinear(5, 2, 4, engine=engine)
-        ensemble = torch.stack([tables, -2 * tables])
-
-        def penalty(tables: Any) -> Any:
-            model = torch.nn.ModuleDict({"layer": layer})
-            return torch.func.functional_call(_Penalty(model), {"model.layer.tables": tables}, ())
-
-        penalties = torch.vmap(penalty)(ensemble)
-        torch.testing.assert_close(penalties[1], 4 * penalties[0])
-        grads = torch.vmap(torch.func.grad(penalty))(ensemble)
-        torch.testing.assert_close(grads[1], -2 * grads[0])
-        of_sum = torch.func.grad(lambda tables: torch.vmap(penalty)(tables).sum())(ensemble)
-        torch.testing.assert_close(of_sum, grads)
-
-
-class _Penalty(torch.nn.Module):  # type: ignore[misc]
-    """`hessian_penalty` of a model as a module, for `functional_call`."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self) -> Any:
-        return adapter.hessian_penalty(self.model)
-
-
-def grads_of(model: Any, x: Any) -> list[Any]:
-    """Output, gradients of the input and of all parameters."""
-    x = x.detach().requires_grad_()
-    y = model(x)
-    return [y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()])]
-
-
-# torch itself still uses torch.jit.script in these parts.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-class TestCompilers:
-    @pytest.fixture(autouse=True)
-    def from_scratch(self) -> None:
-        torch.compiler.reset()
-
-    @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-    def test_compiled_is_eager_to_the_bit(self, dynamic: bool, dtype: Any) -> None:
-        layer = LMKANLinear(5, 7, dtype=dtype)
-        compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic)
-        for batch in (33, 34, 1):
-            x = torch.randn(batch, 5, dtype=dtype)
-            for result, expected in zip(grads_of(compiled, x), grads_of(layer, x), strict=True):
-                assert torch.equal(result, expected)
-
-    @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-    def test_plain_torch(self, dynamic: bool) -> None:
-        """With tables as an argument: a size that is a symbol gets its knots all the same."""
-        compiled = torch.compile(
-            partial(lmkan, engine="torch"), fullgraph=True, dynamic=dynamic, backend="aot_eager"
-        )
-        for num_grids in (4, 5):
-            x, tables = torch.randn(33, 5), torch.randn(3, num_grids + 1, num_grids + 1, 7)
-            assert torch.equal(compiled(x, tables), lmkan(x, tables, engine="torch"))
-
-    def test_training_step(self) -> None:
-        """A whole loss with autocast and penalty in one graph, in which no error text gets lost."""
-        layer, x = LMKANLinear(5, 7), torch.randn(33, 5)
-
-        def loss(x: Any) -> Any:
-            with torch.autocast("cpu"):
-                y = layer(x)
-            return y.float().square().mean() + 0.1 * layer.hessian_penalty()
-
-        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-        grads = [torch.autograd.grad(each(x), layer.tables)[0] for each in (compiled, loss)]
-        assert torch.equal(*grads)
-        with pytest.raises(Exception, match="x must have 5 features on its last axis"):
-            compiled(torch.randn(33, 6))
-
-    def test_vmap(self) -> None:
-        tables, x = torch.randn(3, 5, 5, 7), torch.randn(33, 5)
-        mapped = torch.vmap(partial(lmkan, tables=tables))
-        compiled = torch.compile(mapped, fullgraph=True, backend="aot_eager")
-        assert torch.equal(compiled(x), mapped(x))
-
-    @pytest.mark.parametrize("engine", ENGINES)
-    def test_export(self, engine: str | None) -> None:
-        """With a batch of any size, through a file."""
-        model = torch.nn.Sequential(LMKANLinear(5, 7, engine=engine), torch.nn.ReLU())
-        batch = torch.export.Dim("batch", min=2)
-        exported = torch.export.export(model, (torch.randn(4, 5),), dynamic_shapes=({0: batch},))
-        targets = {str(node.target) for node in exported.graph.nodes}
-        assert ("lmkan_cupy.forward.default" in targets) == (engine is None)
-        file = io.BytesIO()
-        torch.export.save(exported, file)
-        file.seek(0)
-        x = torch.randn(33, 5)
-        assert torch.equal(torch.export.load(file).module()(x), model(x))
-
-    @pytest.mark.parametrize("engine", ENGINES)
-    @pytest.mark.parametrize("use_reentrant", [False, True])
-    def test_checkpointing(self, engine: str | None, use_reentrant: bool) -> None:
-        layer, x = LMKANLinear(5, 7, engine=engine), torch.randn(33, 5)
-
-        class Checkpointed(torch.nn.Module):  # type: ignore[misc]
-            def forward(self, x: Any) -> Any:
-                return torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=use_reentrant)
-
-        expected = grads_of(layer, x)
-        x = x.requires_grad_()
-        y = Checkpointed()(x)
-        y.square().sum().backward()
-        for result, same in zip((y, x.grad, layer.tables.grad), expected, strict=True):
-            assert torch.equal(result, same)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-def test_forward_mode_says_that_it_is_missing() -> None:
-    layer = partial(lmkan, tables=torch.zeros(1, 5, 5, 2))
-    with pytest.raises(RuntimeError, match="jvp"):
-        torch.func.jvp(layer, (torch.zeros(3, 2),), (torch.ones(3, 2),))

@@ -1,4 +1,4 @@
-"""Pictures of learned functions, by the data in them."""
+"""Pictures of learned functions, judged by the data in them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def repeatable() -> Iterator[None]:
 
 
 def drawn(ax: Any) -> tuple[Any, Any, Any]:
-    """Points of both axes, and values [x1, x2], of the map."""
+    """The map's points on both axes, and its values [x1, x2]."""
     (mesh,) = (each for each in ax.collections if hasattr(each, "get_coordinates"))
     points = mesh.get_coordinates()
     values = np.asarray(mesh.get_array()).reshape(points.shape[:2])
@@ -36,7 +36,7 @@ def drawn(ax: Any) -> tuple[Any, Any, Any]:
 
 
 def lines(ax: Any) -> list[Any]:
-    """The density's lines, as pairs of a level and its closed paths."""
+    """The density lines, as pairs of a level and its closed paths."""
     (contours,) = (each for each in ax.collections if hasattr(each, "levels"))
     return list(zip(contours.levels, contours.get_paths(), strict=True))
 
@@ -119,7 +119,7 @@ class TestPlotLayer:
     def test_as_many_as_there_are(self, most: int, panels: int) -> None:
         figure = plot_layer(LMKANLinear(4, 3, 4), most=most)
         assert len([each for each in figure.axes if each.get_title()]) == panels
-        assert len(figure.axes) == 2 * panels  # with their scales
+        assert len(figure.axes) == 2 * panels  # each with a colour bar
 
     def test_wants_one_at_least(self) -> None:
         with pytest.raises(ValueError, match="plot_layer: most must be at least 1, got 0"):

@@ -1,11 +1,11 @@
-"""`bench.gpu` and `bench.plans` without a GPU: on NumPy arrays, by the wall clock."""
+"""`bench.gpu` and `bench.plans` without a GPU: on NumPy arrays, with the host's clock."""
 
 from __future__ import annotations
 
 import gc
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
@@ -13,19 +13,20 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import torch
 from lmkan_cupy.adapters.torch import LMKAN2DLayer
 
 import lmkan_cupy
-from bench import authors, device, host_cost, peers, plans, record, timing, truth
+from bench import host_cost, plans
 from bench.gpu import correctness, host, layers, passes, penalty, training_step
 from bench.gpu.layers import Point
-from bench.record import OURS
-from bench.workloads import Workload, make_workload
-from lmkan_cupy.cuda_engine import kernel_cache, launch_plan
+from bench.harness import authors, cuda_device, peers, reference, results_file, timing
+from bench.harness.results_file import OURS
+from bench.harness.workload import Workload, make_workload
+from lmkan_cupy.cuda_engine import kernel_cache
+from lmkan_cupy.cuda_engine.plan import H100
 
 CIRCUMSTANCES = {
     "commit": "abc",
@@ -37,7 +38,7 @@ CLOCKS = {"SM": {"median": 1700, "least": 1650, "most": 1980}}
 
 
 class Theirs(LMKAN2DLayer):
-    """In place of the authors' class; ``fault`` is what is wrong with kernels of a tile size."""
+    """Stands in for the authors' class; ``fault`` spoils the output for some tile sizes."""
 
     fault: Callable[..., Any]
 
@@ -58,7 +59,7 @@ class Stream(nullcontext):  # type: ignore[type-arg]
 
 
 class Graphs(ModuleType):
-    """NumPy with what CuPy has beside it; what is captured runs at once."""
+    """NumPy with the parts of CuPy that NumPy lacks; what is captured runs at once."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
@@ -73,20 +74,9 @@ class Graphs(ModuleType):
     )
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Layers this small gain nothing from more."""
-    before = torch.get_num_threads(), numba.get_num_threads()
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
-    yield
-    torch.set_num_threads(before[0])
-    numba.set_num_threads(before[1])
-
-
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """NumPy for CuPy, the CPU for CUDA, smallest sizes; nothing is compiled by torch."""
+    """NumPy for CuPy, the CPU for CUDA, the smallest sizes; torch compiles nothing."""
     default_stream = SimpleNamespace(wait_stream=lambda other: None)
     cuda = SimpleNamespace(
         CUDAGraph=lambda: SimpleNamespace(replay=lambda: None),
@@ -105,7 +95,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(module, "free_memory", lambda: None)
     monkeypatch.setattr(training_step, "cuda", cuda)
     monkeypatch.setattr(layers, "watched_clocks", lambda: nullcontext(CLOCKS))
-    monkeypatch.setattr(kernel_cache, "device", lambda: launch_plan.H100)
+    monkeypatch.setattr(kernel_cache, "device", lambda: H100)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     theirs = ModuleType("lmKAN")
     monkeypatch.setattr(Theirs, "fault", lambda y, **_: y, raising=False)
@@ -120,10 +110,10 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(training_step, "BATCH", 64)
     monkeypatch.setattr(training_step, "REPEATS", 1)
     monkeypatch.setattr(training_step, "STEPS", 1)
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path)
 
 
-# What is checked
+# The checks before anything is timed
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +142,7 @@ def test_wrong_results_of_a_layer_are_seen(
         lmkan_cupy.forward(*arguments),
         *lmkan_cupy.backward(rounded.grad_y, *arguments),
     ]
-    expected = truth.of_layer(rounded)
+    expected = reference.of_layer(rounded)
     expected.check("ours", *results)
     results[which] = wrong(results[which])
     with pytest.raises(AssertionError, match=f"ours, {['y', 'grad_x', 'grad_tables'][which]}: "):
@@ -160,7 +150,7 @@ def test_wrong_results_of_a_layer_are_seen(
 
 
 def test_tables_that_were_not_rounded_are_seen(workload: Workload) -> None:
-    expected = truth.of_layer(workload.with_tables("float16"))
+    expected = reference.of_layer(workload.with_tables("float16"))
     with pytest.raises(AssertionError, match="y: "):
         expected.check_layer("ours", peers.lmkan(workload))
 
@@ -168,10 +158,10 @@ def test_tables_that_were_not_rounded_are_seen(workload: Workload) -> None:
 @pytest.mark.parametrize("which", [0, 1])
 def test_wrong_penalties_are_seen(workload: Workload, which: int) -> None:
     results = [*lmkan_cupy.hessian_penalty_and_grad(workload.tables)]
-    truth.check_penalty(workload.tables, *results)
+    reference.check_penalty(workload.tables, *results)
     results[which] = results[which] * np.float32(1 + 1e-4)
     with pytest.raises(AssertionError, match="penalty"):
-        truth.check_penalty(workload.tables, *results)
+        reference.check_penalty(workload.tables, *results)
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
@@ -206,7 +196,7 @@ def test_no_layer_with_tables_is_timed_unchecked(
 ) -> None:
     make = getattr(peers, factory)
 
-    def wrong(workload: Workload) -> peers.Layer:
+    def wrong(workload: Workload) -> peers.TimedLayer:
         layer = make(workload)
         return replace(layer, forward=lambda: layer.forward() * 1.001)
 
@@ -240,9 +230,7 @@ def test_no_other_pass_is_timed_unchecked(
         module.measure()
 
 
-def test_a_step_that_learns_otherwise_is_seen(
-    monkeypatch: pytest.MonkeyPatch, on_cpu: None
-) -> None:
+def test_a_step_with_another_loss_is_seen(monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> None:
     steps = training_step.measure(with_authors=True)["8 x 8"]
     assert {*steps} == {
         OURS,
@@ -263,20 +251,22 @@ def test_a_step_that_learns_otherwise_is_seen(
 
 
 @pytest.mark.parametrize("captured", [False, True])
-def test_what_is_not_captured_stays_on_the_default_stream(
+def test_only_a_captured_step_leaves_the_default_stream(
     captured: bool, on_cpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The authors' kernels run there, whatever stream is torch's."""
+    """The authors' kernels run on the default stream, whatever torch's current stream is."""
     entered = []
     monkeypatch.setattr(
         training_step.cuda, "stream", lambda each: nullcontext(entered.append(each))
     )
-    training_step._of_step(training_step.Maker(lambda: lambda: torch.zeros(()), captured=captured))
+    training_step._measure_step(
+        training_step.StepFactory(lambda: lambda: torch.zeros(()), captured=captured)
+    )
     (stream,) = entered
     assert (stream is training_step.cuda.current_stream()) != captured
 
 
-def test_what_a_graph_writes_to_stays_alive(on_cpu: None) -> None:
+def test_the_memory_of_a_graph_stays_alive(on_cpu: None) -> None:
     class Written:
         pass
 
@@ -304,10 +294,10 @@ def refused(y: Any, **_: Any) -> Any:
     raise ValueError("N_in must be divisible by tile_size")
 
 
-def test_what_gives_zeros_is_not_their_fastest(
+def test_kernels_that_return_zeros_are_not_their_fastest(
     monkeypatch: pytest.MonkeyPatch, on_cpu: None
 ) -> None:
-    """All take a second, and of these the first would be chosen, a tile of 16."""
+    """All sizes take a second here, so the first would be chosen, a tile of 16."""
     even = make_workload(8, 6, 8, 100)
 
     def clock(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
@@ -331,7 +321,7 @@ def test_what_gives_zeros_is_not_their_fastest(
     ],
     ids=["refused", "zeros", "no gradients", "odd"],
 )
-def test_why_theirs_does_not_run(
+def test_the_reason_why_theirs_does_not_run(
     monkeypatch: pytest.MonkeyPatch,
     on_cpu: None,
     fault: Callable[..., Any],
@@ -356,13 +346,13 @@ def test_theirs_is_compared_at_full_size(monkeypatch: pytest.MonkeyPatch, on_cpu
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> Callable[..., dict[str, Any]]:
-    """Run all of it but the tests, the host's part and the tables; return what it wrote."""
-    show = ModuleType("bench.show")
+    """Run the command without tests, start of a process and tables; return what it wrote."""
+    show = ModuleType("bench.harness.console_tables")
     silent = SimpleNamespace(print=print, status=lambda text: nullcontext())
     show.__dict__.update(LEGEND="", console=lambda: silent)
-    for name in "show", "show_case", "show_numbers":
+    for name in "show_table", "show_timings", "show_numbers":
         setattr(show, name, lambda *_: None)
-    monkeypatch.setitem(sys.modules, "bench.show", show)
+    monkeypatch.setitem(sys.modules, "bench.harness.console_tables", show)
     monkeypatch.delitem(sys.modules, "bench.gpu.__main__", raising=False)
     command = import_module("bench.gpu.__main__")
     monkeypatch.setattr(command, "free_memory", lambda: None)
@@ -375,9 +365,9 @@ def run(monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> Callable[..., dict[str
     monkeypatch.setattr(layers, "points", lambda full: [Point(8, 6, 8, 100), Point(9, 6, 8, 100)])
 
     def run(**circumstances: Any) -> dict[str, Any]:
-        path, results = record.resumed("gpu", CIRCUMSTANCES | circumstances)
+        path, results = results_file.resumed("gpu", CIRCUMSTANCES | circumstances)
         command.run(path, results, full=False, with_authors=True)
-        return record.read(path)
+        return results_file.read(path)
 
     return run
 
@@ -396,7 +386,7 @@ def test_everything_is_written_and_not_repeated(
     assert results["host"]["forward in a graph, us"] == 5.0
     assert results["host"]["forward of arrays, host us"] > 0
     assert {*results["penalty"]} == {"8", "16", "26", "40"}
-    assert len(results["targets"]) == 23  # one of them of the training step
+    assert len(results["targets"]) == 23  # one of them for the training step
 
     def fail(*_: Any) -> None:
         raise AssertionError("measured again")
@@ -430,7 +420,7 @@ def test_a_point_without_memory_is_not_measured(
     assert run() == results
 
 
-def test_share_of_the_limit(on_cpu: None) -> None:
+def test_share_of_the_shared_memory_limit(on_cpu: None) -> None:
     """512 x 512, B = 2^20: 65.7 ms at 16 bytes per function and sample."""
     point = Point(512, 512, 16, 2**20)
     for dtype, milliseconds in (("float32", 65.74), ("float16", 32.87)):
@@ -439,40 +429,40 @@ def test_share_of_the_limit(on_cpu: None) -> None:
         ] == pytest.approx(1, abs=1e-3)
 
 
-# The record
+# The results file
 
 
-def test_which_results_a_run_goes_on_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
-    path, results = record.resumed("gpu", CIRCUMSTANCES | {"date": "yesterday"})
+def test_which_results_a_run_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path)
+    path, results = results_file.resumed("gpu", CIRCUMSTANCES | {"date": "yesterday"})
     assert path.name.startswith("gpu-test-9-")
-    record.write(path, results | {"host": 1})
-    assert record.resumed("gpu", CIRCUMSTANCES)[0] == path
-    assert record.resumed("gpu", CIRCUMSTANCES)[1]["circumstances"]["date"] == "yesterday"
+    results_file.write(path, results | {"host": 1})
+    assert results_file.resumed("gpu", CIRCUMSTANCES)[0] == path
+    assert results_file.resumed("gpu", CIRCUMSTANCES)[1]["circumstances"]["date"] == "yesterday"
     for other in (
         {"commit": "def"},
         {"versions": {"torch": "2"}},
         {"gpu": {"name": "NVIDIA Test 9", "driver_version": "2"}},
         {"peer": "826d28c"},
     ):
-        assert "host" not in record.resumed("gpu", CIRCUMSTANCES | other)[1]
+        assert "host" not in results_file.resumed("gpu", CIRCUMSTANCES | other)[1]
         with pytest.raises(ValueError, match=f"has another {next(iter(other))}"):
-            record.resumed("gpu", CIRCUMSTANCES | other, path)
-    assert "host" not in record.resumed("plans", CIRCUMSTANCES)[1]
+            results_file.resumed("gpu", CIRCUMSTANCES | other, path)
+    assert "host" not in results_file.resumed("plans", CIRCUMSTANCES)[1]
 
 
 def test_clocks_are_read_from_whole_lines() -> None:
-    assert device._clocks("1980, 2619\n1650, 2619\n[N/A], 2619\n1700, 2619\n19") == {
+    assert cuda_device._clocks("1980, 2619\n1650, 2619\n[N/A], 2619\n1700, 2619\n19") == {
         "SM": {"median": 1700, "least": 1650, "most": 1980},
         "memory": {"median": 2619, "least": 2619, "most": 2619},
     }
-    assert device._clocks("") == {}
+    assert cuda_device._clocks("") == {}
 
 
-# Beside it
+# The other commands
 
 
-def test_plans_go_on_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_plans_resume_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     timed: list[Any] = []
 
     def measure(point: Any) -> list[dict[str, Any]]:
@@ -484,7 +474,7 @@ def test_plans_go_on_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tmp_pat
         return [{"chosen": True, "ms": 1.0}]
 
     monkeypatch.setattr(sys, "argv", ["plans"])
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path)
     monkeypatch.setattr(plans, "cuda_obstacle", lambda: None)
     monkeypatch.setattr(plans, "describe", lambda: CIRCUMSTANCES["gpu"])
     monkeypatch.setattr(plans, "free_memory", lambda: None)
@@ -494,7 +484,7 @@ def test_plans_go_on_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tmp_pat
         plans.main()
     plans.main()
     assert timed == [*plans.POINTS[:4], *plans.POINTS[3:]]
-    results = record.read(*tmp_path.iterdir())
+    results = results_file.read(*tmp_path.iterdir())
     assert [len(results[name]) for name in ("cases", "not measured")] == [4, 1]
     assert "cupy" in results["circumstances"]["versions"]
 

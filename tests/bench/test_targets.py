@@ -1,4 +1,4 @@
-"""The verdicts of `bench.gpu` on what it measured."""
+"""The targets of `bench.gpu`, and their table."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from bench import readme
 from bench.gpu import targets
-from bench.record import OURS
+from bench.harness.results_file import OURS
 
 
 def results_with(authors: float, backward_ms: float) -> dict[str, Any]:
-    """One large case: the authors' forward takes so many times ours of 10 ms."""
+    """Return one large case, whose authors' forward takes so many times our 10 ms."""
     ours = {"forward": {"ms": 10.0}, "backward": {"ms": backward_ms}}
     of_authors = {"forward": {"median": authors}, "backward": {"median": 3.0}}
     case = {**targets.LARGE, "num_grids": 16, "layers": {OURS: ours, "authors": of_authors}}
@@ -19,7 +19,7 @@ def results_with(authors: float, backward_ms: float) -> dict[str, Any]:
 
 
 def met(results: dict[str, Any]) -> dict[str, bool | None]:
-    return {each.what: each.met for each in targets.verdicts(results)}
+    return {each.what: each.met for each in targets.check(results)}
 
 
 def test_at_least_and_at_most() -> None:
@@ -30,15 +30,15 @@ def test_at_least_and_at_most() -> None:
     assert good["forward, G = 16: shared memory's limit"]
 
 
-def test_what_was_not_measured_is_not_judged() -> None:
-    verdicts = met({"cases": []})
-    assert len(verdicts) == 22
-    assert set(verdicts.values()) == {None}
+def test_a_target_that_was_not_measured_is_neither_met_nor_missed() -> None:
+    checked = met({"cases": []})
+    assert len(checked) == 22
+    assert set(checked.values()) == {None}
 
 
 def test_the_table_of_targets() -> None:
-    verdicts = targets.verdicts(results_with(1.1, 18.1))
-    table = readme.targets({"targets": [asdict(each) for each in verdicts]})
+    checked = targets.check(results_with(1.1, 18.1))
+    table = readme.target_table({"targets": [asdict(each) for each in checked]})
     assert ["forward, G = 16: the authors' time", ">= 1.1", "1.10", "yes"] in table
     assert ["backward, G = 16: our forward's time", "<= 1.8", "1.81", "NO"] in table
     assert ["forward, G = 8: the authors' time", ">= 1.5", "not measured", "?"] in table

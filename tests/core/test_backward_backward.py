@@ -14,7 +14,7 @@ import lmkan_cupy
 
 
 def check_all(given: Problem, same_as: Problem | None = None) -> None:
-    """Compare all three results with what is expected for `same_as`, by default `given` itself."""
+    """Compare all three results with those expected for `same_as`, by default for `given`."""
     x, tables, grad_y, ggx, ggt = same_as or given
     results = lmkan_cupy.backward_backward(given.ggx, given.ggt, grad_y, x, tables)
     for result in results:

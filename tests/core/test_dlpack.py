@@ -1,4 +1,4 @@
-"""Arrays of other libraries in the functional core: by DLPack, without a copy, or a clear error."""
+"""Arrays of other libraries are read by DLPack without a copy, or there is a clear error."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from problems import (
 )
 
 import lmkan_cupy
-from lmkan_cupy import array_checks, configuration
+from lmkan_cupy import array_checks, installation
 
 
 class Foreign:
-    """An array that has nothing but the protocol; on a device other than its own, unreadable."""
+    """An array that has the DLPack protocol and nothing else; unreadable on a false device."""
 
     def __init__(self, array: Any, device: tuple[int, int] | None = None) -> None:
         self.array = array
@@ -46,7 +46,7 @@ def to_torch(array: Any) -> Any:
 
 
 def to_jax(array: Any) -> Any:
-    """In the array's own dtype: JAX narrows float64 unless told not to."""
+    """In the dtype of the array: by default JAX would make float32 out of float64."""
     jax = pytest.importorskip("jax")
     with jax.enable_x64(True):
         return jax.numpy.asarray(array)
@@ -132,13 +132,13 @@ def test_cuda_memory_is_read_by_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cuda_memory_without_a_working_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configuration, "cuda_obstacle", lambda: "CuPy is missing: install it")
+    monkeypatch.setattr(installation, "cuda_obstacle", lambda: "CuPy is missing: install it")
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(RuntimeError, match=r"^forward: x is in CUDA memory, but CuPy is missing"):
         lmkan_cupy.forward(Foreign(np.zeros((2, 4), "float32"), (2, 0)), np.zeros((2, 4, 4, 1)))
 
 
-# What cannot be handed over
+# What DLPack cannot export
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Every error: its type, and that its text names function, argument, what it was and should be."""
+"""Every error has its type; its text names function, argument, what was given, what is right."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def test_values(xp: Any, rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes)
 
 
 def test_every_half_precision_number_is_read_exactly(xp: Any) -> None:
-    """Subnormal ones, too: x = 0 is a knot, where a function is its table value."""
+    """Subnormal ones, too: 0 is a knot, so at x = 0 a function is equal to one table value."""
     every_word = np.arange(2**16, dtype=np.uint16).view(np.float16)
     finite = every_word[np.isfinite(every_word)]
     tables = xp.asarray(np.broadcast_to(finite, (1, 5, 5, len(finite))))

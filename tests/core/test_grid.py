@@ -52,7 +52,7 @@ def test_float32_by_default(xp: Any) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_knots_belong_to_the_caller(xp: Any, dtype: str) -> None:
-    """Writing into them must not spoil a cache."""
+    """The caller may overwrite them; later calls still get the right knots."""
     untouched = host(lmkan_cupy.sigma_grid(8, dtype=dtype, xp=xp)).copy()
     lmkan_cupy.sigma_grid(8, dtype=dtype, xp=xp)[:] = 0
     np.testing.assert_array_equal(host(lmkan_cupy.sigma_grid(8, dtype=dtype, xp=xp)), untouched)

@@ -49,7 +49,7 @@ def test_scale_is_of_the_gradient_alone(xp: Any, rng: np.random.Generator, dtype
 
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 def test_a_gradient_is_added_to(xp: Any, rng: np.random.Generator, dtypes: Dtypes) -> None:
-    """What an element gets are ten terms at most; each is rounded with what is there already."""
+    """An element is a sum of at most ten terms, each rounded together with the value added to."""
     tables = make_problem(rng, SMALL, dtypes).on(xp).tables
     total = xp.ones(tables.shape, dtypes.x)
     penalty, result = lmkan_cupy.hessian_penalty_and_grad(tables, 0.5, add_to=total)
@@ -67,7 +67,7 @@ def test_a_gradient_is_added_to(xp: Any, rng: np.random.Generator, dtypes: Dtype
 def test_zero_for_affine_tables(
     xp: Any, rng: np.random.Generator, num_grids: int, dtypes: Dtypes
 ) -> None:
-    """Zero but for the rounding of the tables, which is less than what the bound allows for."""
+    """Zero except for the rounding of the tables, which is less than the bound."""
     weight, bias = rng.normal(size=(4, 5)).astype(dtypes.x), rng.normal(size=4).astype(dtypes.x)
     zeros = np.zeros((3, num_grids + 1, num_grids + 1, 4), dtypes.x)
     tables = lmkan_cupy.fold_linear(zeros, weight, bias)
@@ -79,7 +79,7 @@ def test_zero_for_affine_tables(
 
 
 def test_one_spike_by_hand(xp: Any) -> None:
-    """The middle of a grid of 4, whose inner intervals all are log 2."""
+    """The middle of a grid of 4, whose inner intervals all have the width log 2."""
     tables = xp.zeros((1, 5, 5, 1))
     tables[0, 2, 2, 0] = 1
     second, mixed = (1 + 4 + 1) / np.log(2) ** 4, 4 * (1 / (4 * np.log(2) ** 2)) ** 2

@@ -11,14 +11,14 @@ from problems import Sizes
 import lmkan_cupy
 
 SIZES = Sizes(batch=3, in_features=40, out_features=2**16, num_grids=40)
-OUTPUTS = slice(None, None, 2**12)  # which of them the oracle follows
+OUTPUTS = slice(None, None, 2**12)  # the outputs that the oracle computes
 
 
 def test_more_than_two_to_the_31(xp: Any, rng: np.random.Generator) -> None:
-    """Four gigabytes of zeros that are never read, but for the cells of three samples.
+    """Four gigabytes of zeros, of which only the cells of three samples are read.
 
-    Only the last pair is not zero, in its last cell: nothing but the offset is large. Reading it
-    back through `backward` asks for the other direction.
+    Only the last cell of the last pair is not zero, and only its offset is large. `forward` and
+    `backward` both read it.
     """
     _, in_features, out_features, num_grids = SIZES
     shape = (SIZES.pairs, num_grids + 1, num_grids + 1, out_features)

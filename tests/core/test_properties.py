@@ -1,4 +1,4 @@
-"""What holds for every layer, over drawn shapes, dtypes, memory layouts and values."""
+"""Properties that every layer has, for random shapes, dtypes, memory layouts and values."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def draw_problems(
     in_features: st.SearchStrategy[int] = FEATURES,
     smooth: bool = False,
 ) -> Problem:
-    """Arguments as NumPy arrays; x has knots and far values among its own, no knots if `smooth`."""
+    """Arguments as NumPy arrays; some of x are outside the grid, and on knots unless `smooth`."""
     sizes = Sizes(
         batch=draw(st.integers(0, 40)),
         in_features=draw(in_features),
@@ -65,12 +65,12 @@ def dot(first: Any, second: Any) -> float:
 
 
 def dot_bound(exact: Any, expected: Expected) -> float:
-    """How far <exact, result> may be off for a result within its bounds."""
+    """The largest error of <exact, result> if the result is within its bounds."""
     return float(np.sum(np.abs(to_float64(exact)) * expected.bound))
 
 
 class TestBranches:
-    """Affine functions and ReLU are exactly layers, on the whole real line."""
+    """A layer can be exactly an affine function or a ReLU, on the whole real line."""
 
     @given(problem=draw_problems(), rng=RNGS)
     def test_folding_a_linear_branch_changes_nothing(
@@ -125,7 +125,7 @@ def test_refining_to_a_multiple_changes_nothing(xp: Any, problem: Problem, facto
 
 @given(problem=problems)
 def test_forward_is_linear_in_tables(xp: Any, problem: Problem) -> None:
-    """Doubling is exact; a sum of tables is exact where they are whole numbers."""
+    """Doubling is exact, and so is a sum of tables of whole numbers."""
     x, tables, _, _, ggt = problem.on(xp)
     y = lmkan_cupy.forward(x, tables)
     np.testing.assert_array_equal(host(lmkan_cupy.forward(x, 2 * tables)), 2 * host(y))
@@ -149,7 +149,7 @@ def test_permuting_pairs_with_their_tables_changes_nothing(
 
 @given(problem=problems)
 def test_table_gradient_is_the_adjoint(xp: Any, problem: Problem) -> None:
-    """<g, F_Z(x)> = <F^T g, Z> for every x, at knots too."""
+    """<g, F_Z(x)> = <F^T g, Z> for every x, also at knots."""
     x, tables, grad_y, _, directions = problem.on(xp)
     directions = directions.astype(tables.dtype)
     y = lmkan_cupy.forward(x, directions)
@@ -161,7 +161,7 @@ def test_table_gradient_is_the_adjoint(xp: Any, problem: Problem) -> None:
 
 @given(problem=smooth_problems)
 def test_input_gradient_is_the_adjoint(xp: Any, problem: Problem) -> None:
-    """<g, J dx> = <J^T g, dx>; J dx is what `backward_backward` gives for the cotangent dx."""
+    """<g, J dx> = <J^T g, dx>; `backward_backward` gives J dx for the cotangent dx."""
     x, tables, grad_y, dx, _ = problem.on(xp)
     along_dx, *_ = lmkan_cupy.backward_backward(dx, None, grad_y, x, tables)
     grad_x, _ = lmkan_cupy.backward(grad_y, x, tables, need_tables=False)
@@ -249,7 +249,7 @@ class TestSameBits:
     def test_whatever_the_other_samples_are(
         self, xp: Any, problem: Problem, rng: np.random.Generator
     ) -> None:
-        """A tenth of the samples stay, all others become other numbers, infinite ones too."""
+        """A tenth of the samples stay; all others get other values, some of them infinite."""
         kept = rng.random(len(problem.x)) < 0.1
         others = make_problem(rng, Sizes(*problem.x.shape, problem.grad_y.shape[1], 3)).x
         others[rng.random(others.shape) < 0.1] = np.inf
@@ -284,7 +284,7 @@ def by_sample(problem: Problem) -> list[Array]:
 
 @pytest.mark.parametrize("batch", [1023, 2049, 4095, 4097, 9000])
 def test_large_batches_are_their_parts(xp: Any, rng: np.random.Generator, batch: int) -> None:
-    """As `test_whatever_the_batch`, where engines work in blocks of samples."""
+    """As `test_whatever_the_batch`, with more samples than the engines take in one block."""
     problem = make_problem(rng, Sizes(batch, 4, 5, 6))
     whole = by_sample(problem.on(xp))
     rows = slice(batch // 2 - 3, None)
@@ -295,7 +295,7 @@ def test_large_batches_are_their_parts(xp: Any, rng: np.random.Generator, batch:
 
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 def test_arguments_may_be_read_only(rng: np.random.Generator, dtypes: Dtypes) -> None:
-    """As those of memory maps and other frameworks are; NumPy alone has such arrays."""
+    """As arrays of memory maps and other frameworks are. CuPy has no read-only arrays."""
     problem = make_problem(rng, SMALL, dtypes)
     expected = all_results(problem)
     for array in problem:

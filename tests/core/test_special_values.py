@@ -18,7 +18,7 @@ import lmkan_cupy
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [10, 90, 1e4, 1e15])
 def test_far_outside(xp: Any, rng: np.random.Generator, size: float, dtypes: Dtypes) -> None:
-    """The outermost cells go on; products of 1e15 are in the range of float32, its exp is not."""
+    """The outermost cells continue. float32 can hold products of 1e15, but not exp(1e15)."""
     problem = make_problem(rng, SMALL, dtypes)
     problem = problem._replace(x=problem.x * np.asarray(size, dtypes.x))
     x, tables, grad_y, ggx, ggt = problem.on(xp)
@@ -73,7 +73,7 @@ class TestOnKnots:
 def test_zero_belongs_to_the_cell_on_its_right(
     xp: Any, rng: np.random.Generator, zero: float, dtypes: Dtypes
 ) -> None:
-    """sigma(0) = 1/2 without rounding, so that for even G even the slope is defined."""
+    """sigma(0) = 1/2 without rounding, so for even G the slope at 0 is that of one known side."""
     problem = make_problem(rng, Sizes(1, 4, 3, 8), dtypes)
     x, tables, grad_y, *_ = problem._replace(x=np.full_like(problem.x, zero)).on(xp)
     check_each(
@@ -119,8 +119,8 @@ class TestNonFinite:
 
     def test_gradient_of_tables(self, xp: Any, bad: Problem, feature: int, value: float) -> None:
         _, grad_tables = lmkan_cupy.backward(*map(xp.asarray, (bad.grad_y, bad.x, bad.tables)))
-        # The pair's other coordinate is where it was; the bad one is in an outermost cell, and an
-        # odd last feature is paired with 0.
+        # The other coordinate of the pair keeps its interval, and the bad one is in an outermost
+        # interval. The last of an odd number of features is paired with 0.
         partner = (*bad.x[BAD_SAMPLE], 0.0)[feature ^ 1]
         knots = oracle.sigma_grid(8)
         cell = [0, int(np.searchsorted(knots[1:-1], partner, side="right"))]

@@ -85,7 +85,7 @@ def test_fold_adds_the_branch_at_the_knots(
 def test_refine_samples_at_the_new_knots(
     xp: Any, rng: np.random.Generator, old: int, new: int, dtypes: Dtypes
 ) -> None:
-    """Old and new outermost knots differ: where the new ones lie outside, this extrapolates."""
+    """The outermost knots of both grids differ, so the new ones may lie outside the old grid."""
     tables = make_problem(rng, Sizes(0, 5, 4, old), dtypes).tables
     refined = lmkan_cupy.refine(xp.asarray(tables), new)
     assert refined.dtype == dtypes.tables

@@ -1,4 +1,4 @@
-"""Calls from several threads, after a fork, with other thread counts; other libraries' threads."""
+"""Calls from several threads, after a fork, and with other thread counts; the threads of torch."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_thread_count_does_not_change_a_bit(rng: np.random.Generator, sizes: Siz
 
 
 def test_torch_keeps_its_threads(rng: np.random.Generator) -> None:
-    """Numba's OpenMP layer is known to reset them."""
+    """Numba's OpenMP layer would reset them."""
     torch = pytest.importorskip("torch")
     before = torch.get_num_threads()
     other = before + 1
@@ -96,5 +96,5 @@ FORK = """
 
 @pytest.mark.parametrize("before_fork", [False, True], ids=["not-run-before", "run-before"])
 def test_fork(tmp_path: Path, before_fork: bool) -> None:
-    """A forked child, as of a data loader, computes the same and does not hang."""
+    """A forked child, like a worker of a data loader, computes the same and does not hang."""
     fresh_process.run(FORK.format(before_fork=before_fork), tmp_path)

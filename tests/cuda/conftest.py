@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import emulated
+import emulator
+import numpy as np
 import pytest
 
-from lmkan_cupy.cuda_engine import launch_plan
+from lmkan_cupy import cuda_engine, functional
+from lmkan_cupy.cuda_engine import backward_pass
 
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks and stretches short enough for several of each in a small batch."""
-    monkeypatch.setattr(launch_plan, "CHUNKS", {})
-    monkeypatch.setattr(launch_plan, "MOST_CHUNK", 32)
-    monkeypatch.setattr(launch_plan, "STRETCH", 3)
-    monkeypatch.setattr(launch_plan, "SHORTEST_STRETCH", 2)
+    """Make chunks and stretches so short that a small batch has several of each."""
+    monkeypatch.setattr(backward_pass, "CHUNKS", {})
+    monkeypatch.setattr(backward_pass, "MOST_CHUNK", 32)
+    monkeypatch.setattr(backward_pass, "STRETCH", 3)
+    monkeypatch.setattr(backward_pass, "SHORTEST_STRETCH", 2)
     emulated.forget_plans()
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the CUDA engine instead of the CPU engine, with its kernels in the emulator."""
+    monkeypatch.setattr(functional, "_engine", lambda xp: cuda_engine)
+    emulated.install(monkeypatch)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, small_chunks: None) -> Callable[..., tuple[Any, ...]]:
+    """A caller that runs a function in every order and returns its results, which must agree."""
+
+    def in_every_order(function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+        all_results = []
+        for order in emulator.ORDERS:
+            emulated.install(monkeypatch, order, seed=7)
+            results = function(*arguments, **more)
+            all_results.append(results if isinstance(results, tuple) else (results,))
+        for results in all_results[1:]:
+            for result, first in zip(results, all_results[0], strict=True):
+                np.testing.assert_array_equal(result, first)
+        return all_results[0]
+
+    return in_every_order

@@ -1,4 +1,4 @@
-"""The CUDA engine around its kernels: texts, cache, errors with the command that mends them."""
+"""The CUDA engine around its kernels: their text, the cache, errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from typing import Any
 import pytest
 
 import lmkan_cupy
-from lmkan_cupy import configuration, sigma_grid
-from lmkan_cupy.cuda_engine import kernel_cache, kernel_source, launch_plan
+from lmkan_cupy import installation, sigma_grid
+from lmkan_cupy.cuda_engine import kernel_cache, kernel_source
+from lmkan_cupy.cuda_engine.forward_pass import plan_forward
+from lmkan_cupy.cuda_engine.plan import Device, Launch, LayerShape
 
-LAYER = launch_plan.Layer(2, 5, 8, "float32", "float32")
-DEVICE = launch_plan.Device(90, 132, 227 * 1024)
-
-
-def plan_forward(layer: launch_plan.Layer) -> launch_plan.Launch:
-    return launch_plan.forward(layer, 1, DEVICE, direction=False, aligned=True).kernel
+LAYER = LayerShape(2, 5, 8, "float32", "float32")
+DEVICE = Device(90, 132, 227 * 1024)
 
 
-FORWARD = plan_forward(LAYER)
-KNOTS = sigma_grid(8)
+def forward_launch(layer: LayerShape) -> Launch:
+    return plan_forward(layer, 1, DEVICE, direction=False, aligned=True).kernel
+
+
+FORWARD = forward_launch(LAYER)
 STATIC_BYTES = 36
 
 
 class CompileError(Exception):
-    """In the place of CuPy's."""
+    """Stands in for CuPy's exception."""
 
 
 class FakeCuda:
-    """CuPy as far as the engine uses it, with a compiler that counts."""
+    """The part of CuPy that the engine uses, with a compiler that records what it compiled."""
 
     def __init__(self) -> None:
         self.compiled: list[str] = []
@@ -72,25 +73,25 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
     monkeypatch.setattr(kernel_cache, "_kernels", {})
     monkeypatch.setattr(kernel_cache, "device", lambda: DEVICE)
-    monkeypatch.setattr(configuration, "_cupy_distributions", lambda: ["cupy-cuda13x 14.2.0"])
+    monkeypatch.setattr(installation, "cupy_distributions", lambda: ["cupy-cuda13x 14.2.0"])
     return fake
 
 
 class TestText:
     def test_headers_are_pasted_once_under_their_own_lines(self) -> None:
-        text = kernel_source.text(FORWARD.source, KNOTS)
-        assert text.count("struct Position {") == 1
+        text = kernel_source.text(FORWARD.source)
+        assert text.count("struct Stencil {") == 1
         assert '#include "' not in text
-        after = text.split('#line 1 "position.cuh"')[1]
+        after = text.split('#line 1 "stencil.cuh"')[1]
         lines = kernel_source.read("forward.cu").splitlines()
-        following = lines.index('#include "position.cuh"') + 2
+        following = lines.index('#include "stencil.cuh"') + 2
         assert f'\n#line {following} "forward.cu"\n' in after
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_grid_is_exact(self, dtype: str) -> None:
-        layer = launch_plan.Layer(2, 5, 40, dtype, dtype)
+        layer = LayerShape(2, 5, 40, dtype, dtype)
         knots = sigma_grid(40, dtype=dtype)
-        text = kernel_source.text(plan_forward(layer).source, knots)
+        text = kernel_source.text(forward_launch(layer).source)
         rows = re.search(r"GRID\[.*\] = \{(.*)\};", text)
         assert rows
         written = [row.split(", ")[0].rstrip("f") for row in rows[1][1:-1].split("}, {")]
@@ -98,37 +99,37 @@ class TestText:
 
     def test_only_half_tables_need_a_header(self) -> None:
         for table, header in (("float32", None), ("float16", "fp16"), ("bfloat16", "bf16")):
-            layer = launch_plan.Layer(2, 5, 8, "float32", table)
-            source = plan_forward(layer).source
-            found = re.findall("#include.*", kernel_source.text(source, KNOTS))
+            layer = LayerShape(2, 5, 8, "float32", table)
+            source = forward_launch(layer).source
+            found = re.findall("#include.*", kernel_source.text(source))
             assert found == ([f"#include <cuda_{header}.h>"] if header else [])
 
 
 class TestCache:
     def test_a_kernel_is_compiled_once(self, cupy: FakeCuda) -> None:
-        first = kernel_cache.kernel(FORWARD, KNOTS)
-        assert kernel_cache.kernel(FORWARD, KNOTS) is first
+        first = kernel_cache.kernel(FORWARD)
+        assert kernel_cache.kernel(FORWARD) is first
         assert len(cupy.compiled) == 1
 
     def test_not_during_graph_capture(self, cupy: FakeCuda) -> None:
         cupy.capturing = True
         with pytest.raises(RuntimeError, match=r"forward of forward\.cu.*lmkan_cupy\.warmup"):
-            kernel_cache.kernel(FORWARD, KNOTS)
+            kernel_cache.kernel(FORWARD)
         assert not cupy.compiled
         cupy.capturing = False
-        kernel_cache.kernel(FORWARD, KNOTS)
+        kernel_cache.kernel(FORWARD)
         cupy.capturing = True
-        kernel_cache.kernel(FORWARD, KNOTS)
+        kernel_cache.kernel(FORWARD)
 
     def test_compiler_messages_are_shown(self, cupy: FakeCuda) -> None:
         cupy.failures = [CompileError("forward.cu(30): error: no such thing")]
         with pytest.raises(RuntimeError, match=r"NVRTC 13\.0 could not(?s:.*)no such thing"):
-            kernel_cache.kernel(FORWARD, KNOTS)
+            kernel_cache.kernel(FORWARD)
 
     def test_missing_headers(self, cupy: FakeCuda) -> None:
         cupy.failures = [CompileError('could not open source file "cuda_fp16.h"')]
         with pytest.raises(RuntimeError, match=r"pip install 'cupy-cuda13x\[ctk\]'"):
-            kernel_cache.kernel(FORWARD, KNOTS)
+            kernel_cache.kernel(FORWARD)
 
     def test_folder_that_cannot_be_written(
         self, cupy: FakeCuda, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -136,13 +137,13 @@ class TestCache:
         monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "0")
         cupy.failures = [PermissionError("read-only")]
         with caplog.at_level(logging.WARNING, "lmkan_cupy"):
-            assert kernel_cache.kernel(FORWARD, KNOTS).name == "forward"
+            assert kernel_cache.kernel(FORWARD).name == "forward"
         assert "CUPY_CACHE_DIR" in caplog.text
 
     def test_all_shared_memory_is_allowed(self, cupy: FakeCuda) -> None:
         """A later launch of the kernel may ask for more than the one that compiles it."""
-        small = launch_plan.Launch(FORWARD.source, "forward", 1, 128, shared_bytes=100)
-        allowed = kernel_cache.kernel(small, KNOTS).max_dynamic_shared_size_bytes
+        small = Launch(FORWARD.source, "forward", 1, 128, shared_bytes=100)
+        allowed = kernel_cache.kernel(small).max_dynamic_shared_size_bytes
         assert allowed + STATIC_BYTES == DEVICE.shared_bytes
 
 
@@ -167,17 +168,17 @@ def test_a_device_that_does_not_tell_its_clock_gets_the_default(
     told = {"ClockRate": 1.59e9, "MemoryClockRate": 320.064e9}  # of a T4
     default = {"ClockRate": DEVICE.clock_hz, "MemoryClockRate": DEVICE.memory_rate}
     assert rates == {**told, silent: default[silent]}
-    assert launch_plan.forward(LAYER, 1, device, direction=False, aligned=True).prediction.seconds
+    assert plan_forward(LAYER, 1, device, direction=False, aligned=True).prediction.seconds
 
 
 class TestObstacle:
     def test_none(self, cupy: FakeCuda) -> None:
-        assert configuration.cuda_obstacle() is None
+        assert installation.cuda_obstacle() is None
 
     def test_no_cupy(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "cupy", None)
-        monkeypatch.setattr(configuration, "_cupy_distributions", list)
-        obstacle = configuration.cuda_obstacle()
+        monkeypatch.setattr(installation, "cupy_distributions", list)
+        obstacle = installation.cuda_obstacle()
         assert obstacle
         assert "pip install 'lmkan-cupy[cuda13]'" in obstacle
         with pytest.raises(RuntimeError, match="warmup: CuPy cannot be imported"):
@@ -185,20 +186,20 @@ class TestObstacle:
 
     def test_several_distributions(self, cupy: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
         names = ["cupy-cuda12x 14.2.0", "cupy-cuda13x 14.2.0"]
-        monkeypatch.setattr(configuration, "_cupy_distributions", lambda: names)
-        obstacle = configuration.cuda_obstacle()
+        monkeypatch.setattr(installation, "cupy_distributions", lambda: names)
+        obstacle = installation.cuda_obstacle()
         assert obstacle
         assert "pip uninstall cupy-cuda12x cupy-cuda13x" in obstacle
 
     def test_no_driver(self, cupy: FakeCuda) -> None:
         cupy.driver = 0
-        obstacle = configuration.cuda_obstacle()
+        obstacle = installation.cuda_obstacle()
         assert obstacle
         assert "no NVIDIA driver" in obstacle
 
     def test_old_driver(self, cupy: FakeCuda) -> None:
         cupy.driver = 12040
-        obstacle = configuration.cuda_obstacle()
+        obstacle = installation.cuda_obstacle()
         assert obstacle
         assert "driver is for CUDA 12.4, CuPy for 13.0" in obstacle
         assert "pip install 'lmkan-cupy[cuda12]'" in obstacle
@@ -208,6 +209,6 @@ class TestObstacle:
             raise RuntimeError("cudaErrorNoDevice")
 
         cupy.cuda.runtime.getDeviceCount = fail
-        obstacle = configuration.cuda_obstacle()
+        obstacle = installation.cuda_obstacle()
         assert obstacle
         assert "nvidia-smi" in obstacle

@@ -1,4 +1,4 @@
-"""What a GPU alone can show: the hardware against oracle and emulator, streams, devices, graphs.
+"""What only a GPU can show: the hardware against oracle and emulator, streams, devices, graphs.
 
 The tests of the functions themselves run here too, with CuPy arrays: see the fixture `xp`.
 """
@@ -25,7 +25,9 @@ from tolerances import Expected, check_each, host
 
 import lmkan_cupy
 from lmkan_cupy import cuda_engine, functional
-from lmkan_cupy.cuda_engine import forward_model, kernel_cache, launch_plan
+from lmkan_cupy.cuda_engine import forward_model, forward_pass, kernel_cache
+from lmkan_cupy.cuda_engine.plan import Device, layer_shape
+from lmkan_cupy.cuda_engine.ring import RINGS, RingShape, ring_shapes
 
 pytestmark = pytest.mark.gpu
 
@@ -100,7 +102,7 @@ class TestEveryRowOfThePlan:
         dtypes: Dtypes,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Both keep to the bounds, so they are at most twice as far from each other.
+        """Each keeps to the bound, so they differ by at most twice the bound.
 
         The compilers round differently: NVRTC fuses products and sums.
         """
@@ -118,7 +120,7 @@ class TestEveryRowOfThePlan:
 
 @cache
 def ring_problem(sizes: Sizes, dtype: str) -> tuple[Problem, list[Expected]]:
-    """What is to be computed by every ring; the oracle takes longer than all of them."""
+    """The same problem for every ring: the oracle takes longer than all of them together."""
     problem = make_problem(np.random.default_rng(0), sizes)
     problem = problem._replace(tables=problem.tables.astype(table_dtype(dtype)))
     return problem, expected_results(problem)
@@ -127,7 +129,7 @@ def ring_problem(sizes: Sizes, dtype: str) -> tuple[Problem, list[Expected]]:
 @pytest.mark.usefixtures("small_device")
 @pytest.mark.parametrize("sizes", [Sizes(1100, 5, 33, 8), Sizes(3500, 8, 64, 9)], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("chunks", [shape.chunks for shape in launch_plan.RINGS])
+@pytest.mark.parametrize("chunks", [shape.chunks for shape in RINGS])
 @pytest.mark.parametrize("slow", ["CHUNK_BYTES", "BULK_BYTES"], ids=["packed", "direct"])
 def test_every_ring(
     cupy: Any,
@@ -141,15 +143,14 @@ def test_every_ring(
     never = forward_model.Prediction({"L2": 1e9}, 0)
     monkeypatch.setattr(forward_model, "from_global", lambda *_: never)
     monkeypatch.setattr(forward_model, slow, 1e-9)
-    shapes = launch_plan.ring_shapes
 
-    def only(table: str, device: launch_plan.Device) -> tuple[launch_plan.RingShape, ...]:
-        return tuple(shape for shape in shapes(table, device) if shape.chunks == chunks)
+    def only(table: str, device: Device) -> tuple[RingShape, ...]:
+        return tuple(shape for shape in ring_shapes(table, device) if shape.chunks == chunks)
 
-    monkeypatch.setattr(launch_plan, "ring_shapes", only)
+    monkeypatch.setattr(forward_pass, "ring_shapes", only)
     problem, expected = ring_problem(sizes, dtype)
-    layer = launch_plan.layer(problem.x, problem.tables)
-    plan = launch_plan.forward(
+    layer = layer_shape(problem.x, problem.tables)
+    plan = forward_pass.plan_forward(
         layer, sizes.batch, kernel_cache.device(), direction=False, aligned=True
     )
     assert plan.kernel.kernel == "forward_ring"
@@ -261,7 +262,7 @@ def test_arguments_of_two_libraries(cupy: Any, rng: np.random.Generator) -> None
 class TestGraphs:
     @pytest.fixture
     def stream(self, cupy: Any) -> Iterator[Any]:
-        """A side stream, for a legacy default stream cannot be captured, with its own memory."""
+        """A side stream with its own memory: a legacy default stream cannot be captured."""
         memory = cupy.cuda.MemoryPool()
         with cupy.cuda.using_allocator(memory.malloc), cupy.cuda.Stream(non_blocking=True) as own:
             yield own
@@ -311,7 +312,7 @@ class TestCompiling:
             all_results(make_problem(rng, LAYER._replace(batch=batch)).on(cupy))
 
     def test_a_second_process_compiles_nothing(self, tmp_path: Path) -> None:
-        """It would write its kernels over those of the first."""
+        """If it did, it would overwrite the files of the first."""
         cache = tmp_path / "cache"
         code = 'import lmkan_cupy; lmkan_cupy.warmup(5, 7, 8, device="cuda")'
         written = []

@@ -16,8 +16,10 @@ from emulator.mutate import Mutant
 from problems import Sizes, make_problem, nan_filled
 
 from lmkan_cupy import allocation, cuda_engine, sigma_grid
-from lmkan_cupy.cuda_engine import kernel_source, launch_plan
-from lmkan_cupy.cuda_engine.launch_plan import RingShape
+from lmkan_cupy.cuda_engine import backward_pass, forward_pass, kernel_source
+from lmkan_cupy.cuda_engine.forward_pass import ForwardPlan
+from lmkan_cupy.cuda_engine.plan import layer_shape
+from lmkan_cupy.cuda_engine.ring import RingShape
 
 pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools")
@@ -25,8 +27,9 @@ pytestmark = pytest.mark.usefixtures("emulator_tools")
 FILES = (
     "lanes.cuh",
     "element.cuh",
-    POSITION := "position.cuh",
-    WARP := "warp.cuh",
+    "warp.cuh",
+    GRID := "grid.cuh",
+    STENCIL := "stencil.cuh",
     VECTORS := "row_vectors.cuh",
     RECORD := "record.cuh",
     FORWARD := "forward.cu",
@@ -36,24 +39,27 @@ FILES = (
     BY_RING := "forward_ring.cu",
     PACK := "pack.cu",
     SORT := "sort.cu",
+    STRETCH := "stretch.cuh",
+    SUMS := "cell_sums.cuh",
+    DIFFERENCES := "differences.cuh",
     BACKWARD := "backward.cu",
     PENALTY := "hessian_penalty.cu",
 )
 
 MUTANTS = [
-    Mutant(POSITION, "? 1 - tail : tail", "? tail : 1 - tail", "sigma mirrored"),
-    Mutant(POSITION, "REAL(NUM_GRIDS - 1)))", "REAL(NUM_GRIDS)))", "last interval + 1"),
-    Mutant(POSITION, "max(position, REAL(0))", "position", "NaN converted"),
-    Mutant(POSITION, "2 * pair + 1 < in_features ?", "true ?", "no constant for an odd I"),
+    Mutant(GRID, "? 1 - tail : tail", "? tail : 1 - tail", "sigma mirrored"),
+    Mutant(GRID, "REAL(NUM_GRIDS - 1)))", "REAL(NUM_GRIDS)))", "last interval + 1"),
+    Mutant(GRID, "max(scaled, REAL(0))", "scaled", "NaN converted"),
+    Mutant(GRID, "2 * pair + 1 < in_features ?", "true ?", "no constant for an odd I"),
     Mutant(
-        POSITION, "h1.lower * h2.upper, h1.upper * h2.l", "h1.upper * h2.lower * h2.l", "weights"
+        STENCIL, "h1.lower * h2.upper, h1.upper * h2.l", "h1.upper * h2.lower * h2.l", "weights"
     ),
-    Mutant(POSITION, "h1.lower - h1.along * h2.upper", "h1.lower + h1.along * h2.upper", "sign"),
-    Mutant(POSITION, "0)), {v, u}}", "0)), {u, v}}", "slopes: u and v exchanged"),
-    Mutant(POSITION, "(corner >> 1) * NUM_KNOTS", "(corner >> 1) * NUM_GRIDS", "row above"),
+    Mutant(STENCIL, "h1.lower - h1.along * h2.upper", "h1.lower + h1.along * h2.upper", "sign"),
+    Mutant(STENCIL, "0)), {v, u}}", "0)), {u, v}}", "slopes: u and v exchanged"),
+    Mutant(STENCIL, "(corner >> 1) * NUM_KNOTS", "(corner >> 1) * NUM_GRIDS", "row above"),
     Mutant(VECTORS, "+ k * LANES * VECTOR < out_features", "< out_features", "tail not masked"),
     Mutant(VECTORS, "lane_index() * VECTOR)", "lane_index())", "vectors overlap"),
-    Mutant(RECORD, "places[2 * at + 1]", "places[2 * at]", "cell of a record"),
+    Mutant(RECORD, "sorted_samples[2 * at + 1]", "sorted_samples[2 * at]", "cell of a record"),
     Mutant(FORWARD, "accumulate ? *target : 0", "0", "forward: overwrites"),
     Mutant(FORWARD, "begin += LANES", "begin += LANES - 1", "forward: a pair twice"),
     Mutant(FORWARD, "task / tiles", "task / (tiles + 1)", "forward: tiles miscounted"),
@@ -137,8 +143,10 @@ MUTANTS = [
     Mutant(
         BY_RING, "pairs = min(run, all_pairs - first_pair);", "pairs = run;", "forward: last run"
     ),
-    Mutant(BY_RING, "place % together", "place % BUNCH", "forward: tiles of an incomplete bunch"),
-    Mutant(BY_RING, "place / together", "place / BUNCH", "forward: samples of these"),
+    Mutant(
+        BY_RING, "in_bunch % together", "in_bunch % BUNCH", "forward: tiles of an incomplete bunch"
+    ),
+    Mutant(BY_RING, "in_bunch / together", "in_bunch / BUNCH", "forward: samples of these"),
     Mutant(BY_RING, "blocks_of_tile) * BUNCH;", "blocks_of_tile);", "forward: bunches overlap"),
     Mutant(BY_RING, "blockIdx.x / blocks_of_split", "0", "forward: first run for all"),
     Mutant(
@@ -176,28 +184,30 @@ MUTANTS = [
     Mutant(
         SORT, "keys[sample] / unit % DIGITS", "keys[sample] % DIGITS", "sort: first digit twice"
     ),
-    Mutant(SORT, "{two.first, two.second}", "{two.second, two.first}", "sort: i and j exchanged"),
+    Mutant(
+        SORT, "{both.first, both.second}", "{both.second, both.first}", "sort: i and j exchanged"
+    ),
     Mutant(SORT, "(is_even(key) && last)", "(is_even(key))", "sort: evens counted early"),
     Mutant(SORT, "if (!is_even(key) && place == 0) evens[pair] = 0;", "", "sort: no evens"),
-    Mutant(BACKWARD, "half == 1 ? evens : 0", "0", "backward: odd half begins at 0"),
-    Mutant(BACKWARD, "(half == 0 ? evens : count)", "count", "backward: even half ends behind"),
+    Mutant(STRETCH, "half == 1 ? evens : 0", "0", "backward: odd half begins at 0"),
+    Mutant(STRETCH, "(half == 0 ? evens : count)", "count", "backward: even half ends behind"),
     Mutant(BACKWARD, "stretch(part * WARPS +", "stretch(part +", "backward: stretches overlap"),
     Mutant(BACKWARD, "max(min(place, work.end - 1), 0)", "min(place, work.end - 1)", "empty half"),
     Mutant(
-        BACKWARD,
+        SUMS,
         "neighbours = cell >= 0 && next_cell == cell + 1",
         "neighbours = cell >= 0",
         "merger",
     ),
-    Mutant(BACKWARD, "neighbours && corner % 2 == 1", "neighbours", "merger: left column lost"),
-    Mutant(BACKWARD, "if (!shared) rows[", "rows[", "merger: shared column added twice"),
+    Mutant(SUMS, "neighbours && corner % 2 == 1", "neighbours", "merger: left column lost"),
+    Mutant(SUMS, "if (!shared) rows[", "rows[", "merger: shared column added twice"),
     Mutant(
-        BACKWARD,
+        SUMS,
         "out_features)] += row[corner]",
         "out_features)] = row[corner]",
         "merger: overwrites",
     ),
-    Mutant(BACKWARD, "neighbours ? row[corner + 1] : 0", "0", "merger: column not carried"),
+    Mutant(SUMS, "neighbours ? row[corner + 1] : 0", "0", "merger: column not carried"),
     Mutant(BACKWARD, "merger.row[n] += left", "merger.row[n] = left", "merger: last warp only"),
     Mutant(
         BACKWARD,
@@ -214,29 +224,32 @@ MUTANTS = [
     Mutant(BACKWARD, "half = n >= parts,", "half = 0,", "slots: even half twice"),
     Mutant(BACKWARD, "records.cell(range.end - 1)", "records.cell(range.begin)", "slots: cell"),
     Mutant(BACKWARD, "        merger.enter(-1, out_features);", "", "slots: last cell lost"),
-    Mutant(BACKWARD, "low_sum[k] += row[column][k]", "low_sum[k] = row[column][k]", "overwrites"),
+    Mutant(SUMS, "low_sum[k] += row[column][k]", "low_sum[k] = row[column][k]", "overwrites"),
     Mutant(
         BACKWARD, "next_to_it = cell >= 0 && next_cell == cell + 1", "next_to_it = cell >= 0", "all"
     ),
-    Mutant(BACKWARD, "row[2][k] = row[3][k];", "row[2][k] = 0;", "backward: column not carried"),
-    Mutant(BACKWARD, "left[k] = right[k];", "left[k] = left[k];", "backward: difference kept"),
-    Mutant(BACKWARD, "row_2[k] - row_0[k]", "row_2[k] - row_1[k]", "backward: wrong difference"),
+    Mutant(SUMS, "row[2][k] = row[3][k];", "row[2][k] = 0;", "backward: column not carried"),
+    Mutant(DIFFERENCES, "left[k] = right[k];", "left[k] = left[k];", "backward: difference kept"),
+    Mutant(DIFFERENCES, "row_2[k] - row_0[k]", "row_2[k] - row_1[k]", "backward: wrong difference"),
     Mutant(
-        BACKWARD,
-        "real ? position.weights.corner[corner] : 0",
-        "position.weights.corner[corner]",
+        STRETCH,
+        "real ? stencil.weights.corner[corner] : 0",
+        "stencil.weights.corner[corner]",
         "repeated",
     ),
-    Mutant(BACKWARD, "{position.mixed[0], pos", "{position.mixed[1], pos", "factors along"),
-    Mutant(BACKWARD, "layer_factor = {v, u}", "layer_factor = {u, v}", "factors of the layer"),
-    Mutant(BACKWARD, "lane_index() / GROUP * GROUP;", "0;", "backward: half the parts"),
-    Mutant(BACKWARD, "samples - 1)]", "GROUP - 1)]", "backward: parts nobody wrote"),
+    Mutant(STRETCH, "{stencil.mixed[0], st", "{stencil.mixed[1], st", "factors along"),
+    Mutant(STRETCH, "layer_factor = {v, u}", "layer_factor = {u, v}", "factors of the layer"),
+    Mutant(STRETCH, "lane_index() / GROUP * GROUP;", "0;", "backward: half the parts"),
+    Mutant(STRETCH, "samples - 1)]", "GROUP - 1)]", "backward: parts nobody wrote"),
     Mutant(
         BACKWARD, "lane > 0 ? cell_before : cell)", "cell_before)", "backward: batch's first cell"
     ),
     Mutant(BACKWARD, "(begin + IN_FLIGHT + lane)", "(begin + lane)", "backward: rows of grad_y"),
     Mutant(
-        BACKWARD, "__syncwarp();\n                    const Two total", "const Two total", "parts"
+        BACKWARD,
+        "__syncwarp();\n                    const Real2 total",
+        "const Real2 total",
+        "parts",
     ),
     Mutant(BACKWARD, "__syncwarp();  // all lanes", "//", "backward: task overwritten"),
     Mutant(BACKWARD, "__syncwarp();  // the next batch", "//", "backward: batch overwritten"),
@@ -288,7 +301,7 @@ def check_rings() -> None:
 
 
 def check_half_ring(sizes: Sizes, dtype: Any, packed: bool) -> None:
-    """Tables of every size; samples so far outside that weights leave the range of halves."""
+    """With tables of every size, and samples so far outside that weights exceed halves."""
     rng = np.random.default_rng(0)
     x, tables, grad_y, *_ = make_problem(rng, sizes)
     x[::3] *= 1e6
@@ -297,30 +310,29 @@ def check_half_ring(sizes: Sizes, dtype: Any, packed: bool) -> None:
     tables[0] *= 1e-5  # the weights there nearly fill the range of float
     tables[1] = 65504
     tables = tables.astype(dtype)
-    layer, batch = launch_plan.layer(x, tables), len(x)
-    plan = launch_plan.through_ring(
+    layer, batch = layer_shape(x, tables), len(x)
+    plan = forward_pass.through_ring(
         layer, batch, emulated.DEVICE, False, packed, RingShape(4, 2, 2), stages=3, run=4
     )
     y = np.full_like(grad_y, np.nan)
-    knots = sigma_grid(sizes.num_grids)
-    cuda_engine.by_plan(plan, knots, layer, batch)(x, None, tables, y)
+    forward_pass.by_plan(plan, layer, batch)(x, None, tables, y)
     check([y], [tolerances.forward(x, tables, in_half=dtype is np.float16)])
 
 
 def check_ring(sizes: Sizes, shape: RingShape, **choices: Any) -> None:
     """The forward, then its derivative along a direction and another forward added to it."""
     x, tables, grad_y, ggx, ggt = make_problem(np.random.default_rng(0), sizes)
-    layer, batch, device = launch_plan.layer(x, tables), len(x), emulated.DEVICE
+    layer, batch, device = layer_shape(x, tables), len(x), emulated.DEVICE
     forward, along = (
-        launch_plan.through_ring(layer, batch, device, direction, shape=shape, **choices)
+        forward_pass.through_ring(layer, batch, device, direction, shape=shape, **choices)
         for direction in (False, True)
     )
 
-    def evaluate(plan: launch_plan.Forward, tables: Any, ggx: Any, accumulate: bool) -> None:
+    def evaluate(plan: ForwardPlan, tables: Any, ggx: Any, accumulate: bool) -> None:
         assert plan.ring
         plan = replace(plan, ring=replace(plan.ring, slice_size=2 * plan.ring.samples))
-        knots, direction = sigma_grid(sizes.num_grids), ggx is not None
-        by_ring = cuda_engine.ByRing(knots, plan, layer, batch, direction, accumulate, True)
+        direction = ggx is not None
+        by_ring = forward_pass.ByRing(plan, layer, batch, direction, accumulate, True)
         by_ring(x, ggx, tables, y)
 
     y = np.full_like(grad_y, np.nan)
@@ -335,19 +347,18 @@ def check_gradients(sizes: Sizes, constant: float | None = None) -> None:
     x, tables, grad_y, ggx, ggt = make_problem(np.random.default_rng(0), sizes)
     if constant is not None:
         x.fill(constant)
-    knots = sigma_grid(sizes.num_grids)
     results = [np.full_like(each, np.nan) for each in (grad_y, x, tables)]
-    cuda_engine.backward(grad_y, x, tables, knots, *results[1:])
+    cuda_engine.backward(grad_y, x, tables, *results[1:])
     check(results[1:], tolerances.backward(grad_y, x, tables))
-    cuda_engine.backward(grad_y, x, tables, knots, None, results[2])
-    cuda_engine.backward(grad_y, x, tables, knots, results[1], None)
+    cuda_engine.backward(grad_y, x, tables, None, results[2])
+    cuda_engine.backward(grad_y, x, tables, results[1], None)
     check(results[1:], tolerances.backward(grad_y, x, tables))
-    cuda_engine.backward_backward(ggx, ggt, grad_y, x, tables, knots, *results)
+    cuda_engine.backward_backward(ggx, ggt, grad_y, x, tables, *results)
     check(results, tolerances.backward_backward(ggx, ggt, grad_y, x, tables))
 
     x[0, :2] = np.nan
     x[1, 1] = np.inf
-    cuda_engine.backward(grad_y, x, tables, knots, *results[1:])
+    cuda_engine.backward(grad_y, x, tables, *results[1:])
     _, grad_x, grad_tables = results
     assert not np.isfinite(grad_x[:2, :2]).any(), "a coordinate that is not finite, hidden"
     assert not np.isfinite(grad_tables[0, :2, :2]).any(), "NaN belongs to cell 0"
@@ -356,12 +367,11 @@ def check_gradients(sizes: Sizes, constant: float | None = None) -> None:
 def check_penalty(sizes: Sizes) -> None:
     tables = make_problem(np.random.default_rng(0), sizes).tables
     grad = np.full_like(tables, np.nan)
-    knots = sigma_grid(sizes.num_grids)
     penalty = np.full((), np.nan, np.float32)
-    cuda_engine.hessian_penalty(tables, knots, 0.5, grad, penalty)
+    cuda_engine.hessian_penalty(tables, 0.5, grad, penalty)
     check([penalty, 2 * grad], tolerances.hessian_penalty(tables, "float32"))
     doubled = grad.copy()
-    cuda_engine.hessian_penalty(tables, knots, 0.5, doubled, penalty, accumulate=True)
+    cuda_engine.hessian_penalty(tables, 0.5, doubled, penalty, accumulate=True)
     assert (doubled == grad + grad).all(), "not added"
 
 
@@ -400,12 +410,12 @@ def original() -> dict[str, str]:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels in the emulator, in a random order, with little work for each block."""
     emulated.install(monkeypatch, "random")
-    monkeypatch.setattr(launch_plan, "CHUNKS", {})
-    monkeypatch.setattr(launch_plan, "MOST_CHUNK", 300)
-    monkeypatch.setattr(launch_plan, "MOST_DIGITS", 1000)
-    monkeypatch.setattr(launch_plan, "STRETCH", 20)
-    monkeypatch.setitem(launch_plan.WARPS, "sort.cu", 2)
-    monkeypatch.setattr(launch_plan, "MOST_BLOCKS", 1)
+    monkeypatch.setattr(backward_pass, "CHUNKS", {})
+    monkeypatch.setattr(backward_pass, "MOST_CHUNK", 300)
+    monkeypatch.setattr(backward_pass, "MOST_DIGITS", 1000)
+    monkeypatch.setattr(backward_pass, "STRETCH", 20)
+    monkeypatch.setattr(backward_pass, "SORT_WARPS", 2)
+    emulated.limit_blocks(monkeypatch, 1)
 
 
 def run(check: Callable[[], None], texts: dict[str, str]) -> set[str]:

@@ -1,4 +1,4 @@
-"""The plan of the CUDA engine for every architecture: all is covered, no limit exceeded."""
+"""The plans of the CUDA engine for every architecture: all work is covered, no limit exceeded."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ import pytest
 from devices import DEVICES
 from fresh_process import ROOT
 
-from lmkan_cupy.cuda_engine import forward_model, launch_plan
-from lmkan_cupy.cuda_engine.launch_plan import Backward, Device, Forward, Launch, Layer
+from lmkan_cupy import cuda_engine
+from lmkan_cupy.cuda_engine import backward_pass, forward_model, forward_pass, penalty
+from lmkan_cupy.cuda_engine.backward_pass import BackwardPlan
+from lmkan_cupy.cuda_engine.forward_pass import ForwardPlan
+from lmkan_cupy.cuda_engine.plan import ITEM_BYTES, LANES, MOST_BLOCKS, Device, Launch, LayerShape
+from lmkan_cupy.cuda_engine.ring import RINGS, RingShape, most_stages, ring_shapes
 
 MOST_THREADS = 1024
 
 LAYERS = [
-    Layer(in_features, out_features, num_grids, real, table)
+    LayerShape(in_features, out_features, num_grids, real, table)
     for in_features in (1, 2, 7, 512, 100_000)
     for out_features in (1, 32, 33, 64, 65, 128, 129, 512, 4096)
     for num_grids, real, table in (
@@ -38,34 +42,28 @@ def device(request: pytest.FixtureRequest) -> Device:
 
 
 REGISTERS = 65536
-"""Of a multiprocessor, on every architecture."""
+"""Registers of a multiprocessor, on every architecture."""
 
 
-def plan_forward(layer: Layer, batch: int, device: Device, aligned: bool = True) -> Forward:
-    return launch_plan.forward(layer, batch, device, direction=False, aligned=aligned)
+def plan_forward(
+    layer: LayerShape, batch: int, device: Device, aligned: bool = True
+) -> ForwardPlan:
+    return forward_pass.plan_forward(layer, batch, device, direction=False, aligned=aligned)
 
 
-def forward_launches(plan: Forward) -> list[Launch]:
-    ring = plan.ring
-    return [plan.kernel, *((ring.pack_tables, ring.pack_x, ring.total) if ring else ())]
-
-
-def plan_backward(layer: Layer, batch: int, device: Device, **choices: bool) -> Backward:
-    """For the backward of a layer, but for `choices`."""
+def plan_backward(layer: LayerShape, batch: int, device: Device, **choices: bool) -> BackwardPlan:
+    """The plan of the backward of a layer, except for `choices`."""
     usual = {"direction": False, "of_layer": True, "need_x": True, "need_tables": True}
-    return launch_plan.backward(layer, batch, device, **{**usual, "aligned": True, **choices})
-
-
-def launches_of(plan: Backward) -> list[Launch]:
-    every = (plan.sort, plan.walk, plan.slots, plan.slopes)
-    return [launch for launch in every if launch is not None]
+    return backward_pass.plan_backward(
+        layer, batch, device, **{**usual, "aligned": True, **choices}
+    )
 
 
 def check_limits(launch: Launch, device: Device) -> None:
     assert 0 <= launch.blocks < 2**31
     assert 0 < launch.threads <= MOST_THREADS
-    assert launch.threads % launch_plan.LANES == 0
-    assert launch.threads == launch_plan.LANES * dict(launch.source.constants)["WARPS"]
+    assert launch.threads % LANES == 0
+    assert launch.threads == LANES * dict(launch.source.constants)["WARPS"]
     assert launch.shared_bytes <= device.shared_bytes
 
 
@@ -73,12 +71,11 @@ def test_limits(device: Device) -> None:
     for layer in LAYERS:
         for batch in BATCHES:
             plan = plan_backward(layer, batch, device)
-            of_penalty = launch_plan.penalty(layer, device, aligned=True)
+            of_penalty = penalty.plan_penalty(layer, device, aligned=True)
             for launch in (
-                *forward_launches(plan_forward(layer, batch, device)),
-                *launches_of(plan),
-                of_penalty.penalty,
-                of_penalty.total,
+                *plan_forward(layer, batch, device).launches,
+                *plan.launches,
+                *of_penalty.launches,
             ):
                 check_limits(launch, device)
 
@@ -92,16 +89,16 @@ def test_nothing_is_started_for_an_empty_batch(device: Device) -> None:
 
 def test_every_output_has_a_tile() -> None:
     for layer in LAYERS:
-        plans = launch_plan.candidates(layer, 1, DEVICES["sm_90"], False, aligned=False)
+        plans = forward_pass.candidates(layer, 1, DEVICES["sm_90"], False, aligned=False)
         launch = next(plan.kernel for plan in plans if not plan.ring)
-        tile = launch_plan.LANES * dict(launch.source.constants)["LANE_OUTPUTS"]
+        tile = LANES * dict(launch.source.constants)["LANE_OUTPUTS"]
         assert (layer.tiles - 1) * tile < layer.out_features <= layer.tiles * tile
 
 
 @pytest.mark.parametrize("aligned", [True, False])
 def test_every_node_of_the_penalty_has_one_owner(aligned: bool) -> None:
     for layer in LAYERS:
-        plan = launch_plan.penalty(layer, DEVICES["sm_90"], aligned=aligned)
+        plan = penalty.plan_penalty(layer, DEVICES["sm_90"], aligned=aligned)
         constants = dict(plan.penalty.source.constants)
         knots = layer.num_grids + 1
         halo = 2 if knots > constants["COLUMNS"] else 0
@@ -114,8 +111,8 @@ def test_every_node_of_the_penalty_has_one_owner(aligned: bool) -> None:
 
 
 def test_every_sample_and_tile_is_taken(device: Device) -> None:
-    """By a warp, or by a thread of a block in a slice of the batch; from global memory, at a grid's
-    limit, warps take several in turn."""
+    """By a warp, or by a thread of a block in a slice of the batch. Where a grid reaches its limit,
+    warps that read global memory take several in turn."""
     for layer in LAYERS:
         for batch in BATCHES[1:]:
             plan = plan_forward(layer, batch, device)
@@ -131,48 +128,48 @@ def test_every_sample_and_tile_is_taken(device: Device) -> None:
                 assert ring.splits == 1 or batch <= ring.slice_size
                 assert ring.slice_size < 2**31
             else:
-                covered = launch.blocks * launch.threads // launch_plan.LANES
-                assert covered >= batch * layer.tiles or launch.blocks == launch_plan.MOST_BLOCKS
+                covered = launch.blocks * launch.threads // LANES
+                assert covered >= batch * layer.tiles or launch.blocks == MOST_BLOCKS
 
 
 def test_shapes_fill_the_registers_and_no_more() -> None:
-    """Sums take a quarter to half of them."""
+    """Sums take a quarter to half of the registers."""
     for table in ("float32", "float16", "bfloat16"):
         for device in DEVICES.values():
-            for shape in launch_plan.ring_shapes(table, device):
-                threads = shape.warps * launch_plan.LANES
+            for shape in ring_shapes(table, device):
+                threads = shape.warps * LANES
                 sums = shape.outputs(table) * shape.samples * threads
                 assert REGISTERS / 4 <= sums <= REGISTERS / 2
                 assert threads <= MOST_THREADS
 
 
-@pytest.mark.parametrize("table", launch_plan.TABLE_BYTES)
+@pytest.mark.parametrize("table", ITEM_BYTES)
 @pytest.mark.parametrize("direction", [False, True])
 def test_every_shape_that_fits_is_a_candidate(device: Device, table: str, direction: bool) -> None:
-    """Split over pairs in every way for which a slice has room."""
+    """Split over pairs in every way with which the batch is one slice."""
     real = "float64" if table == "float64" else "float32"
     for layer, batch in (
-        (Layer(512, 512, 30, real, table), 33),
-        (Layer(512, 512, 30, real, table), 2**15),
-        (Layer(20, 1000, 3, real, table), 2**20),
-        (Layer(20, 8, 60, real, table), 2**20),
+        (LayerShape(512, 512, 30, real, table), 33),
+        (LayerShape(512, 512, 30, real, table), 2**15),
+        (LayerShape(20, 1000, 3, real, table), 2**20),
+        (LayerShape(20, 8, 60, real, table), 2**20),
     ):
         in_tiles = replace(layer, table=real) if direction else layer
         expected = set()
-        shapes = launch_plan.ring_shapes(in_tiles.table, device) if real == "float32" else ()
+        shapes = ring_shapes(in_tiles.table, device) if real == "float32" else ()
         for shape in shapes:
-            stages = launch_plan.most_stages(in_tiles, shape, device)
-            for splits in launch_plan.SPLITS:
+            stages = most_stages(in_tiles, shape, device)
+            for splits in forward_pass.SPLITS:
                 run = -(-layer.pairs // splits)
                 if stages < 2:
                     continue
-                plan = launch_plan.through_ring(
+                plan = forward_pass.through_ring(
                     layer, batch, device, direction, True, shape, stages, run
                 )
                 assert plan.ring
                 if plan.ring.splits == 1 or batch <= plan.ring.slice_size:
                     expected.add((shape.chunks, plan.ring.splits))
-        found = launch_plan.candidates(layer, batch, device, direction, aligned=False)
+        found = forward_pass.candidates(layer, batch, device, direction, aligned=False)
         assert {(each.ring.chunks, each.ring.splits) for each in found if each.ring} == expected
 
 
@@ -188,11 +185,11 @@ def test_every_shape_that_fits_is_a_candidate(device: Device, table: str, direct
 def test_narrower_rows_allow_larger_grids(
     name: str, largest: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two stages have to fit: sm_90, 41 intervals: 2 * 42^2 * 64 bytes of 227 KB."""
-    for shape, num_grids in zip(launch_plan.RINGS, largest, strict=True):
-        monkeypatch.setattr(launch_plan, "RINGS", (shape,))
+    """Two stages have to fit: on sm_90, 41 intervals take 2 * 42^2 * 64 bytes of 227 KB."""
+    for shape, num_grids in zip(RINGS, largest, strict=True):
+        monkeypatch.setattr("lmkan_cupy.cuda_engine.ring.RINGS", (shape,))
         for grids in (3, num_grids, num_grids + 1):
-            layer = Layer(64, 128, grids, "float32", "float32")
+            layer = LayerShape(64, 128, grids, "float32", "float32")
             assert bool(plan_forward(layer, 2**20, DEVICES[name]).ring) == (grids <= num_grids)
 
 
@@ -200,7 +197,7 @@ def test_narrower_rows_allow_larger_grids(
     ("num_grids", "chunks", "stages"), [(8, 8, 3), (16, 8, 3), (20, 8, 3), (26, 8, 2), (40, 4, 2)]
 )
 def test_best_measured_shapes_of_an_h100(num_grids: int, chunks: int, stages: int) -> None:
-    layer = Layer(512, 512, num_grids, "float32", "float32")
+    layer = LayerShape(512, 512, num_grids, "float32", "float32")
     plan = plan_forward(layer, 2**20, DEVICES["sm_90"])
     assert plan.ring
     assert (plan.ring.chunks, plan.ring.stages) == (chunks, stages)
@@ -211,36 +208,36 @@ def test_best_measured_shapes_of_an_h100(num_grids: int, chunks: int, stages: in
 @pytest.mark.parametrize(
     ("layer", "batch", "kernel"),
     [
-        (Layer(512, 512, 16, "float32", "float32"), 2**17, "forward_ring"),
-        (Layer(512, 512, 16, "float32", "float16"), 2**17, "forward_ring"),
-        (Layer(512, 500, 16, "float32", "float32"), 2**17, "forward_ring"),
-        (Layer(512, 512, 16, "float64", "float64"), 2**17, "forward"),
-        (Layer(512, 512, 16, "float32", "float32"), 64, "forward"),
-        (Layer(512, 512, 100, "float32", "float32"), 2**17, "forward"),
-        (Layer(128, 128, 26, "float32", "float32"), 1024, "forward"),
+        (LayerShape(512, 512, 16, "float32", "float32"), 2**17, "forward_ring"),
+        (LayerShape(512, 512, 16, "float32", "float16"), 2**17, "forward_ring"),
+        (LayerShape(512, 500, 16, "float32", "float32"), 2**17, "forward_ring"),
+        (LayerShape(512, 512, 16, "float64", "float64"), 2**17, "forward"),
+        (LayerShape(512, 512, 16, "float32", "float32"), 64, "forward"),
+        (LayerShape(512, 512, 100, "float32", "float32"), 2**17, "forward"),
+        (LayerShape(128, 128, 26, "float32", "float32"), 1024, "forward"),
     ],
     ids=["float", "half", "outputs", "double", "few-samples", "large-grid", "small-layer"],
 )
-def test_kernel(layer: Layer, batch: int, kernel: str) -> None:
+def test_kernel(layer: LayerShape, batch: int, kernel: str) -> None:
     assert plan_forward(layer, batch, DEVICES["sm_90"]).kernel.kernel == kernel
 
 
 def test_tables_are_read_as_they_are_only_where_that_works() -> None:
-    small = Layer(512, 512, 16, "float32", "float32")
+    small = LayerShape(512, 512, 16, "float32", "float32")
     for layer, aligned in (
         (small, False),
-        (Layer(512, 500, 16, "float32", "float32"), True),
-        (Layer(512, 520, 16, "float32", "bfloat16"), True),
+        (LayerShape(512, 500, 16, "float32", "float32"), True),
+        (LayerShape(512, 520, 16, "float32", "bfloat16"), True),
     ):
-        found = launch_plan.candidates(layer, 1024, DEVICES["sm_90"], False, aligned)
+        found = forward_pass.candidates(layer, 1024, DEVICES["sm_90"], False, aligned)
         assert all(each.ring.packed for each in found if each.ring)
-    half = Layer(512, 512, 16, "float32", "float16")
+    half = LayerShape(512, 512, 16, "float32", "float16")
     for direction in (False, True):  # along a direction, they are widened
-        found = launch_plan.candidates(half, 1024, DEVICES["sm_90"], direction, True)
+        found = forward_pass.candidates(half, 1024, DEVICES["sm_90"], direction, True)
         assert direction == all(each.ring.packed for each in found if each.ring)
         tables = {each.kernel.source.table for each in found if each.ring}
         assert tables == {"float32" if direction else "float16"}
-        found = launch_plan.candidates(small, 1024, DEVICES["sm_90"], direction, True)
+        found = forward_pass.candidates(small, 1024, DEVICES["sm_90"], direction, True)
         assert any(not each.ring.packed for each in found if each.ring)
     plan = plan_forward(small, 1024, DEVICES["sm_90"])
     assert plan.ring
@@ -256,21 +253,21 @@ BY_RING = [
     for entry in MEASURED
     if entry["item"] == "forward" and entry["run"] == 6 and "text" not in entry
 ]
-"""Forwards through the ring as it is; earlier runs had other orders of blocks."""
+"""Forwards through the ring as it is now; earlier runs had other orders of blocks."""
 
 
 @pytest.mark.parametrize(("table", "within"), [("float32", 0.11), ("float16", 0.35)])
 def test_model_agrees_with_what_was_measured(table: str, within: float) -> None:
-    """Two stages of half tables overlap better than the model has it."""
+    """Two stages of half tables overlap better than the model predicts."""
     device, ratios = DEVICES["sm_90"], []
     for entry in BY_RING:
         way, num_grids = entry["way"], entry["num_grids"]
         if entry["table"] != table:
             continue
-        layer = Layer(entry["in_features"], entry["out_features"], num_grids, "float32", table)
-        shape = launch_plan.RingShape(way["chunks"], way["samples"], way["warps"])
-        assert shape in launch_plan.ring_shapes(table, device)
-        plan = launch_plan.through_ring(
+        layer = LayerShape(entry["in_features"], entry["out_features"], num_grids, "float32", table)
+        shape = RingShape(way["chunks"], way["samples"], way["warps"])
+        assert shape in ring_shapes(table, device)
+        plan = forward_pass.through_ring(
             layer, entry["batch"], device, False, way["packed"], shape, way["stages"], layer.pairs
         )
         ratios.append(1e3 * plan.prediction.seconds / entry["ms"])
@@ -282,10 +279,10 @@ def test_model_agrees_with_what_was_measured(table: str, within: float) -> None:
 @pytest.mark.parametrize("table", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("num_grids", [8, 16, 26, 40])
 def test_the_plan_is_among_the_fastest_that_were_measured(table: str, num_grids: int) -> None:
-    """At B = 2^17 and 2^20, of all shapes, stages, packed or not: within 10 %."""
+    """Within 10 % of the fastest of all shapes, stages, packed or not, at B = 2^17 and 2^20."""
     for batch in (2**17, 2**20):
         chosen = plan_forward(
-            Layer(512, 512, num_grids, "float32", table), batch, DEVICES["sm_90"]
+            LayerShape(512, 512, num_grids, "float32", table), batch, DEVICES["sm_90"]
         ).ring
         assert chosen
         point = {"table": table, "num_grids": num_grids, "batch": batch, "in_features": 512}
@@ -304,7 +301,7 @@ IN_SMALL_BATCHES = [
     for entry in MEASURED
     if entry["item"] == "forward" and entry["run"] == 2 and entry["batch"] <= 2**14
 ]
-"""Of one bunch of tiles or few blocks, whose order does not matter."""
+"""Forwards of one bunch of tiles or few blocks, whose order does not matter."""
 
 
 @pytest.mark.parametrize("batch", [2**10, 2**14])
@@ -323,7 +320,7 @@ def test_the_plan_of_a_small_batch_is_among_the_fastest_that_were_measured(
             key = way if isinstance(way, str) else tuple(way[name] for name in RING_CHOICES)
             times[key] = min(times.get(key, math.inf), entry["ms"])
     plan = plan_forward(
-        Layer(features, features, num_grids, "float32", "float32"), batch, DEVICES["sm_90"]
+        LayerShape(features, features, num_grids, "float32", "float32"), batch, DEVICES["sm_90"]
     )
     if plan.ring:
         constants = dict(plan.kernel.source.constants)
@@ -343,7 +340,7 @@ def test_every_sample_is_in_one_stretch(device: Device) -> None:
     """In both halves, wherever one ends and the other begins; those of a block make up its part:
     `Range` of backward.cu."""
     plans = [plan_backward(layer, batch, device) for layer in LAYERS for batch in BATCHES[1:]]
-    warps = launch_plan.WARPS["backward.cu"]
+    warps = backward_pass.WALK_WARPS
     for chunk, parts in {(each.chunk, each.parts) for each in plans}:
         assert chunk * warps * parts < 2**31  # its products are of 32 bits
         for evens in {0, 1, chunk // 2, chunk - 1, chunk}:
@@ -355,15 +352,15 @@ def test_every_sample_is_in_one_stretch(device: Device) -> None:
 
 
 def test_stretches_are_as_long_as_the_device_stays_busy(device: Device) -> None:
-    warps = launch_plan.WARPS["backward.cu"]
+    warps = backward_pass.WALK_WARPS
     for layer in LAYERS:
         for batch in BATCHES[1:]:
             plan = plan_backward(layer, batch, device)
             stretch = plan.chunk / 2 / (warps * plan.parts)  # with half of the samples
-            assert plan.parts == 1 or stretch >= launch_plan.SHORTEST_STRETCH / 2
+            assert plan.parts == 1 or stretch >= backward_pass.SHORTEST_STRETCH / 2
             idle = device.multiprocessors - plan.walk.blocks
             busy = idle < layer.pairs * plan.tiles  # one part more is too many
-            assert busy or stretch <= launch_plan.SHORTEST_STRETCH
+            assert busy or stretch <= backward_pass.SHORTEST_STRETCH
 
 
 @pytest.mark.parametrize(
@@ -375,7 +372,7 @@ def test_blocks_of_the_walk_fill_whole_waves_of_an_h100(
 ) -> None:
     """3 x 132 blocks at a time, 4 x 132 of narrow rows; the last: 300 pairs, of 4 to 8 parts 5 make
     up 3.8 waves."""
-    layer = Layer(in_features, out_features, 16, "float32", "float32")
+    layer = LayerShape(in_features, out_features, 16, "float32", "float32")
     plan = plan_backward(layer, batch, DEVICES["sm_90"])
     assert plan.parts == parts
     assert plan.walk.blocks == layer.pairs * plan.tiles * parts
@@ -394,35 +391,35 @@ def test_blocks_of_the_walk_fill_whole_waves_of_an_h100(
     ],
 )
 def test_blocks_of_the_walk_fit_into_shared_memory(name: str, real: str, blocks: int) -> None:
-    """Rows narrow enough for 4, or 3 of float64; from sm_100 on one less. They fill whole waves."""
+    """Narrow rows: up to 4 blocks, 3 of float64, one less from sm_100 on, in whole waves."""
     device = DEVICES[name]
-    plan = plan_backward(Layer(2 * device.multiprocessors, 32, 8, real, real), 2**14, device)
+    plan = plan_backward(LayerShape(2 * device.multiprocessors, 32, 8, real, real), 2**14, device)
     assert dict(plan.walk.source.constants)["BLOCKS"] == blocks
     assert plan.walk.blocks % (blocks * device.multiprocessors) == 0
 
 
 @pytest.mark.parametrize(("spare", "blocks"), [(1023, 1), (1024, 2)])
 def test_the_hardware_takes_shared_memory_of_each_block(spare: int, blocks: int) -> None:
-    """Of two, where a block alone may have all but what it takes of one."""
-    device = Device(90, 10, 2 * launch_plan.WALK_BYTES["float32"] + spare)
-    plan = plan_backward(Layer(64, 32, 8, "float32", "float32"), 2**14, device)
+    """Two blocks need what the hardware takes for the second, too."""
+    device = Device(90, 10, 2 * backward_pass.WALK_BYTES["float32"] + spare)
+    plan = plan_backward(LayerShape(64, 32, 8, "float32", "float32"), 2**14, device)
     assert dict(plan.walk.source.constants)["BLOCKS"] == blocks
 
 
 @pytest.mark.parametrize(
     ("layer", "aligned", "vector"),
     [
-        (Layer(8, 512, 8, "float32", "float16"), True, 4),
-        (Layer(8, 512, 8, "float64", "float64"), True, 2),
-        (Layer(8, 512, 8, "float32", "float32"), False, 1),
-        (Layer(8, 64, 8, "float32", "float32"), True, 2),
-        (Layer(8, 514, 8, "float32", "float32"), True, 2),
-        (Layer(8, 513, 8, "float32", "float32"), True, 1),
+        (LayerShape(8, 512, 8, "float32", "float16"), True, 4),
+        (LayerShape(8, 512, 8, "float64", "float64"), True, 2),
+        (LayerShape(8, 512, 8, "float32", "float32"), False, 1),
+        (LayerShape(8, 64, 8, "float32", "float32"), True, 2),
+        (LayerShape(8, 514, 8, "float32", "float32"), True, 2),
+        (LayerShape(8, 513, 8, "float32", "float32"), True, 1),
     ],
     ids=["half-tables", "double", "not-aligned", "few-outputs", "even", "odd"],
 )
-def test_vectors_of_the_walk(layer: Layer, aligned: bool, vector: int) -> None:
-    """They divide a row, and no lane is without a vector while another has two."""
+def test_vectors_of_the_walk(layer: LayerShape, aligned: bool, vector: int) -> None:
+    """A vector divides a row, and no lane has two vectors while another has none."""
     plan = plan_backward(layer, 2**20, DEVICES["sm_90"], aligned=aligned)
     constants = dict(plan.walk.source.constants)
     assert constants["VECTOR"] == vector
@@ -432,14 +429,14 @@ def test_vectors_of_the_walk(layer: Layer, aligned: bool, vector: int) -> None:
 def test_every_output_has_a_tile_of_the_walk() -> None:
     for layer in LAYERS:
         plan = plan_backward(layer, 2**20, DEVICES["sm_90"])
-        tile = launch_plan.LANES * dict(plan.walk.source.constants)["LANE_OUTPUTS"]
+        tile = LANES * dict(plan.walk.source.constants)["LANE_OUTPUTS"]
         assert (plan.tiles - 1) * tile < layer.out_features <= plan.tiles * tile
 
 
 @pytest.mark.parametrize("num_grids", [3, 8, 16, 26, 40, 45, 46, 256, 257, 1000, 46340])
 def test_sort(num_grids: int, device: Device) -> None:
-    """Its digits hold every key and its chunk is a useful one, within shared memory and 16 bits."""
-    layer = Layer(64, 1, num_grids, "float32", "float32")
+    """Digits hold every key; the chunk is large enough, and fits into shared memory and 16 bits."""
+    layer = LayerShape(64, 1, num_grids, "float32", "float32")
     plan = plan_backward(layer, 2**20, device)
     constants = dict(plan.sort.source.constants)
     assert num_grids**2 <= constants["DIGITS"] ** constants["PASSES"] < 2**32
@@ -449,7 +446,7 @@ def test_sort(num_grids: int, device: Device) -> None:
 
 
 def test_what_is_not_needed_is_not_started(device: Device) -> None:
-    wide = Layer(64, 512, 8, "float32", "float32")
+    wide = LayerShape(64, 512, 8, "float32", "float32")
     assert plan_backward(wide, 100, device, need_tables=False).slots is None
     assert plan_backward(wide, 100, device, need_x=False).slopes is None
     assert plan_backward(replace(wide, out_features=256), 100, device).slopes is None
@@ -458,7 +455,7 @@ def test_what_is_not_needed_is_not_started(device: Device) -> None:
 def test_sources_do_not_depend_on_the_batch(device: Device) -> None:
     """So that warmup compiles what later calls need."""
     for layer in LAYERS[::7]:
-        launches = launch_plan.launches(layer, device)
+        launches = cuda_engine.launches(layer, device)
         warm = {(each.source, each.kernel) for each in launches}
         for batch in BATCHES[1:]:
             plans = [
@@ -466,9 +463,9 @@ def test_sources_do_not_depend_on_the_batch(device: Device) -> None:
                 plan_backward(layer, batch, device, direction=True, of_layer=False),
                 plan_backward(layer, batch, device, direction=True),
             ]
-            backward = (each for plan in plans for each in launches_of(plan))
-            along = launch_plan.forward(layer, batch, device, direction=True, aligned=True)
+            backward = (each for plan in plans for each in plan.launches)
+            along = forward_pass.plan_forward(layer, batch, device, direction=True, aligned=True)
             forwards = (plan_forward(layer, batch, device), along)
-            forward = (each for plan in forwards for each in forward_launches(plan))
+            forward = (each for plan in forwards for each in plan.launches)
             for launch in (*forward, *backward):
                 assert (launch.source, launch.kernel) in warm

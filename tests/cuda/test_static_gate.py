@@ -16,13 +16,16 @@ from typing import Any, NamedTuple
 import pytest
 from devices import DEVICES, MULTIPROCESSOR_KB, RESERVED_KB, largest_grid
 
-from lmkan_cupy import sigma_grid
-from lmkan_cupy.cuda_engine import kernel_source, launch_plan
-from lmkan_cupy.cuda_engine.launch_plan import Device, Launch, Layer, RingShape, Source
+from lmkan_cupy import cuda_engine
+from lmkan_cupy.cuda_engine import kernel_source
+from lmkan_cupy.cuda_engine.backward_pass import WALK_BYTES
+from lmkan_cupy.cuda_engine.forward_pass import through_ring
+from lmkan_cupy.cuda_engine.plan import Device, Launch, LayerShape, Source
+from lmkan_cupy.cuda_engine.ring import MOST_STAGES, RINGS, RingShape, ring_shapes
 
 STATIC_SHARED_BYTES = 48 * 1024
 REGISTERS = 65536
-"""Of a block at most, on every architecture."""
+"""Registers of a block at most, on every architecture."""
 
 DTYPES = [
     ("float32", "float32"),
@@ -31,10 +34,10 @@ DTYPES = [
     ("float32", "bfloat16"),
 ]
 LAYERS = [
-    *(Layer(512, 1, 3, *dtypes) for dtypes in DTYPES),
-    *(Layer(512, 512, 40, *dtypes) for dtypes in DTYPES),
+    *(LayerShape(512, 1, 3, *dtypes) for dtypes in DTYPES),
+    *(LayerShape(512, 512, 40, *dtypes) for dtypes in DTYPES),
 ]
-"""At both ends of the plan's choices: outputs per lane by O."""
+"""At both ends of the plan's choices: O decides the outputs per lane."""
 
 on_every_device = pytest.mark.parametrize(
     "device",
@@ -47,7 +50,7 @@ on_every_device = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module", autouse=True)
 def table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """A line for each kernel; shown in the end, also where output is captured."""
+    """A line for each kernel; printed at the end, even if output is captured."""
     lines: list[str] = []
     yield lines
     capture = request.config.pluginmanager.getplugin("capturemanager")
@@ -88,7 +91,7 @@ def compile_source(core: Any, source: Source, architecture: int) -> tuple[list[C
         include_path=[find_nvidia_header_directory("cudart")],
         ptxas_options=["-v"],
     )
-    text = kernel_source.text(source, sigma_grid(source.num_grids, dtype=source.real))
+    text = kernel_source.text(source)
     log = io.StringIO()
     core.Program(text, "c++", options).compile("cubin", logs=log)
     kernels = re.findall(
@@ -107,11 +110,11 @@ def compile_source(core: Any, source: Source, architecture: int) -> tuple[list[C
 @pytest.mark.parametrize(
     "layer", LAYERS, ids=lambda layer: f"O{layer.out_features}-G{layer.num_grids}-{layer.table}"
 )
-def test_kernels_fit(core: Any, table: list[str], layer: Layer, device: Device) -> None:
-    """Rings have a test of their own."""
+def test_kernels_fit(core: Any, table: list[str], layer: LayerShape, device: Device) -> None:
+    """All kernels but the ring, which has a test of its own."""
     launches = {
         each.source: each
-        for each in launch_plan.launches(layer, device)
+        for each in cuda_engine.launches(layer, device)
         if each.source.file != "forward_ring.cu"
     }
     kernels = [
@@ -120,32 +123,30 @@ def test_kernels_fit(core: Any, table: list[str], layer: Layer, device: Device) 
         for kernel in check_source(core, table, launch, device)
     ]
     of_walks = [each.shared_bytes for each in kernels if each.kernel == "backward"]
-    assert max(of_walks) == launch_plan.WALK_BYTES[layer.real]
+    assert max(of_walks) == WALK_BYTES[layer.real]
 
 
 @on_every_device
-@pytest.mark.parametrize("chunks", [shape.chunks for shape in launch_plan.RINGS])
+@pytest.mark.parametrize("chunks", [shape.chunks for shape in RINGS])
 @pytest.mark.parametrize(
     "stages",
-    [2, *(pytest.param(n, marks=pytest.mark.long) for n in range(3, launch_plan.MOST_STAGES + 1))],
+    [2, *(pytest.param(n, marks=pytest.mark.long) for n in range(3, MOST_STAGES + 1))],
 )
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_rings_fit(
     core: Any, table: list[str], chunks: int, stages: int, dtype: str, device: Device
 ) -> None:
-    """With the largest grid; along a direction half tables are widened."""
+    """With the largest grid; along a direction half tables are widened to float."""
     shape = ring_shape(dtype, device, chunks)
-    layer = Layer(512, 512, largest_grid(dtype, shape, device, stages), "float32", dtype)
+    layer = LayerShape(512, 512, largest_grid(dtype, shape, device, stages), "float32", dtype)
     directions = (False, True) if dtype == "float32" else (False,)
     for packed, direction in itertools.product((True, False), directions):
-        plan = launch_plan.through_ring(
-            layer, 2**17, device, direction, packed, shape, stages, layer.pairs
-        )
+        plan = through_ring(layer, 2**17, device, direction, packed, shape, stages, layer.pairs)
         check_source(core, table, plan.kernel, device)
 
 
 def ring_shape(dtype: str, device: Device, chunks: int) -> RingShape:
-    return next(each for each in launch_plan.ring_shapes(dtype, device) if each.chunks == chunks)
+    return next(each for each in ring_shapes(dtype, device) if each.chunks == chunks)
 
 
 def check_source(core: Any, table: list[str], launch: Launch, device: Device) -> list[Compiled]:

@@ -1,4 +1,7 @@
-"""`import lmkan_cupy` is quick, loads no heavy package and needs no CuPy; each check can fail."""
+"""What an import loads: no package that takes long to load or need not be installed.
+
+Each check can fail.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +10,21 @@ from pathlib import Path
 import fresh_process
 import pytest
 
-HEAVY = ["cupy", "torch", "numba", "jax", "sklearn", "scipy", "matplotlib", "pandas"]
-LIMIT_IN_SECONDS = 0.3
 
-
-def import_seconds(imports: str, folder: Path) -> float:
-    """The fastest of a few runs: the machine may be busy, but never too fast."""
+def loaded_packages(imports: str, folder: Path) -> set[str]:
+    """What is loaded beside Python's own packages and NumPy."""
     code = f"""
-        import time
-        start = time.perf_counter()
+        import sys, numpy
+        before = set(sys.modules)
         {imports}
-        print(time.perf_counter() - start)
+        loaded = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+        print(*(loaded - sys.stdlib_module_names - {{"numpy"}}))
     """
-    return min(float(fresh_process.run(code, folder)) for _ in range(5))
-
-
-def heavy_packages(imports: str, folder: Path) -> list[str]:
-    code = f"""
-        import sys
-        {imports}
-        print(*(name for name in {HEAVY} if name in sys.modules))
-    """
-    return fresh_process.run(code, folder).split()
+    return set(fresh_process.run(code, folder).split())
 
 
 def run_without(package: str, folder: Path) -> None:
-    """A forward pass where importing `package` fails, installed or not."""
+    """Evaluate a layer where importing `package` fails, whether it is installed or not."""
     code = f"""
         import sys
         sys.modules[{package!r}] = None
@@ -43,29 +35,20 @@ def run_without(package: str, folder: Path) -> None:
     fresh_process.run(code, folder)
 
 
-def test_import_is_quick(tmp_path: Path) -> None:
-    assert import_seconds("import lmkan_cupy", tmp_path) < LIMIT_IN_SECONDS
+def test_import_loads_no_other_package(tmp_path: Path) -> None:
+    assert loaded_packages("import lmkan_cupy", tmp_path) == {"lmkan_cupy"}
 
 
-def test_slow_import_would_be_seen(tmp_path: Path) -> None:
-    slow = f"import lmkan_cupy; time.sleep({LIMIT_IN_SECONDS})"
-    assert import_seconds(slow, tmp_path) > LIMIT_IN_SECONDS
-
-
-def test_import_loads_no_heavy_package(tmp_path: Path) -> None:
-    assert heavy_packages("import lmkan_cupy", tmp_path) == []
-
-
-def test_heavy_import_would_be_seen(tmp_path: Path) -> None:
-    assert "numba" in heavy_packages("import lmkan_cupy, numba", tmp_path)
+def test_other_packages_would_be_seen(tmp_path: Path) -> None:
+    assert loaded_packages("import lmkan_cupy, numba", tmp_path) >= {"lmkan_cupy", "numba"}
 
 
 def test_adapters_load_their_own_framework_only(tmp_path: Path) -> None:
-    assert heavy_packages("import lmkan_cupy.adapters.array", tmp_path) == []
+    assert loaded_packages("import lmkan_cupy.adapters.array", tmp_path) == {"lmkan_cupy"}
     pytest.importorskip("torch")
-    assert "numba" not in heavy_packages("import lmkan_cupy.adapters.torch", tmp_path)
+    assert "numba" not in loaded_packages("import lmkan_cupy.adapters.torch", tmp_path)
     pytest.importorskip("jax")
-    loaded = heavy_packages("import lmkan_cupy.adapters.jax", tmp_path)
+    loaded = loaded_packages("import lmkan_cupy.adapters.jax", tmp_path)
     assert {"cupy", "torch", "numba", "sklearn"}.isdisjoint(loaded)
 
 
@@ -79,7 +62,7 @@ def test_needed_package_would_be_missed(tmp_path: Path) -> None:
 
 
 def test_public_names(tmp_path: Path) -> None:
-    """All names of the interface are there and listed."""
+    """All names of the interface exist, and `__all__` lists them and no others."""
     code = """
         import lmkan_cupy
         for name in lmkan_cupy.__all__:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import fresh_process
@@ -32,12 +33,12 @@ def tree() -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an sdist and the wheel built from it, out of a copy of the repository."""
     copy, target = tmp_path_factory.mktemp("copy") / "tree", tmp_path_factory.mktemp("built")
-    kept_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, copy, ignore=kept_out)
+    left_out = (".git", ".venv", ".*_cache", ".hypothesis", "build", "dist", "*.egg-info")
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*left_out))
     subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", target, copy],
         check=True,
@@ -59,12 +60,61 @@ def test_wheel_holds_the_tree(built: Path) -> None:
     assert names == set(tree())
 
 
-def test_sdist_holds_the_tree(built: Path) -> None:
+@pytest.fixture(scope="session")
+def unpacked(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of the unpacked sdist."""
     (sdist,) = built.glob("*.tar.gz")
+    folder = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(sdist) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    assert set(tree().values()) <= names
-    assert {"pyproject.toml", "README.md", "LICENSE"} <= names
+        archive.extractall(folder, filter="data")
+    return folder / sdist.name.removesuffix(".tar.gz")
+
+
+def test_sdist_holds_what_is_tracked(unpacked: Path) -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no checkout, so nothing tells what is tracked")
+    assert [each for each in listed.stdout.splitlines() if not (unpacked / each).exists()] == []
+
+
+def test_sdist_holds_nothing_generated(unpacked: Path) -> None:
+    generated = ("*.pyc", "__pycache__", "*.so", "*-smoke-*", "results/report.html")
+    assert [each for pattern in generated for each in unpacked.rglob(pattern)] == []
+
+
+@pytest.mark.long
+def test_tests_run_from_the_sdist(unpacked: Path) -> None:
+    """Some of every folder, one that compiles the emulator among them."""
+    files = [
+        "core/test_grid.py",
+        "cuda/test_plan.py",
+        "cuda/test_emulator.py::test_a_report_says_everything",
+        "adapters/test_torch_exchange.py",
+        "bench/test_targets.py",
+        "house/test_tolerances.py",
+    ]
+    command = [sys.executable, "-m", "pytest", "-q", *(f"tests/{file}" for file in files)]
+    done = subprocess.run(command, cwd=unpacked, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_descriptions_pass_twine(built: Path) -> None:
+    pytest.importorskip("twine")
+    command = [sys.executable, "-m", "twine", "check", "--strict", *built.iterdir()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_extra_is_added_to_what_is_installed(tmp_path: Path) -> None:
+    """The command in our messages needs no index that has this package."""
+    try:
+        metadata.version("lmkan-cupy")
+    except metadata.PackageNotFoundError:
+        pytest.skip("run from a checkout, not installed")
+    options = ["--no-index", "--no-deps", "--dry-run", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *options, "lmkan-cupy[torch]"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_wheel_works_from_another_folder(built: Path, tmp_path: Path) -> None:

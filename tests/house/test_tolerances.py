@@ -15,7 +15,7 @@ SIZES = [Sizes(500, 5, 3, 40), Sizes(500, 128, 2, 8)]
 
 
 def plain_forward(x: Array, tables: Array, position_dtype: Any) -> Array:
-    """The formula of math.md in the dtype of x, but positions in a cell in `position_dtype`."""
+    """The forward of lmkan_cupy/README.md in the dtype of x, with positions in `position_dtype`."""
     knots = tolerances.knots_of(tables, x.dtype)
     num_grids = len(knots) - 1
     cell = np.clip(np.floor(num_grids * oracle.sigma(x)).astype(int), 0, num_grids - 1)
@@ -69,7 +69,7 @@ def test_nan_is_out_of_bounds() -> None:
 
 
 def test_cell_choice_widens_the_bound_at_knots_only() -> None:
-    """By about G eps times the second difference of the tables: the figure of math.md."""
+    """By about G eps times the second difference of the tables, as in lmkan_cupy/README.md."""
     tables = np.zeros((1, 41, 41, 1))
     tables[0, 1::2] = 1  # second differences of 2
     knots = tolerances.knots_of(tables, "float32")

@@ -1,0 +1,54 @@
+"""The multilayer perceptrons that lmKAN networks are compared with."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_linear_bn_eval
+
+#: Learning rate of the MLP that ``fit`` trains, chosen on the methane sample.
+LR = 3e-2
+
+
+def make_mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Return linear layers, ``sizes[0]`` to ``sizes[-1]`` features.
+
+    Between them stand batch normalisation and an activation.
+    """
+    modules: list[nn.Module] = []
+    for in_features, out_features in pairwise(sizes):
+        layer = nn.Linear(in_features, out_features)
+        modules += [layer, nn.BatchNorm1d(out_features), activation()]
+    return nn.Sequential(*modules[:-2])
+
+
+def fused(mlp: nn.Sequential) -> nn.Sequential:
+    """Return the MLP as it would be deployed: linear layers absorb batch normalisation."""
+    modules: list[Any] = []
+    for module in mlp.eval():
+        if isinstance(module, nn.BatchNorm1d):
+            modules[-1] = fuse_linear_bn_eval(modules[-1], module)
+        else:
+            modules.append(module)
+    return nn.Sequential(*modules)
+
+
+def mlp_flops(sizes: Sequence[int]) -> int:
+    """Return the multiply-adds of one row, I O for every layer, as the paper counts them."""
+    return sum(i * o for i, o in pairwise(sizes))
+
+
+def mlp_sizes(sizes: Sequence[int], flops: int) -> list[int]:
+    """Return the sizes of the widest MLP that takes at most so many FLOPs.
+
+    It is as deep as an lmKAN network of the given ``sizes``, with at least one hidden layer.
+    """
+
+    def with_width(width: int) -> list[int]:
+        return [sizes[0], *[width] * max(1, len(sizes) - 2), 1]
+
+    width = 1
+    while mlp_flops(with_width(width + 1)) <= flops:
+        width += 1
+    return with_width(width)

@@ -1,0 +1,101 @@
+"""Pictures of a fit: predicted against true values, and what the first layer learned.
+
+They are drawn without pyplot, so that neither a display nor global state is involved.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+import lmkan_cupy
+
+from .model import FittedModel
+
+#: Functions in one picture; points per axis of each; rows that are shown as dots.
+_MOST_FUNCTIONS, _POINTS, _DOTS = 9, 101, 300
+
+
+def save_parity_picture(
+    path: Path,
+    target_name: str,
+    target: NDArray[np.float64],
+    predictions: Mapping[str, NDArray[np.float64]],
+) -> None:
+    """Draw predictions [N], by the title of their model, against the true values [N]."""
+    figure = Figure(figsize=(4.4 * len(predictions) + 1, 4.6), layout="compressed", dpi=130)
+    panels = figure.subplots(1, len(predictions), squeeze=False, sharex=True, sharey=True)[0]
+    values = np.concatenate([target, *predictions.values()])
+    margin = 0.03 * np.ptp(values)
+    limits = (values.min() - margin, values.max() + margin)
+    for axes, (title, prediction) in zip(panels, predictions.items(), strict=True):
+        rows = axes.hexbin(
+            target,
+            prediction,
+            gridsize=60,
+            norm=LogNorm(1, max(10, len(target) / 20)),  # one for all panels
+            mincnt=1,
+            extent=(*limits, *limits),
+        )
+        axes.axline((limits[0], limits[0]), slope=1, color="black", linewidth=0.7)
+        axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel=f"true {target_name}")
+        axes.set_title(f"{title}, test MAE {np.abs(prediction - target).mean():.3g}")
+    panels[0].set_ylabel(f"predicted {target_name}")
+    figure.colorbar(rows, ax=panels, label="test rows")
+    figure.savefig(path)
+
+
+def save_functions_picture(path: Path, model: FittedModel, features: NDArray[np.float64]) -> None:
+    """Draw functions of the first layer; the dots are rows of ``features`` [N, I].
+
+    Of every pair of features the function that bends most over the rows is a candidate, and of the
+    candidates those that bend most are drawn. Where there are no dots, only the Hessian penalty
+    determines a function.
+    """
+    module = model.module
+    block: Any = module.network[0]
+    tables = block.layer.tables.detach().numpy()
+    with torch.inference_mode():
+        x = block.bound(block.norm(module.standardised(features))).numpy()
+    most_bent = []
+    for pair in range(len(tables)):
+        values = lmkan_cupy.forward(x[:, 2 * pair : 2 * pair + 2], tables[pair : pair + 1])
+        affine = np.column_stack([x[:, 2 * pair : 2 * pair + 2], np.ones(len(x))])
+        bend = (values - affine @ np.linalg.lstsq(affine, values)[0]).std(axis=0)
+        most_bent.append((bend.max(), pair, int(bend.argmax())))
+    most_bent = sorted(most_bent, reverse=True)[:_MOST_FUNCTIONS]
+
+    names = model.description.feature_names
+    scale = module.feature_scale * (block.norm.running_var + block.norm.eps).sqrt()
+    centre = module.feature_mean + module.feature_scale * block.norm.running_mean
+    columns = min(len(most_bent), 3)
+    lines = -(-len(most_bent) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.5 * lines), layout="constrained", dpi=130)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes, (_, pair, output) in zip(panels, most_bent, strict=False):
+        features_of_pair = range(2 * pair, min(2 * pair + 2, len(names)))
+        rows = x[:, 2 * pair : 2 * pair + 2]
+        points = np.linspace(rows.min(axis=0), rows.max(axis=0), _POINTS)
+        units = [float(centre[i]) + float(scale[i]) * points[:, i % 2] for i in features_of_pair]
+        dots = [float(centre[i]) + float(scale[i]) * x[:_DOTS, i] for i in features_of_pair]
+        axes.set_title(f"output {output + 1}")
+        axes.set_xlabel(names[2 * pair])
+        if len(units) == 1:
+            axes.plot(*units, lmkan_cupy.evaluate(tables, pair, output, points[:, 0], 0.0))
+            axes.plot(*dots, np.full(len(dots[0]), axes.get_ylim()[0]), "|", color="black")
+            continue
+        axes.set_ylabel(names[2 * pair + 1])
+        values = lmkan_cupy.evaluate(tables, pair, output, points[:, 0], points[:, 1, None])
+        mesh = axes.pcolormesh(*units, values, cmap="viridis", shading="gouraud", rasterized=True)
+        axes.contour(*units, values, 12, colors="white", linewidths=0.4, linestyles="solid")
+        axes.plot(*dots, ".", color="black", markersize=1.5)
+        figure.colorbar(mesh, ax=axes)
+    for axes in panels[len(most_bent) :]:
+        axes.remove()
+    figure.suptitle("Learned by the first layer: functions of two features (dots: rows)")
+    figure.savefig(path)

@@ -1,0 +1,45 @@
+"""Training networks of lmKAN layers: the procedure of ``fit``, the estimators and the experiments.
+
+============== ===================================================================================
+module         what
+============== ===================================================================================
+``network``    ``TableNetwork``, a chain of lmKAN blocks; folding, refining, evaluating
+``rows``       a table's rows in batches; batch size, steps and penalty for so many rows
+``trainer``    ``Trainer``, the training loop
+``cuda_graph`` steps that a CUDA device replays as one graph
+============== ===================================================================================
+
+What each part of the procedure contributes was measured: see ``bench/results/procedure.md``.
+"""
+
+from .network import (
+    BOUND,
+    ROWS_AT_ONCE,
+    TableNetwork,
+    block_chain,
+    evaluate,
+    fold_,
+    fold_chain_,
+    lmkan_layers,
+    parameter_groups,
+)
+from .rows import MOST_STEPS, Rows, epochs_for, penalty_for
+from .trainer import Trainer, Training
+
+__all__ = [
+    "BOUND",
+    "MOST_STEPS",
+    "ROWS_AT_ONCE",
+    "Rows",
+    "TableNetwork",
+    "Trainer",
+    "Training",
+    "block_chain",
+    "epochs_for",
+    "evaluate",
+    "fold_",
+    "fold_chain_",
+    "lmkan_layers",
+    "parameter_groups",
+    "penalty_for",
+]

@@ -1,0 +1,60 @@
+// The differences of a cell's rows that the slopes are made of, see backward.cu.
+#include "row_vectors.cuh"
+#include "stencil.cuh"
+
+#if DIRECTION
+using LAYER_TABLE = REAL;
+#else
+using LAYER_TABLE = TABLE;
+#endif
+
+// L, R and A of a cell.
+struct Differences {
+    REAL left[LANE_OUTPUTS], right[LANE_OUTPUTS], across[LANE_OUTPUTS];
+
+    // `rows` is the lane's first output of row 0; next_to_it: the last cell was the left neighbour.
+    __device__ __forceinline__ void load(const LAYER_TABLE* rows, bool next_to_it,
+                                         const Share& share, long long out_features) {
+        REAL row_0[LANE_OUTPUTS] = {}, row_1[LANE_OUTPUTS] = {}, row_3[LANE_OUTPUTS] = {};
+        share.read(rows, row_0);
+        share.read(rows + corner_offset(1, out_features), row_1);
+        share.read(rows + corner_offset(3, out_features), row_3);
+        if (next_to_it) {
+#pragma unroll
+            for (int k = 0; k < LANE_OUTPUTS; ++k) left[k] = right[k];
+        } else {
+            REAL row_2[LANE_OUTPUTS] = {};
+            share.read(rows + corner_offset(2, out_features), row_2);
+#pragma unroll
+            for (int k = 0; k < LANE_OUTPUTS; ++k) left[k] = row_2[k] - row_0[k];
+        }
+#pragma unroll
+        for (int k = 0; k < LANE_OUTPUTS; ++k) {
+            right[k] = row_3[k] - row_1[k];
+            across[k] = row_1[k] - row_0[k];
+        }
+    }
+};
+
+// R - L of a cell.
+struct MixedDifference {
+    REAL mixed[LANE_OUTPUTS];
+
+    __device__ __forceinline__ void load(const TABLE* rows, const Share& share,
+                                         long long out_features) {
+        REAL row[CORNERS][LANE_OUTPUTS] = {};
+#pragma unroll
+        for (int n = 0; n < CORNERS; ++n) share.read(rows + corner_offset(n, out_features), row[n]);
+#pragma unroll
+        for (int k = 0; k < LANE_OUTPUTS; ++k) {
+            mixed[k] = (row[3][k] - row[1][k]) - (row[2][k] - row[0][k]);
+        }
+    }
+};
+
+__device__ __forceinline__ REAL dot(const REAL (&a)[LANE_OUTPUTS], const REAL (&b)[LANE_OUTPUTS]) {
+    REAL sum = 0;
+#pragma unroll
+    for (int k = 0; k < LANE_OUTPUTS; ++k) sum += a[k] * b[k];
+    return sum;
+}

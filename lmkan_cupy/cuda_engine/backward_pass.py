@@ -1,0 +1,312 @@
+"""The backward: the walk of samples sorted by cell (``sort.cu``, ``backward.cu``).
+
+Its plan, its workspace and its launches.
+"""
+
+from dataclasses import dataclass, replace
+
+from ..array_library import Array
+from .launch import Kernel, Workspace, aligned, clear, ready
+from .plan import (
+    ITEM_BYTES,
+    LANES,
+    PAIRED_OPERATIONS,
+    Device,
+    Launch,
+    LayerShape,
+    Source,
+    ceil_div,
+    launch_tasks,
+    layer_shape,
+    make_source,
+    vector_outputs,
+)
+
+#: Warps of a block of sort.cu and of backward.cu.
+SORT_WARPS, WALK_WARPS = 16, 4
+
+#: Up to O outputs -> outputs per lane in the walk; beyond, as many as leave enough registers.
+WALK_OUTPUTS = {32: 1, 64: 2, 128: 4}
+MOST_WALK_OUTPUTS = {"float32": 8, "float64": 4}
+
+#: Blocks of the walk that a multiprocessor should hold, which limits the registers of a thread:
+#: where a lane has as many outputs as it can, where it has fewer, and the fewest. One less for
+#: float64 or along a direction, and one less from PAIRED_OPERATIONS on; and only as many as fit.
+WALK_BLOCKS, NARROW_WALK_BLOCKS, FEWEST_WALK_BLOCKS = 3, 4, 2
+
+#: dtype of x -> bytes of shared memory of such a block, with everything that it may have to do.
+WALK_BYTES = {"float32": 25728, "float64": 48256}
+
+#: Bytes of shared memory that the hardware adds to each block; a block alone may have the rest of
+#: its multiprocessor's. Before sm_80 it adds none, so this counts too many there.
+RESERVED_BYTES = 1024
+
+#: Up to G intervals -> samples that the backward sorts and walks at a time. A tile of their rows of
+#: grad_y stays in the L2 cache, and a cell has enough of them to pay for its rows of the tables.
+CHUNKS = {26: 16384}
+MOST_CHUNK = 32768
+
+#: The sort counts at most so many digits, in at most half of its shared memory.
+MOST_DIGITS = 2048
+
+#: Samples of one warp in the walk: at most, if a half has half of the chunk; and at least, where
+#: there would otherwise be too few blocks.
+STRETCH, SHORTEST_STRETCH = 512, 32
+
+
+@dataclass(frozen=True)
+class BackwardPlan:
+    """The launches of a backward, repeated for every chunk of the batch.
+
+    Parameters
+    ----------
+    chunk : int
+        Samples of a chunk; the last may have fewer.
+    parts : int
+        Blocks of the walk for a pair and a tile of outputs, each for as many samples.
+    tiles : int
+        Of outputs.
+    sort, walk : Launch
+    slots : Launch or None
+        None where the gradient of the tables is not needed.
+    slopes : Launch or None
+        None where that of x is not needed or there is one tile.
+    """
+
+    chunk: int
+    parts: int
+    tiles: int
+    sort: Launch
+    walk: Launch
+    slots: Launch | None
+    slopes: Launch | None
+
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        every = (self.sort, self.walk, self.slots, self.slopes)
+        return tuple(launch for launch in every if launch is not None)
+
+
+def plan_backward(
+    layer: LayerShape,
+    batch: int,
+    device: Device,
+    *,
+    direction: bool,
+    of_layer: bool,
+    need_x: bool,
+    need_tables: bool,
+    aligned: bool,
+) -> BackwardPlan:
+    """Return the launches for ``batch`` samples.
+
+    Parameters
+    ----------
+    layer, batch, device
+    direction, of_layer : bool
+        Of the derivative along a direction, of the layer itself, or both as in the double backward.
+    need_x, need_tables : bool
+        The gradients that are needed.
+    aligned : bool
+        All arrays begin at multiples of 16 bytes.
+    """
+    outputs = next(
+        (n for limit, n in WALK_OUTPUTS.items() if layer.out_features <= limit),
+        MOST_WALK_OUTPUTS[layer.real],
+    )
+    tiles = ceil_div(layer.out_features, LANES * outputs)
+    most_chunk = next(
+        (size for limit, size in CHUNKS.items() if layer.num_grids <= limit), MOST_CHUNK
+    )
+    # Tables do not matter to the sort: one source serves all their dtypes.
+    of_x = replace(layer, table=layer.real)
+    sort, most_chunk = _sort(of_x, most_chunk, device, aligned and layer.in_features % 2 == 0)
+    chunk = min(max(batch, 1), most_chunk)
+
+    wide = layer.real == "float64" or direction
+    paired = device.capability >= PAIRED_OPERATIONS
+    usual = WALK_BLOCKS if outputs == MOST_WALK_OUTPUTS[layer.real] else NARROW_WALK_BLOCKS
+    wanted = max(usual - wide - paired, FEWEST_WALK_BLOCKS)
+    resident = _resident(wanted, WALK_BYTES[layer.real], device)
+    parts = _parts(chunk, layer.pairs * tiles, resident * device.multiprocessors, need_tables)
+    walk = make_source(
+        "backward.cu",
+        layer,
+        WARPS=WALK_WARPS,
+        BLOCKS=resident,
+        LANE_OUTPUTS=outputs,
+        VECTOR=vector_outputs(layer, aligned, outputs),
+        SEVERAL_TILES=tiles > 1,
+        DIRECTION=direction,
+        LAYER=of_layer,
+        X_GRADIENT=need_x,
+        TABLES_GRADIENT=need_tables,
+    )
+    slot_tasks = layer.pairs * ceil_div(layer.out_features, LANES * WALK_WARPS)
+    slope_tasks = ceil_div(chunk, LANES) * ceil_div(layer.pairs, LANES // 2)
+    return BackwardPlan(
+        chunk,
+        parts,
+        tiles,
+        launch_tasks("sort_by_cell", layer.pairs if batch else 0, sort, _sort_bytes(sort, chunk)),
+        launch_tasks("backward", tiles * layer.pairs * parts, walk),
+        launch_tasks("backward_slots", slot_tasks, walk) if need_tables else None,
+        launch_tasks("backward_slopes", slope_tasks, walk) if need_x and tiles > 1 else None,
+    )
+
+
+def _resident(wanted: int, shared_bytes: int, device: Device) -> int:
+    """Return how many of ``wanted`` blocks the shared memory of a multiprocessor has room for."""
+    fitting = (device.shared_bytes + RESERVED_BYTES) // (shared_bytes + RESERVED_BYTES)
+    return max(min(wanted, fitting), 1)
+
+
+def _parts(chunk: int, walks: int, resident: int, need_tables: bool) -> int:
+    """Return how many blocks share the samples of one of ``walks`` pairs and tiles.
+
+    Of the numbers that leave a warp at most ``STRETCH`` samples, and of these only up to twice the
+    smallest, the one that keeps ``resident`` blocks at a time busy for most of the time.
+    """
+    samples = ceil_div(chunk, 2 if need_tables else 1)  # half of them lie in cells of even rows
+    most = ceil_div(samples, WALK_WARPS * SHORTEST_STRETCH)
+    fewest = min(max(ceil_div(samples, WALK_WARPS * STRETCH), resident // walks), most)
+    possible = range(fewest, min(2 * fewest, most) + 1)
+    return min(possible, key=lambda parts: ceil_div(walks * parts, resident) / parts)
+
+
+def _sort(layer: LayerShape, chunk: int, device: Device, in_vectors: bool) -> tuple[Source, int]:
+    """Return the source of the sort, and as much of ``chunk`` as it has shared memory for.
+
+    ``in_vectors``: the two coordinates of a sample and a pair can be read as one vector.
+    """
+    cells = layer.num_grids**2
+    most_digits = min(MOST_DIGITS, device.shared_bytes // (2 * _bytes_per_digit()))
+    passes = next(n for n in range(1, 32) if most_digits**n >= cells)
+    digits = next(
+        n for n in range(round(cells ** (1 / passes)) - 1, cells + 1) if n**passes >= cells
+    )
+    source = make_source(
+        "sort.cu", layer, WARPS=SORT_WARPS, IN_VECTORS=in_vectors, PASSES=passes, DIGITS=digits
+    )
+    while _sort_bytes(source, chunk) > device.shared_bytes:
+        chunk //= 2
+    return source, chunk
+
+
+def _bytes_per_digit() -> int:
+    return 2 * SORT_WARPS + 4
+
+
+def _sort_bytes(source: Source, chunk: int) -> int:
+    """Return the shared memory of a block, see sort.cu."""
+    constants = dict(source.constants)
+    digits = 2 * ceil_div(constants["DIGITS"], 2)
+    key = 2 if source.num_grids <= 256 else 4
+    places = 2 * min(constants["PASSES"], 2)
+    return digits * _bytes_per_digit() + 4 * constants["WARPS"] + chunk * (key + places)
+
+
+def pull_back(
+    grad_y: Array,
+    x: Array,
+    ggx: Array | None,
+    direction_tables: Array | None,
+    layer_tables: Array | None,
+    grad_x: Array | None,
+    grad_tables: Array | None,
+) -> None:
+    """Pull ``grad_y`` back through the derivative of the layer of ``direction_tables`` along
+    ``ggx``, where not None, plus the layer of ``layer_tables``, where not None.
+
+    Overwrites ``grad_x`` and ``grad_tables``, where not None. With both kinds of tables,
+    ``grad_tables`` is that of ``direction_tables``, as the double backward needs it.
+    """
+    tables = direction_tables if direction_tables is not None else layer_tables
+    assert tables is not None
+    choices = (
+        ggx is not None,
+        layer_tables is not None,
+        grad_x is not None,
+        grad_tables is not None,
+        aligned(x, grad_y, direction_tables, layer_tables, grad_tables),
+    )
+    run = ready(_PullBack, layer_shape(x, tables), len(x), *choices)
+    if grad_tables is not None:
+        clear(grad_tables)
+    run(grad_y, x, ggx, direction_tables, layer_tables, grad_x, grad_tables)
+
+
+class _PullBack:
+    """A backward, chunk by chunk of the batch: sort, walk, add up the slots and the slopes."""
+
+    def __init__(
+        self,
+        device: Device,
+        layer: LayerShape,
+        batch: int,
+        direction: bool,
+        of_layer: bool,
+        need_x: bool,
+        need_tables: bool,
+        all_aligned: bool,
+    ) -> None:
+        plan = plan_backward(
+            layer,
+            batch,
+            device,
+            direction=direction,
+            of_layer=of_layer,
+            need_x=need_x,
+            need_tables=need_tables,
+            aligned=all_aligned,
+        )
+        pairs, outputs = layer.pairs, layer.out_features
+        number, index = ITEM_BYTES[layer.real], 4
+        of_records = pairs * plan.chunk * 2
+        self._workspace = Workspace(
+            of_records * index,  # sorted samples
+            of_records * number,  # fractions
+            pairs * index,  # evens
+            plan.tiles * of_records * number if plan.slopes else 0,
+            2 * pairs * plan.parts * 4 * outputs * number if plan.slots else 0,
+        )
+        # Cells that share rows of the tables' gradient lie in different halves, see backward.cu.
+        halves = (0, 1) if need_tables else (2,)
+        sizes = (layer.in_features, outputs)
+        self._chunks = []
+        for first in range(0, batch, plan.chunk):
+            count = min(plan.chunk, batch - first)
+            span = (first, count, plan.chunk)
+            self._chunks.append(
+                (
+                    Kernel(plan.sort, *span, layer.in_features),
+                    [Kernel(plan.walk, *span, plan.parts, half, *sizes) for half in halves],
+                    Kernel(plan.slots, count, plan.chunk, plan.parts, *sizes)
+                    if plan.slots
+                    else None,
+                    Kernel(plan.slopes, *span, *sizes) if plan.slopes else None,
+                )
+            )
+
+    def __call__(
+        self,
+        grad_y: Array,
+        x: Array,
+        ggx: Array | None,
+        direction_tables: Array | None,
+        layer_tables: Array | None,
+        grad_x: Array | None,
+        grad_tables: Array | None,
+    ) -> None:
+        *records, slopes, slots = self._workspace.parts(x)
+        sorted_samples, _, evens = records
+        given = (grad_y, ggx, direction_tables, layer_tables, *records)
+        results = (grad_x if slopes is None else slopes, grad_tables, slots)
+        for sort, walks, add_slots, add_slopes in self._chunks:
+            sort(x, *records)
+            for walk in walks:
+                walk(*given, *results)
+            if add_slots:
+                add_slots(sorted_samples, evens, grad_tables, slots)
+            if add_slopes:
+                add_slopes(slopes, grad_x)

@@ -1,0 +1,170 @@
+"""What the plan of every pass is made of: limits of a device, shapes of a layer, launches.
+
+A plan says which kernels a call launches, and how. It is a pure function of shapes, dtypes and
+limits of the device; each pass has its own: `forward_pass`, `backward_pass`, `penalty`.
+
+Symbols: B samples, I inputs, O outputs, P = ceil(I / 2) pairs, G grid intervals, S = G + 1 knots.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+#: Threads of a warp, on every CUDA device.
+LANES = 32
+
+#: Blocks of a grid in its first dimension; a kernel takes further tasks in turn.
+MOST_BLOCKS = 2**31 - 1
+
+#: dtype -> bytes of a number.
+ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+#: Bytes of the widest access of a lane.
+VECTOR_BYTES = 16
+
+#: From this architecture on, operations on pairs of numbers need neighbouring registers, so more.
+PAIRED_OPERATIONS = 100
+
+#: Up to O outputs -> outputs per lane of the warp that has a row of them in the forward; beyond,
+#: the last.
+LANE_OUTPUTS = {32: 1, 64: 2, 128: 4}
+
+
+@dataclass(frozen=True, eq=False)
+class Device:
+    """What a plan has to know of a device; two of the same kind are different devices.
+
+    Parameters
+    ----------
+    capability : int
+        Compute capability without the dot, 90 for sm_90.
+    multiprocessors : int
+    shared_bytes : int
+        Largest dynamic shared memory of a block.
+    clock_hz, memory_rate, l2_bytes : float
+        Clock of the multiprocessors, bytes per second of device memory, size of the L2 cache. The
+        defaults are those of the H100 that the model of the forward is fitted to; they also stand
+        in for a rate that a device reports as 0.
+    """
+
+    capability: int
+    multiprocessors: int
+    shared_bytes: int
+    clock_hz: float = 1.98e9
+    memory_rate: float = 3.35e12
+    l2_bytes: float = 50 * 2**20
+
+
+#: The device that the model of the forward is fitted to.
+H100 = Device(capability=90, multiprocessors=132, shared_bytes=227 * 1024)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text to compile: a file of ``cuda/`` and the constants in its preamble.
+
+    Parameters
+    ----------
+    file : str
+    real, table : str
+        dtype names: of all arithmetic, and of the tables.
+    num_grids : int
+    constants : tuple of (str, int)
+        Further constants by name.
+    """
+
+    file: str
+    real: str
+    table: str
+    num_grids: int
+    constants: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel: ``blocks`` blocks of ``threads`` threads."""
+
+    source: Source
+    kernel: str
+    blocks: int
+    threads: int
+    shared_bytes: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class LayerShape:
+    """Shapes and dtypes of one layer; :func:`layer_shape` gives the same one every time.
+
+    Parameters
+    ----------
+    in_features, out_features, num_grids : int
+    real, table : str
+        dtype names: of x, cotangents and results, and of the tables.
+    """
+
+    in_features: int
+    out_features: int
+    num_grids: int
+    real: str
+    table: str
+
+    @property
+    def pairs(self) -> int:
+        return ceil_div(self.in_features, 2)
+
+    @property
+    def lane_outputs(self) -> int:
+        """Outputs per lane of a warp in the forward."""
+        most = max(LANE_OUTPUTS.values())
+        return next((n for limit, n in LANE_OUTPUTS.items() if self.out_features <= limit), most)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of outputs in the forward, one for a warp at a time."""
+        return ceil_div(self.out_features, LANES * self.lane_outputs)
+
+
+def layer_shape(x: Any, tables: Any) -> LayerShape:
+    """Return the shapes and dtypes of checked arrays ``x`` [B, I] and ``tables`` [P, S, S, O]."""
+    return _layer_shape(x.shape[1], tables.shape, x.dtype, tables.dtype)
+
+
+def layer_shape_of_tables(tables: Any, real: Any) -> LayerShape:
+    """Return the same for ``tables`` alone, of an even number of inputs in the dtype ``real``."""
+    return _layer_shape(2 * tables.shape[0], tables.shape, real, tables.dtype)
+
+
+@cache
+def _layer_shape(in_features: int, shape: tuple[int, ...], real: Any, table: Any) -> LayerShape:
+    return LayerShape(in_features, shape[3], shape[1] - 1, real.name, table.name)
+
+
+def make_source(file: str, layer: LayerShape, **constants: int) -> Source:
+    """Return the source of a kernel of a layer; every kernel has a constant ``WARPS``, of a block.
+
+    A truth value becomes 0 or 1.
+    """
+    numbers = tuple((name, int(number)) for name, number in constants.items())
+    return Source(file, layer.real, layer.table, layer.num_grids, numbers)
+
+
+def launch_tasks(kernel: str, tasks: int, source: Source, shared_bytes: int = 0) -> Launch:
+    """Return the launch that gives each block one of ``tasks``, as far as a grid can."""
+    threads = LANES * dict(source.constants)["WARPS"]
+    return Launch(source, kernel, min(tasks, MOST_BLOCKS), threads, shared_bytes)
+
+
+def vector_outputs(layer: LayerShape, aligned: bool, lane_outputs: int = 0) -> int:
+    """Return how many outputs make up a vector, which a lane reads or writes at once.
+
+    They divide a row and, unless it is 0, the share ``lane_outputs`` of a lane. ``aligned``: rows
+    begin at multiples of 16 bytes.
+    """
+    widest = VECTOR_BYTES // ITEM_BYTES[layer.real]
+    return math.gcd(layer.out_features, widest, lane_outputs) if aligned else 1
+
+
+def ceil_div(number: int, divisor: int) -> int:
+    """Return the quotient, rounded up."""
+    return -(-number // divisor)

@@ -1,0 +1,74 @@
+"""`python -m lmkan_cupy info --plan`: how a forward would be computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lmkan_cupy.__main__ import main
+from lmkan_cupy.cuda_engine import show_plan
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Rows that `info --plan` prints where there is no GPU."""
+    monkeypatch.setattr(show_plan, "cuda_obstacle", lambda: "no GPU")
+
+    def rows(*sizes: int, dtype: str = "float32") -> dict[str, str]:
+        arguments = ["info", "--dtype", dtype, "--plan", *map(str, sizes)]
+        monkeypatch.setattr("sys.argv", ["lmkan_cupy", *arguments])
+        assert main() == 0
+        lines = capsys.readouterr().out.splitlines()
+        return {line[:14].strip(): line[15:] for line in lines}
+
+    return rows
+
+
+def test_plan_of_a_large_batch(plan: Any) -> None:
+    rows = plan(512, 512, 40, 2**20)
+    assert rows["device"] == "sm_90, 132 multiprocessors (an H100, as there is no usable GPU here)"
+    assert rows["kernel"] == "forward_ring, 2112 blocks of 512"
+    assert rows["tables"] == "packed, 16 outputs wide, 2 in shared memory (215 KB)"
+    assert rows["samples"] == "2048 per block, at most 135168 per launch"
+    assert rows["pairs"] == "256 per block"
+    assert rows["predicted"].endswith(" ms, limited by shared memory")
+    limits = dict(each.rsplit(" ", 1) for each in rows["limits, ms"].split(", "))
+    assert set(limits) == {"shared memory", "L2", "memory"}
+    seconds = float(limits["shared memory"]) + float(rows["besides, ms"].split()[0])
+    assert float(rows["predicted"].split()[0]) == pytest.approx(seconds, rel=1e-3)
+    assert "not a measurement" in rows["note"]
+
+
+def test_plan_of_a_small_batch(plan: Any) -> None:
+    assert plan(512, 512, 16, 1024)["pairs"] == "32 per block, 8 parts"
+    assert plan(128, 128, 26, 1024)["tables"] == "in global memory"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kernel", "bound"),
+    [
+        ("float32", "forward_ring", "shared memory"),
+        ("float16", "forward_ring", "issue"),
+        ("bfloat16", "forward_ring", "issue"),
+        ("float64", "forward", "memory"),
+    ],
+)
+def test_plan_of_tables_of_other_dtypes(plan: Any, dtype: str, kernel: str, bound: str) -> None:
+    rows = plan(512, 512, 16, 2**17, dtype=dtype)
+    assert rows["kernel"].startswith(f"{kernel}, ")
+    assert rows["predicted"].endswith(f"limited by {bound}")
+
+
+def test_plan_of_no_samples(plan: Any) -> None:
+    rows = plan(512, 512, 16, 0)
+    assert rows["kernel"] == "none: there is nothing to do for 0 samples"
+    assert set(rows) == {"device", "kernel"}
+
+
+def test_plan_refuses_sizes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["lmkan_cupy", "info", "--plan", "4", "4", "8", "-1"])
+    assert main() == 2
+    assert "batch must be at least 0, got -1" in capsys.readouterr().err

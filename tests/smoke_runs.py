@@ -1,0 +1,36 @@
+"""Runs of experiments at their smallest scale, for the tests of bench/experiments."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.experiments import experiment
+
+
+def run(module: Any, folder: Path, *arguments: str) -> dict[str, Any]:
+    """Run an experiment's command, with its results in a folder; return what it wrote there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "RESULTS", folder)
+        patch.setattr(sys, "argv", ["experiment", *arguments])
+        module.main()
+    return read(module, folder)
+
+
+def path(module: Any, folder: Path) -> Path:
+    name = module.__name__.rpartition(".")[2]
+    return folder / f"{name}-smoke-cpu.json"
+
+
+def read(module: Any, folder: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads(path(module, folder).read_text())
+    return results
+
+
+def untimed(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the runs without the seconds that they took."""
+    return [{key: run[key] for key in run if key != "seconds"} for run in results["runs"]]
