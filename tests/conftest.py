@@ -20,8 +20,8 @@ from lmkan_cupy import allocation, installation
 
 # The same examples in every run, so that a failure can be repeated; compiling takes longer than any
 # deadline.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.load_profile("repeatable")
+settings.register_profile("long", derandomize=True, deadline=None)
+settings.register_profile("short", settings.get_profile("long"), max_examples=25)
 
 LEFT_OUT = pytest.StashKey[Counter[str]]()
 """How many tests of each file run only with --long."""
@@ -52,6 +52,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = Counter()
+    settings.load_profile("long" if config.getoption("--long") else "short")
     if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
         # Before torch is imported, here and in the processes that tests start: as many threads as
         # each process has cores for. Tests of threads ask for their own number.

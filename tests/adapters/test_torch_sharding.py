@@ -58,6 +58,7 @@ def test_no_process_is_left_without_tables(processes: int, size: int, fills: boo
     assert sharding_rules._fills_all(tables, sharding_rules.Shard(3)) == fills
 
 
+@pytest.mark.long
 def test_example(tmp_path: Path) -> None:
     """The loss of the example falls."""
     printed = torchrun(ROOT / "bench" / "examples" / "distributed.py")
