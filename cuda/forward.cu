@@ -64,7 +64,7 @@ forward(const REAL* __restrict__ x, const REAL* __restrict__ direction,
                 }
             }
         }
-        share.write(parts[slot][part] + share.begin - first, sum);
+        share.write(parts[slot][part] + (share.begin - first), sum);
         __syncthreads();
         for (int k = part * LANES + lane_index(); exists && k < TILE; k += SPLIT * LANES) {
             const long long o = first + k;

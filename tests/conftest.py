@@ -20,8 +20,8 @@ from lmkan_cupy import allocation, installation
 
 # The same examples in every run, so that a failure can be repeated; compiling takes longer than any
 # deadline.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.load_profile("repeatable")
+settings.register_profile("long", derandomize=True, deadline=None)
+settings.register_profile("short", settings.get_profile("long"), max_examples=25)
 
 LEFT_OUT = pytest.StashKey[Counter[str]]()
 """How many tests of each file run only with --long."""
@@ -40,20 +40,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Run whole folders in a process per core; single files and tests in this process.
 
-    Tests with the same `xdist_group` run in the same process, one after the other: they share a
-    fixture that takes long to make.
+    Neighbours stay in one process as long as there is enough to do: they share fixtures and
+    compiled kernels.
     """
     if hasattr(config, "workerinput") or config.option.usepdb:
         return
     undecided = getattr(config.option, "numprocesses", 0) is None
     if undecided and all(Path(argument).is_dir() for argument in config.args):
-        config.option.numprocesses, config.option.dist = "auto", "loadgroup"
+        config.option.numprocesses, config.option.dist = "auto", "worksteal"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = Counter()
-    if not config.pluginmanager.hasplugin("xdist"):
-        config.addinivalue_line("markers", "xdist_group: run in the same process")
+    settings.load_profile("long" if config.getoption("--long") else "short")
     if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
         # Before torch is imported, here and in the processes that tests start: as many threads as
         # each process has cores for. Tests of threads ask for their own number.
@@ -111,5 +110,4 @@ def nan_filled_memory() -> Iterator[None]:
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator seeded by the test's own name: independent of order and selection."""
-    name, *_ = request.node.nodeid.split("@")  # where xdist puts the group
-    return np.random.default_rng(zlib.crc32(name.encode()))
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))

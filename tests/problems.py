@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from oracle import Array
 
 import lmkan_cupy
@@ -126,6 +127,12 @@ LAYOUTS: dict[str, Callable[[Any, Any], Any]] = {
     "broadcast": lambda xp, array: xp.broadcast_to(array[:1], array.shape),
 }
 """Views of a memory layout; all but "broadcast", which repeats its first row, keep the values."""
+
+
+def first_short(values: Iterable[Any], count: int = 1) -> list[Any]:
+    """Parameters of which only the first ones stay in the short run."""
+    given = list(values)
+    return [*given[:count], *(pytest.param(each, marks=pytest.mark.long) for each in given[count:])]
 
 
 def nan_filled(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:

@@ -20,6 +20,7 @@ import pytest
 import torch
 from lmkan_cupy.adapters.fitting import Dataset, InputError, fit, load, mlp, pictures, read_dataset
 from lmkan_cupy.adapters.torch import training
+from problems import first_short
 
 import lmkan_cupy
 from lmkan_cupy.__main__ import main
@@ -145,6 +146,7 @@ def test_bundled_sample(command: Any) -> None:
     assert metrics["lmkan"]["mae"] < 1.0
 
 
+@pytest.mark.long
 def test_the_default_folder_is_a_new_one_every_time(tmp_path: Path, command: Any) -> None:
     write_csv(table(), tmp_path / "data.csv")
     for _ in range(3):
@@ -181,6 +183,7 @@ def test_awkward_sizes(tmp_path: Path, features: int, layers: int, num_grids: in
 # The same numbers again
 
 
+@pytest.mark.long
 def test_a_seed_gives_the_same_numbers_and_another_seed_others() -> None:
     data = dataset()
     first, same, other = (fit(data, seed=seed, **QUICK) for seed in (0, 0, 1))
@@ -202,6 +205,7 @@ def test_fit_leaves_the_state_of_torch_alone() -> None:
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.long
 def test_file_formats_give_the_same_fit(tmp_path: Path) -> None:
     metrics = []
     for suffix, write in WRITERS.items():
@@ -373,7 +377,8 @@ def test_predict_refuses_tables_that_do_not_fit(tmp_path: Path, command: Any) ->
 
 
 @pytest.mark.parametrize(
-    "package", ["torch", "sklearn", "safetensors", "matplotlib", "pandas", "tqdm"]
+    "package",
+    first_short(["torch", "sklearn", "safetensors", "matplotlib", "pandas", "tqdm"]),
 )
 def test_a_missing_package_is_named_with_the_command_to_install_it(
     tmp_path: Path, package: str
@@ -407,6 +412,7 @@ def test_a_failure_leaves_nothing_behind(
 # Ctrl-C
 
 
+@pytest.mark.long
 def test_ctrl_c_keeps_the_best_model_so_far(tmp_path: Path) -> None:
     write_csv(table(), tmp_path / "data.csv")
     arguments = ["fit", "data.csv", "--epochs", "1000000", "--out", "here"]

@@ -189,6 +189,7 @@ def test_several_tables(problem: Problem, compiled: Any) -> None:
 # Threads, devices
 
 
+@pytest.mark.long
 def test_no_deadlock_on_few_threads(tmp_path: Path) -> None:
     """Arrays of many megabytes, many calls in one program, and calls from several threads."""
     code = """

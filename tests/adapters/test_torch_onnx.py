@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from problems import first_short
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -47,7 +48,7 @@ def convolutions() -> tuple[Any, Any]:
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # of torch itself
 @pytest.mark.parametrize(
     "make",
-    [lambda: network(None), lambda: network("torch"), folded_network, convolutions],
+    first_short([lambda: network(None), lambda: network("torch"), folded_network, convolutions]),
     ids=["network", "torch-engine", "folded", "convolutions"],
 )
 def test_same_numbers(make: Callable[[], tuple[Any, Any]], tmp_path: Path) -> None:

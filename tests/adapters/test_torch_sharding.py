@@ -40,7 +40,6 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     return [json.loads(each.read_text()) for each in sorted(folder.glob("failures-*.json"))]
 
 
-@pytest.mark.xdist_group("two processes")
 @pytest.mark.parametrize("check", [each.__name__ for each in two_processes.CHECKS])
 def test_check(failures: list[dict[str, str]], check: str) -> None:
     assert len(failures) == two_processes.PROCESSES
@@ -59,6 +58,7 @@ def test_no_process_is_left_without_tables(processes: int, size: int, fills: boo
     assert sharding_rules._fills_all(tables, sharding_rules.Shard(3)) == fills
 
 
+@pytest.mark.long
 def test_example(tmp_path: Path) -> None:
     """The loss of the example falls."""
     printed = torchrun(ROOT / "bench" / "examples" / "distributed.py")

@@ -109,23 +109,24 @@ def cold(cache: Path) -> Report:
     return run("lmkan_cupy.warmup(5, 4, 8)", ALL, cache, NUMBA_CACHE_DIR=str(cache))
 
 
-@pytest.mark.xdist_group("warmup")
+@pytest.mark.long
 def test_warmup_compiles_all_that_later_calls_need(cold: Report) -> None:
     assert cold.compiled > 0
     assert cold.compiled_later == 0
 
 
-@pytest.mark.xdist_group("warmup")
+@pytest.mark.long
 def test_compiling_is_logged_once(cold: Report) -> None:
     (line,) = cold.log
     assert "compil" in line
 
 
-@pytest.mark.xdist_group("warmup")
+@pytest.mark.long
 def test_next_process_compiles_nothing(cache: Path, cold: Report) -> None:
     assert run(FORWARD, ALL, cache, NUMBA_CACHE_DIR=str(cache)) == Report(0, 0, [])
 
 
+@pytest.mark.long
 def test_folders_that_cannot_be_written_to(tmp_path: Path) -> None:
     """Files take the places of the cache folders, so that not even root can make these folders."""
     package = tmp_path / "lmkan_cupy"

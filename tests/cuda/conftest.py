@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import emulated
 import emulator
 import numpy as np
 import pytest
+from problems import FLOAT32
 
 from lmkan_cupy import cuda_engine, functional
 from lmkan_cupy.cuda_engine import backward_pass
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In the short run, tests that come from `core/` run on kernels in one dtype."""
+    for item in items:
+        if isinstance(item, pytest.Function) and item.path.parent == Path(__file__).parent:
+            dtypes = item.callspec.params.get("dtypes") if hasattr(item, "callspec") else None
+            if "core" in item.function.__module__ and dtypes not in (None, FLOAT32):
+                item.add_marker("long")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from emulator import inline_ptx
 from good_kernels import CHECKS, GOOD_FILES, bind, good_module, paste, read_sources
+from problems import first_short
 
 pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools")
@@ -20,7 +21,7 @@ ARCHITECTURES = [900, 800, 750]
 
 
 @pytest.mark.parametrize("check", [True, False], ids=["checked", "unchecked"])
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", first_short(ARCHITECTURES))
 @pytest.mark.parametrize("kernel", CHECKS)
 def test_good_kernel(kernel: str, arch: int, check: bool) -> None:
     module = good_module(arch, check)

@@ -251,6 +251,7 @@ def trial(sources: Mapping[str, str]) -> None:
             check(bind(module, 900, order, seed=10))
 
 
+@pytest.mark.long
 def test_all_mutants_are_killed() -> None:
     outcomes = run_mutants(MUTANTS, read_sources(*GOOD_FILES), trial)
     print(*outcomes, sep="\n")
@@ -259,6 +260,7 @@ def test_all_mutants_are_killed() -> None:
     assert {outcome.killed_by for outcome in outcomes} == {"fault", "wrong result"}
 
 
+@pytest.mark.long
 def test_a_mutant_that_changes_nothing_survives() -> None:
     harmless = Mutant(KERNELS, "NODES = 5, OUTPUTS = 8", "NODES = 5,  OUTPUTS = 8", "a blank")
     (outcome,) = run_mutants([harmless], read_sources(*GOOD_FILES), trial)

@@ -6,6 +6,7 @@ emulator reports every access out of bounds, race and read of memory that was no
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -31,7 +32,7 @@ from emulated import (
     forward,
     problem_with,
 )
-from problems import DTYPES, FLOAT32, HALF_TABLES, Dtypes, Problem, Sizes, make_problem
+from problems import DTYPES, FLOAT32, HALF_TABLES, Dtypes, Problem, Sizes, first_short, make_problem
 
 import lmkan_cupy
 from lmkan_cupy import cuda_engine
@@ -39,6 +40,8 @@ from lmkan_cupy.cuda_engine import backward_pass
 
 pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools", "engine")
+
+LONG = pytest.mark.long
 
 
 @pytest.fixture(scope="session")
@@ -54,13 +57,24 @@ def check_layer(run: Callable[..., Any], problem: Problem) -> None:
     check(run(lmkan_cupy.backward_backward, *cotangents(problem)), expected_twice(problem))
 
 
-@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", SMALL_CHUNK_SIZES, ids=str)
+SHORT_LAYERS = [
+    *((Sizes(70, 5, 33, 8), dtypes) for dtypes in DTYPES),
+    (Sizes(65, 3, 2, 300), FLOAT32),
+]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtypes"),
+    [
+        pytest.param(*each, id="-".join(map(str, each)), marks=[] if each in SHORT_LAYERS else LONG)
+        for each in itertools.product(SMALL_CHUNK_SIZES, DTYPES)
+    ],
+)
 def test_layer(run: Any, rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes) -> None:
     check_layer(run, make_problem(rng, sizes, dtypes))
 
 
-@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("dtypes", first_short(DTYPES), ids=str)
 @pytest.mark.parametrize(
     "sizes",
     [Sizes(0, 1, 1, 3), Sizes(0, 5, 33, 8), Sizes(0, 2, 68, 8), Sizes(0, 2, 3, 50)],
@@ -108,14 +122,14 @@ CONCENTRATED: dict[str, Callable[[Any], Any]] = {
 it, and the other half has no samples."""
 
 
-@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("dtypes", first_short(DTYPES), ids=str)
 @pytest.mark.parametrize("kind", CONCENTRATED)
 def test_concentrated_inputs(run: Any, rng: np.random.Generator, dtypes: Dtypes, kind: str) -> None:
     problem = make_problem(rng, Sizes(70, 3, 7, 8), dtypes)
     check_layer(run, problem._replace(x=CONCENTRATED[kind](problem.x)))
 
 
-@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("dtypes", first_short(DTYPES), ids=str)
 @pytest.mark.parametrize("size", [90, 1e15])
 def test_far_outside(run: Any, rng: np.random.Generator, dtypes: Dtypes, size: float) -> None:
     problem = make_problem(rng, Sizes(50, 3, 7, 8), dtypes)
@@ -131,7 +145,7 @@ def test_many_cells_per_stretch(
     check_layer(run, make_problem(rng, Sizes(600, 3, 5, 8)))
 
 
-@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("dtypes", first_short(DTYPES), ids=str)
 @pytest.mark.parametrize("needed", ["x", "tables"])
 def test_one_gradient_alone(
     run: Any, rng: np.random.Generator, needed: str, dtypes: Dtypes
@@ -169,7 +183,7 @@ def test_chunk_fits_into_shared_memory(
 
 
 @pytest.mark.parametrize("without", ["ggx", "ggt"])
-@pytest.mark.parametrize("dtypes", [FLOAT32, HALF_TABLES], ids=str)
+@pytest.mark.parametrize("dtypes", first_short([FLOAT32, HALF_TABLES]), ids=str)
 def test_missing_cotangent_is_zero(
     run: Any, rng: np.random.Generator, without: str, dtypes: Dtypes
 ) -> None:

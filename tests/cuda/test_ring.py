@@ -21,7 +21,7 @@ from emulated import (
     forward,
     problem_with,
 )
-from problems import FLOAT32, HALF_TABLES, Dtypes, Problem, Sizes, make_problem
+from problems import FLOAT32, HALF_TABLES, Dtypes, Problem, Sizes, first_short, make_problem
 
 import lmkan_cupy
 from lmkan_cupy.cuda_engine import forward_model, forward_pass, launch
@@ -72,7 +72,13 @@ def expected_by_ring(problem: Problem) -> tolerances.Expected:
     return tolerances.forward(problem.x, problem.tables, in_half=in_half)
 
 
-@pytest.mark.parametrize(("name", "table", "chunks", "direction"), ROWS)
+@pytest.mark.parametrize(
+    ("name", "table", "chunks", "direction"),
+    [
+        pytest.param(*row, marks=[] if row[0] == "sm_90" and row[2] == 8 else pytest.mark.long)
+        for row in ROWS
+    ],
+)
 def test_rows_of_the_plan(
     rng: np.random.Generator,
     monkeypatch: pytest.MonkeyPatch,
@@ -120,7 +126,7 @@ class TestForwardRing:
         monkeypatch.setattr(forward_model, "from_global", lambda *_: slow)
         use_ring(monkeypatch, RINGS["128-byte rows"])
 
-    @pytest.fixture(params=RINGS)
+    @pytest.fixture(params=first_short(RINGS))
     def shape(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
         use_ring(monkeypatch, RINGS[request.param])
 
@@ -142,7 +148,7 @@ class TestForwardRing:
         assert plan.ring
         return plan.ring
 
-    @pytest.mark.parametrize("sizes", RING_SIZES, ids=str)
+    @pytest.mark.parametrize("sizes", first_short(RING_SIZES, 2), ids=str)
     def test_layer(
         self, run: Any, rng: np.random.Generator, shape: None, way: str, sizes: Sizes
     ) -> None:
@@ -154,7 +160,12 @@ class TestForwardRing:
         )
 
     @pytest.mark.parametrize(
-        ("splits", "dtypes"), [(1, HALF_TABLES), (2, FLOAT32), (1, BFLOAT16_TABLES)]
+        ("splits", "dtypes"),
+        [
+            pytest.param(1, HALF_TABLES, marks=pytest.mark.long),
+            (2, FLOAT32),
+            pytest.param(1, BFLOAT16_TABLES, marks=pytest.mark.long),
+        ],
     )
     def test_double_backward(
         self,
@@ -171,7 +182,13 @@ class TestForwardRing:
         check(run(double_backward, problem), expected_twice(problem))
 
     @pytest.mark.parametrize(
-        ("arch", "way"), [(800, "packed"), (800, "direct"), (750, "direct")], indirect=["way"]
+        ("arch", "way"),
+        [
+            (800, "packed"),
+            pytest.param(800, "direct", marks=pytest.mark.long),
+            (750, "direct"),
+        ],
+        indirect=["way"],
     )
     def test_without_bulk_copies(
         self,
@@ -187,7 +204,7 @@ class TestForwardRing:
             emulated.install(monkeypatch, order, seed=7, arch=arch)
             np.testing.assert_array_equal(lmkan_cupy.forward(x, tables), y)
 
-    @pytest.mark.parametrize("arch", [900, 800, 750])
+    @pytest.mark.parametrize("arch", first_short([900, 800, 750]))
     def test_two_stages(
         self, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, way: str, arch: int
     ) -> None:
@@ -200,7 +217,7 @@ class TestForwardRing:
             tolerances.forward(problem.x, problem.tables).check(y)
 
     @pytest.mark.parametrize("outputs", [1, 31, 33, 68])
-    @pytest.mark.parametrize("dtypes", RING_DTYPES, ids=str)
+    @pytest.mark.parametrize("dtypes", first_short(RING_DTYPES), ids=str)
     def test_tiles_that_are_not_full(
         self, run: Any, rng: np.random.Generator, outputs: int, dtypes: Dtypes
     ) -> None:
@@ -208,7 +225,7 @@ class TestForwardRing:
         assert self.plan(problem).packed
         check(run(forward, problem), [expected_by_ring(problem)])
 
-    @pytest.mark.parametrize("dtypes", RING_DTYPES[1:], ids=str)
+    @pytest.mark.parametrize("dtypes", first_short(RING_DTYPES[1:]), ids=str)
     def test_half_tables(
         self, run: Any, rng: np.random.Generator, shape: None, way: str, dtypes: Dtypes
     ) -> None:
@@ -217,6 +234,7 @@ class TestForwardRing:
         assert plan.packed == (way == "packed")
         check(run(forward, problem), [expected_by_ring(problem)])
 
+    @pytest.mark.long
     @pytest.mark.parametrize("dtypes", RING_DTYPES[1:], ids=str)
     @pytest.mark.parametrize("arch", [800, 750])
     def test_half_tables_without_bulk_copies(
@@ -232,7 +250,7 @@ class TestForwardRing:
         emulated.install(monkeypatch, "random", seed=7, arch=arch)
         np.testing.assert_array_equal(forward(problem), y)
 
-    @pytest.mark.parametrize("dtypes", RING_DTYPES[1:], ids=str)
+    @pytest.mark.parametrize("dtypes", first_short(RING_DTYPES[1:]), ids=str)
     @pytest.mark.parametrize("size", [1, 1e3, 1e15])
     @pytest.mark.parametrize("values", ["largest", "any", "subnormal"])
     def test_range_of_half_tables(
@@ -303,7 +321,7 @@ class TestForwardRing:
         lmkan_cupy.forward(x, tables)
         assert [number for kernel, number in blocks if kernel == "forward_ring"] == [2, 1]
 
-    @pytest.mark.parametrize("dtypes", RING_DTYPES, ids=str)
+    @pytest.mark.parametrize("dtypes", first_short(RING_DTYPES), ids=str)
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e15])
     def test_one_bad_sample(
         self, rng: np.random.Generator, shape: None, value: float, dtypes: Dtypes

@@ -42,10 +42,8 @@ LAYERS = [
 on_every_device = pytest.mark.parametrize(
     "device",
     [
-        # In one process each: what layers have in common is compiled once.
-        pytest.param(device, marks=[pytest.mark.xdist_group(name), *long], id=name)
+        pytest.param(device, marks=[] if name == "sm_90" else pytest.mark.long, id=name)
         for name, device in DEVICES.items()
-        for long in [[] if name == "sm_90" else [pytest.mark.long]]
     ],
 )
 

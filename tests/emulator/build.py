@@ -52,6 +52,7 @@ CHECKED_FLAGS = (
     "-fsanitize=thread,undefined,float-cast-overflow",
     "-fno-sanitize=vptr,function",
     "-fno-sanitize-recover=all",
+    "-fsanitize-recover=pointer-overflow",  # faults.cpp makes an exception of null
     *("-mllvm", "-tsan-instrument-func-entry-exit=0"),
     *("-mllvm", "-tsan-instrument-read-before-write=1"),
     *("-mllvm", "-instcombine-code-sinking=0"),  # else some loads happen in a branch alone
@@ -143,10 +144,13 @@ def _digest(parts: Iterable[str]) -> str:
 
 
 def _zig(command: Sequence[str], folder: Path | str) -> None:
+    """Run a tool of zig in a temporary folder, where its own cache of what it did is of no use."""
     import ziglang
 
     zig = Path(ziglang.__file__).with_name("zig")
-    caches = dict.fromkeys(("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"), str(CACHE / "zig"))
+    caches = dict.fromkeys(
+        ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"), str(Path(folder, "zig"))
+    )
     done = subprocess.run(
         [zig, *command],
         cwd=folder,

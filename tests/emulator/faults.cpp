@@ -175,7 +175,12 @@ UNDEFINED_BEHAVIOUR(shift_out_of_bounds_abort, "shift by too much or out of the 
 UNDEFINED_BEHAVIOUR(out_of_bounds_abort, "index outside the bounds of an array")
 UNDEFINED_BEHAVIOUR(float_cast_overflow_abort, "conversion of a float out of the integer's range")
 UNDEFINED_BEHAVIOUR(load_invalid_value_abort, "invalid value of a bool or an enum")
-UNDEFINED_BEHAVIOUR(pointer_overflow_abort, "pointer arithmetic beyond the address space")
+// An offset from null is left alone: an address of an absent array that nobody uses.
+void __ubsan_handle_pointer_overflow(const void*, uintptr_t base, uintptr_t) {
+    if (base == 0) return;
+    emulator::undefined(emulator::Fault::undefined_behaviour,
+                        "pointer arithmetic beyond the address space", __builtin_return_address(0));
+}
 UNDEFINED_BEHAVIOUR(vla_bound_not_positive_abort, "array of no positive size")
 UNDEFINED_BEHAVIOUR(nonnull_arg_abort, "null pointer as an argument that must not be null")
 UNDEFINED_BEHAVIOUR(nonnull_return_v1_abort, "null pointer returned where it must not be null")

@@ -19,8 +19,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-pytestmark = pytest.mark.xdist_group("wheel")
-
 #: Top-level folder -> where its files go in the wheel.
 FOLDERS = {"lmkan_cupy": "lmkan_cupy", "adapters": "lmkan_cupy/adapters", "cuda": "lmkan_cupy/cuda"}
 
