@@ -47,8 +47,8 @@ struct Merger {
     int cell = -1;    // none
     REAL row[CORNERS] = {};
 
-    // Leaves a cell for the next, or for none (-1), and adds the sums of the old one to the gradient.
-    // After that the caller adds to `row`.
+    // Leaves a cell for the next, or for none (-1), and adds the sums of the old one to the
+    // gradient. After that the caller adds to `row`.
     __device__ __forceinline__ void enter(int next_cell, long long out_features) {
         if (next_cell == cell) return;
         const bool neighbours = cell >= 0 && next_cell == cell + 1;

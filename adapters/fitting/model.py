@@ -107,7 +107,7 @@ def load(folder: str | Path) -> FittedModel:
             )
         description = ModelDescription(**entries)
         module = TableNetwork(description.sizes, description.num_grids, description.bound)
-        fold_chain_(module.network)  # as fit leaves it: without the norms that tables absorbed
+        fold_chain_(module.network)  # as in fit: removes the norms that tables have absorbed
         module.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     except InputError:
         raise
