@@ -22,7 +22,7 @@ struct Range {
 // What all lanes need of a sample, prepared by one of them.
 struct alignas(16) Prepared {
     REAL weight[CORNERS];
-    Real2 mixed_factor;          // of R - L in the two brackets: v, u, or with DIRECTION b, a
+    Real2 mixed_factor;        // of R - L in the two brackets: v, u, or with DIRECTION b, a
     long long bytes_to_fetch;  // where grad_y of the sample IN_FLIGHT places later begins
     int cell;
 #if DIRECTION && LAYER

@@ -32,6 +32,13 @@ def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     Returns
     -------
     Tensor or tuple of Tensor and None
+
+    Raises
+    ------
+    TypeError
+        If the tensors are neither in CPU nor in CUDA memory.
+    RuntimeError
+        If they are in CUDA memory and the CUDA engine cannot run.
     """
     device = next(each.device for each in arguments if isinstance(each, Tensor))
     if device.type not in ("cpu", "cuda"):

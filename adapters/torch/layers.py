@@ -270,6 +270,11 @@ class LMKANBlock(nn.Module):
         Where inputs are cut, in standard deviations; None leaves them unbounded.
     **layer_arguments
         Further arguments of :class:`LMKANLinear`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`LMKANLinear`.
     """
 
     norm: nn.BatchNorm1d | nn.Identity

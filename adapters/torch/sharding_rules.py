@@ -20,7 +20,7 @@ _PAIRS, _SUM = Shard(0), Partial()
 
 
 def _fills_all(tables: Any, shard: Shard) -> bool:
-    """Tell whether every process gets a part of the tables; empty tables are no layer."""
+    """Tell whether every process gets a part of the tables: an empty part cannot be evaluated."""
     processes, size = tables.mesh.size(), tables.shape[shard.dim]
     return bool(-(-size // processes) * (processes - 1) < size)
 
