@@ -249,7 +249,7 @@ def check_companion(
     dtype: np.dtype[Any],
     reference: Array,
 ) -> Array:
-    """Require an array of exactly this shape and dtype, beside ``reference``."""
+    """Require an array of this shape and dtype, of the library and device of ``reference``."""
     array = check_same_place(function, name, array, reference)
     if array.dtype != dtype:
         raise TypeError(f"{function}: {name} must be {dtype}, got {array.dtype}")

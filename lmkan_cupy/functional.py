@@ -56,7 +56,7 @@ def _output(
     dtype: np.dtype[Any],
     inputs: dict[str, Array],
 ) -> Array:
-    """Return ``out``, checked, or a new array beside the inputs where it is None."""
+    """Return ``out``, checked, or a new array on the device of the inputs where it is None."""
     if out is None:
         return allocation.empty(shape, dtype, next(iter(inputs.values())))
     return array_checks.check_out(function, name, out, shape, dtype, inputs)

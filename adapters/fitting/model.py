@@ -18,7 +18,7 @@ _FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """Columns and sizes of a network: what ``model.json`` holds beside the format version.
+    """Columns and sizes of a network: what ``model.json`` holds besides the format version.
 
     Attributes
     ----------

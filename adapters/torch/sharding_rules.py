@@ -31,7 +31,7 @@ def _of_layer(
     """Return the possible shardings of an operator: none, by outputs, by an axis of samples.
 
     ``results`` and ``arguments`` say for each of them whether it has the shape of "x", "y" or
-    "tables"; None stands for an argument that is no tensor.
+    "tables"; None stands for an argument that is not a tensor.
     """
     last = len(x.shape) - 1
 

@@ -126,7 +126,7 @@ def _pull_back(
     """Run the backward kernel, each thread for some of the pairs, which share no results.
 
     With fewer pairs than threads, ``grad_tables`` is split by outputs and ``grad_x`` by samples
-    instead, and the samples are grouped twice.
+    instead, and the samples are grouped twice. ``grad_x`` alone is always split by samples.
     """
     tables, knots = _stored(tables), _knots(tables, x.dtype)
     kernel = compiling.compiled(compiling.BACKWARD, x.dtype, tables.dtype)

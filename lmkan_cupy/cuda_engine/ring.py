@@ -52,7 +52,7 @@ TASK_BYTES = 128
 
 @dataclass(frozen=True)
 class Ring:
-    """How tables and samples come to forward_ring.cu.
+    """How forward_ring.cu gets tables and samples: sizes, and the kernels that pack and add.
 
     Parameters
     ----------
