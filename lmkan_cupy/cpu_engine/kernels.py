@@ -711,8 +711,8 @@ def backward_kernel(
 
     ``grad_x`` and ``grad_tables`` are not computed where they are empty. Of ``grad_tables`` only
     the outputs from ``first_output`` to ``end_output`` are computed. With ``ggx`` this is the
-    backward of the layer's derivative in the direction ``ggx``. With ``accumulate``, ``grad_x`` is
-    added to.
+    backward of the layer's derivative in the direction ``ggx``. With ``accumulate``, the result is
+    added to ``grad_x``.
     """
     batch, num_outputs = grad_y.shape
     block = _new_block(min(block_size, batch), knots)

@@ -170,8 +170,10 @@ def _resident(wanted: int, shared_bytes: int, device: Device) -> int:
 def _parts(chunk: int, walks: int, resident: int, need_tables: bool) -> int:
     """Return how many blocks share the samples of each of the ``walks``, one per pair and tile.
 
-    The smallest candidate leaves a warp at most ``STRETCH`` samples, the largest is twice that. The
-    best of them keeps the ``resident`` blocks, which run at the same time, busy for most of it.
+    ``resident`` blocks run at a time. The smallest candidate gives work to all of these, and a warp
+    at most ``STRETCH`` samples; the largest is twice the smallest. Of all candidates, the one with
+    which the blocks are idle least is chosen. None leaves a warp fewer than ``SHORTEST_STRETCH``
+    samples.
     """
     samples = ceil_div(chunk, 2 if need_tables else 1)  # half of them lie in cells of even rows
     most = ceil_div(samples, WALK_WARPS * SHORTEST_STRETCH)

@@ -40,7 +40,7 @@ WARPS, PACK_WARPS = 4, 8
 #: Warps that share the pairs of a sample in forward.cu, and how many pairs it takes for that.
 PAIR_SPLIT, SPLIT_PAIRS = 4, 8
 
-#: About so many bytes of packed x are a slice: the samples of one launch of forward_ring.cu.
+#: Bytes of packed x in a slice, about. A slice is the samples of one launch of forward_ring.cu.
 SLICE_BYTES = 2**28
 
 #: Tiles of outputs in a bunch. All samples go through one bunch before the next begins. A bunch is
@@ -86,7 +86,7 @@ def plan_forward(
 def candidates(
     layer: LayerShape, batch: int, device: Device, direction: bool, aligned: bool
 ) -> list[ForwardPlan]:
-    """Return every plan for a forward; the first reads tables in global memory, the others a ring.
+    """Return every plan for a forward: first from global memory, then through rings.
 
     The arguments are those of :func:`plan_forward`.
     """
@@ -111,7 +111,7 @@ def candidates(
 def _through_rings(
     layer: LayerShape, batch: int, device: Device, direction: bool, aligned: bool
 ) -> Iterator[ForwardPlan]:
-    """Yield the plans with a ring: every shape that fits, tables packed or not, splits of pairs."""
+    """Yield the plans with a ring: shapes that fit, tables packed or not, pairs split or not."""
     in_tiles = _in_tiles(layer, direction)
     runs = dict.fromkeys(ceil_div(layer.pairs, splits) for splits in SPLITS)
     for shape in ring_shapes(in_tiles.table, device):
@@ -129,7 +129,10 @@ def _through_rings(
 
 
 def _is_possible(plan: ForwardPlan, batch: int) -> bool:
-    """Tell whether a grid can have so many blocks, and pairs are split only for a single slice."""
+    """Tell whether a plan can be launched.
+
+    A grid must have room for its blocks, and the pairs of a batch of several slices are not split.
+    """
     ring = plan.ring
     whole = ring is None or ring.splits == 1 or batch <= ring.slice_size
     return whole and plan.kernel.blocks <= MOST_BLOCKS

@@ -85,7 +85,8 @@ def penalize(
 ) -> None:
     """Overwrite ``penalty`` [] with R and ``grad``, where not None, with ``scale dR/dT``.
 
-    ``tables`` and ``grad`` are [P, S, S, O]. With ``accumulate``, ``grad`` is added to instead.
+    ``tables`` and ``grad`` are [P, S, S, O]. With ``accumulate``, ``scale dR/dT`` is added to
+    ``grad``.
     """
     layer = layer_shape_of_tables(tables, penalty.dtype)
     ready(_Penalty, layer, aligned(tables, grad), accumulate)(tables, scale, grad, penalty)

@@ -24,7 +24,7 @@ class RingShape:
     warps: int
 
     def outputs(self, table: str) -> int:
-        """Return the number of outputs of a row, for a dtype of tables."""
+        """Return the outputs of a row of tables, whose dtype is called ``table``."""
         return 16 * self.chunks // ITEM_BYTES[table]
 
 
