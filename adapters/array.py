@@ -26,7 +26,15 @@ class LMKANLayer:
     ----------
     tables : array [P, S, S, O]
     grad_tables : array [P, S, S, O] or None
-        What the last :meth:`backward` left.
+        The gradient from the last :meth:`backward`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size or ``dtype`` is out of range, or arguments of the methods do not fit the layer.
+    RuntimeError
+        If :meth:`backward` is called before :meth:`forward`, or :meth:`adam_step` before
+        :meth:`backward`.
     """
 
     def __init__(
@@ -63,7 +71,7 @@ class LMKANLayer:
     def backward(self, grad_y: Array, *, penalty: float = 0.0) -> Array:
         """Return ``grad_x [..., I]`` for ``grad_y [..., O]``, and store ``grad_tables``.
 
-        ``penalty`` times the gradient of :func:`lmkan_cupy.hessian_penalty` is added to it.
+        ``penalty`` times the gradient of :func:`lmkan_cupy.hessian_penalty` is added to the latter.
         """
         if self._x is None:
             raise RuntimeError("LMKANLayer.backward: call forward first")

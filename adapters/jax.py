@@ -3,8 +3,8 @@
 Outside of ``jax.jit`` JAX and the core share memory by DLPack, on the CPU and on CUDA devices.
 Under ``jax.jit`` XLA calls back into the CPU engine.
 
-Let J be the derivative of the layer F in x and tables T. All that JAX does with the layer, up to
-second derivatives, leads from these operations to these operations::
+Let J be the derivative of the layer F in x and tables T. JAX's transformations turn these
+operations into each other, up to second derivatives::
 
     forward   y = F(x, T)
     push      y = J (dx, dT)
@@ -29,10 +29,10 @@ import lmkan_cupy
 from lmkan_cupy import array_checks
 from lmkan_cupy.array_library import array_library
 
-#: The derivatives of operations in x and tables.
+#: Operation -> its derivative in x and tables.
 _DERIVATIVES = {"forward": "push", "pull": "curve"}
 
-#: Groups of arguments; an operation is linear in each group, all of its members together.
+#: Groups of arguments. An operation is linear in all arguments of a group together.
 _LINEAR = (("dx", "dtables"), ("grad_y",))
 
 _TABLES = {"tables", "dtables"}
@@ -135,6 +135,7 @@ def _run(*arrays: Any, **params: Any) -> list[Array]:
 def _shapes(
     *arguments: ShapedArray, operation: str, outputs: tuple[str, ...], names: tuple[str, ...]
 ) -> list[ShapedArray]:
+    """Return shapes and dtypes of an operation's results."""
     x, tables = (arguments[names.index(name)] for name in ("x", "tables"))
     shapes = {
         "y": (*x.shape[:-1], tables.shape[3]),
@@ -152,6 +153,7 @@ def _differentiate(
     outputs: tuple[str, ...],
     names: tuple[str, ...],
 ) -> tuple[list[Array], list[Array]]:
+    """Return an operation's results and their derivative in the direction of the tangents."""
     given = dict(zip(names, primals, strict=True))
     moved = {
         name: tangent
@@ -181,6 +183,7 @@ def _transpose(
     outputs: tuple[str, ...],
     names: tuple[str, ...],
 ) -> list[Any]:
+    """Pull cotangents back to the arguments in which an operation is linear (None for the rest)."""
     given = dict(zip(names, arguments, strict=True))
     wanted = [name for name, each in given.items() if isinstance(each, ad.UndefinedPrimal)]
     pulled = {
@@ -212,6 +215,7 @@ def _batch(
     outputs: tuple[str, ...],
     names: tuple[str, ...],
 ) -> tuple[list[Array], list[int]]:
+    """Apply an operation to arguments some of which have a further axis, that of ``jax.vmap``."""
     batched, shared = {}, {}
     for name, argument, axis in zip(names, arguments, axes, strict=True):
         if axis is None:
@@ -231,7 +235,7 @@ def _batch(
 def _lower_for_cpu(context: Any, *arguments: Any, **params: Any) -> Any:
     """Let XLA call the core on NumPy views of its buffers.
 
-    ``jax.pure_callback`` would make JAX arrays of them first, and programs can hang where a
+    ``jax.pure_callback`` would turn them into JAX arrays first, and programs can hang where a
     callback waits for such arrays (jax-ml/jax, issues 24255 and 25861).
     """
     results, *_ = mlir.emit_python_callback(

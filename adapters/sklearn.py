@@ -38,8 +38,8 @@ from .torch.training import (
     penalty_for,
 )
 
-#: Steps divided by the root of the number of rows, where the number of epochs is not given; twice
-#: as many gained almost nothing (``bench/results/procedure.md``).
+#: Where the number of epochs is not given, a training has so many steps times the square root of
+#: the number of rows; twice as many gain almost nothing (``bench/results/procedure.md``).
 _STEPS_PER_ROOT = 40
 
 
@@ -80,10 +80,11 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         validation: tuple[NDArray[np.float64], NDArray[Any]] | None,
         outputs: int,
     ) -> None:
-        """Train on rows [N, I] with targets [N, outputs], float, or [N], numbers of classes."""
+        """Train on rows [N, I] with float targets [N, outputs], or class indices [N]."""
         self._check_parameters()
         seed = self._seed()
-        # Small tables too hold rows back: some overfit badly otherwise, others lose little by it.
+        # Rows are held back of small tables too: without that some overfit badly, and others lose
+        # little by it.
         held_out = int(self.validation_fraction * len(X)) if self.early_stopping else 0
         if validation is None and held_out:
             order = np.random.default_rng(seed).permutation(len(X))
@@ -185,7 +186,7 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         step takes a batch of an eighth of the rows, at least 16 and at most 512.
     early_stopping : bool
         Whether to hold rows back for validation, keep the state that is best on them and stop when
-        there is no better one any more. Otherwise all rows are trained on until the last epoch.
+        none better has come for long. Otherwise all rows are trained on until the last epoch.
     validation_fraction : float
         The share of the rows to hold back, rounded down to whole rows.
     n_iter_no_change : int, optional
@@ -217,7 +218,8 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
     def fit(self, X: Any, y: Any, *, X_val: Any = None, y_val: Any = None) -> "LMKANRegressor":
         """Fit to rows X [N, I] and targets y [N] or [N, K].
 
-        ``X_val`` and ``y_val``, if given, are the validation rows, and none are held back.
+        ``X_val`` and ``y_val``, if given, are the validation rows, and none are held back. A
+        parameter that is out of range, or unusable data, is a TypeError or a ValueError.
         """
         checks = {"dtype": np.float64, "multi_output": True, "y_numeric": True}
         X, y = validate_data(self, X, y, ensure_min_samples=2, **checks)
@@ -262,7 +264,8 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     def fit(self, X: Any, y: Any, *, X_val: Any = None, y_val: Any = None) -> "LMKANClassifier":
         """Fit to rows X [N, I] and labels y [N].
 
-        ``X_val`` and ``y_val``, if given, are the validation rows, and none are held back.
+        ``X_val`` and ``y_val``, if given, are the validation rows, and none are held back. A
+        parameter that is out of range, or unusable data, is a TypeError or a ValueError.
         """
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         check_classification_targets(y)

@@ -1,6 +1,6 @@
-// Adds to sums in float what a cell contributes: the products of its four rows, 16 bytes of each.
+// Adds what a cell contributes to sums in float: its four rows, 16 bytes of each, times weights.
 //
-//     float       4 outputs, the products in float
+//     float       4 outputs in 16 bytes, multiplied in float
 //     bfloat16    8 outputs, each the upper half of a float: the same arithmetic
 //     float16     8 outputs, interpolated two at a time in half precision
 #include "stencil.cuh"

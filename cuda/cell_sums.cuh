@@ -1,4 +1,4 @@
-// Sums over the samples of a cell, and how they come into the tables' gradient, see backward.cu.
+// Sums over the samples of a cell, and adding them to the tables' gradient; see backward.cu.
 #include "row_vectors.cuh"
 #include "stencil.cuh"
 
@@ -41,14 +41,14 @@ struct CellSums {
     }
 };
 
-// Adds up, for one output, the sums of last cells that stretches have left, cell by cell.
+// Adds up, for one output, what stretches have left: the sums of their last cells, cell by cell.
 struct Merger {
     REAL* own_table;  // the output in the first row of the pair's gradient
     int cell = -1;    // none
     REAL row[CORNERS] = {};
 
-    // Goes to a cell, or to none (-1), and adds the sums of the cell before to the gradient. Then
-    // the caller adds to `row`.
+    // Leaves a cell for the next, or for none (-1), and adds the sums of the old one to the
+    // gradient. After that the caller adds to `row`.
     __device__ __forceinline__ void enter(int next_cell, long long out_features) {
         if (next_cell == cell) return;
         const bool neighbours = cell >= 0 && next_cell == cell + 1;

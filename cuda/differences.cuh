@@ -1,4 +1,4 @@
-// The differences of a cell's rows that the slopes are made of, see backward.cu.
+// The differences L, R and A of a cell's rows, from which slopes are computed; see backward.cu.
 #include "row_vectors.cuh"
 #include "stencil.cuh"
 
@@ -12,7 +12,8 @@ using LAYER_TABLE = TABLE;
 struct Differences {
     REAL left[LANE_OUTPUTS], right[LANE_OUTPUTS], across[LANE_OUTPUTS];
 
-    // `rows` is the lane's first output of row 0; next_to_it: the last cell was the left neighbour.
+    // `rows` is the lane's first output of row 0; `next_to_it`: the cell before was the left
+    // neighbour.
     __device__ __forceinline__ void load(const LAYER_TABLE* rows, bool next_to_it,
                                          const Share& share, long long out_features) {
         REAL row_0[LANE_OUTPUTS] = {}, row_1[LANE_OUTPUTS] = {}, row_3[LANE_OUTPUTS] = {};

@@ -21,8 +21,8 @@
 // Every lane looks up a knot of its own: 16 copies of (k, 1 / h) keep the banks apart.
 constexpr int COPIES = 16;
 
-// A pair of coordinates of a sample, seen from its cell: the coordinates u and v in the cell, and
-// the direction's components a and b along these.
+// A pair of coordinates of a sample, seen from its cell: the positions u and v in the cell, and the
+// derivatives a and b of u and v along the direction.
 struct LocalPoint {
     int cell;
     float u, v, a, b;
@@ -37,7 +37,7 @@ __device__ __forceinline__ LocalPoint local_point_of(float2 point, float2 along,
             along.x * knot_1.y, along.y * knot_2.y};
 }
 
-// Adds what a pair contributes to a sample: chunk t in the lane's order to sum[t * QUADS] onwards.
+// Adds what a pair contributes to a sample: chunk t, in the lane's order, to sum[t * QUADS] and on.
 __device__ __forceinline__ void add_pair(float4* sum, unsigned tile, LocalPoint at) {
     Hats hats_1 = hats_at(at.u, at.a), hats_2 = hats_at(at.v, at.b);
     const Rows rows = rows_of(at.cell, threadIdx.x % 32, hats_1, hats_2);
@@ -74,8 +74,8 @@ __device__ __forceinline__ void store(float* row, const float4* sum, long long l
     }
 }
 
-// What a block does. Kept in shared memory, so that during the loop over the pairs it needs no
-// registers.
+// What a block does. It is kept in shared memory, so that it takes no registers in the loop over
+// the pairs.
 struct Task {
     int tile, tiles, first_pair, pairs, first_sample, stride;
     float* y;  // row 0 of the part

@@ -1,7 +1,8 @@
 // The grid, the same along both coordinates of every pair, and where a coordinate lies in it.
 //
 // The preamble of every source (kernel_source.py) defines
-//     REAL, TABLE      float or double; what tables hold: REAL, __half or __nv_bfloat16
+//     REAL             type of all arithmetic: float or double
+//     TABLE            type of table values: REAL, __half or __nv_bfloat16
 //     NUM_GRIDS        G, intervals per axis
 //     GRID[S][3]       k_i, 1 / (k_{i+1} - k_i) and 1 / (k_{i+1} - k_{i-1}) of every knot i
 
@@ -20,7 +21,7 @@ __device__ __forceinline__ int interval_of(REAL x) {
     return static_cast<int>(min(max(scaled, REAL(0)), REAL(NUM_GRIDS - 1)));
 }
 
-// The coordinates of a pair, out of a sample [I]; an odd I is completed by the constant 0.
+// The coordinates of a pair, from a sample [I]; an odd I is completed by the constant 0.
 struct Point {
     REAL x1, x2;
 };
@@ -30,13 +31,13 @@ __device__ __forceinline__ Point point_of(const REAL* sample, long long pair,
     return {sample[2 * pair], 2 * pair + 1 < in_features ? sample[2 * pair + 1] : REAL(0)};
 }
 
-// The coordinate of `x` in interval i: 0 at its left knot, 1 at its right one.
+// The position of `x` in interval i: 0 at its left knot, 1 at its right one.
 __device__ __forceinline__ REAL fraction_of(REAL x, int i) {
     return (x - GRID[i][0]) * GRID[i][1];
 }
 
-// The hat functions of an interval's two knots at a coordinate u in it, 0 .. 1 inside the grid; and
-// how fast u moves along the direction.
+// The hat functions of an interval's two knots at the position u in it, 0 .. 1 inside the grid; and
+// the derivative of u along the direction.
 struct Hats {
     REAL lower, upper, along;
 };

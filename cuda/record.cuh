@@ -1,8 +1,8 @@
 // The records that the sort writes and the walk reads, in the order of the cells, [P, chunk]:
 //
 //     sorted_samples   int[2]    the sample's number within the chunk; its cell, i S + j
-//     fractions        REAL[2]   u, v
-//     evens [P]                  how many samples have an even i: they come first
+//     fractions        REAL[2]   u, v: the positions in the cell
+//     evens [P]                  number of samples in cells (i, j) of even i: they come first
 
 struct alignas(2 * sizeof(REAL)) Real2 {
     REAL first, second;

@@ -111,7 +111,7 @@ __device__ __forceinline__ void copy_tile(unsigned shared, const void* global, u
 }
 #endif
 
-// Makes the compiler compute the stage of tile n again: that costs less than a register for it.
+// Makes the compiler recompute the stage of tile n: that costs less than a register to keep it.
 __device__ __forceinline__ void forget(int& n) { asm volatile("" : "+r"(n)::"memory"); }
 
 struct Ring {

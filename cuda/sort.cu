@@ -73,7 +73,8 @@ __device__ __forceinline__ int sum_of_lower_threads(int value, int* of_warp) {
     return sum - value;
 }
 
-// Counts become those of earlier warps alone, and `first` the place of each digit's first sample.
+// Turns the counts of a warp into those of earlier warps, and sets `first` to the place of the
+// first sample with each digit.
 __device__ __forceinline__ void counts_to_places(Counts* counts, int* first, int* of_warp) {
     for (int word = threadIdx.x; word < WORDS; word += THREADS) {
         unsigned sum = 0;

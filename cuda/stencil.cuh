@@ -1,10 +1,11 @@
-// The stencil of a pair of coordinates: the cell that they lie in, and how they draw on the four
-// table rows around it.
+// The stencil of a pair of coordinates: the cell that they lie in, and the weights of the four
+// table rows at its corners.
 //
-// The rows of a cell (i, j) are numbered 0 .. 3: (i, j), (i, j+1), (i+1, j), (i+1, j+1).
+// A node (i, j) is a pair of knots; its table row has the values of all outputs. The rows of a cell
+// (i, j) are numbered 0 .. 3: those of the nodes (i, j), (i, j+1), (i+1, j), (i+1, j+1).
 //
-// The preamble defines DIRECTION: 1 where the layer's derivative in a direction X [B, I] stands in
-// its place.
+// The preamble defines DIRECTION: 1 where the layer's derivative in a direction X [B, I] is
+// computed instead of the layer.
 #include "grid.cuh"
 
 constexpr int CORNERS = 4;
@@ -29,7 +30,7 @@ struct Stencil {
     REAL mixed[2];    // the factors of g . (R - L) in the slopes, see backward.cu
 };
 
-// Of a sample at (u, v) in the cell (i, j); `direction` is the sample's, [I].
+// The stencil of a sample at (u, v) in the cell (i, j); `direction` is the sample's, [I].
 __device__ __forceinline__ Stencil stencil_in(int i, int j, REAL u, REAL v, const REAL* direction,
                                               long long pair, long long in_features) {
     const int cell = i * NUM_KNOTS + j;
@@ -51,7 +52,7 @@ __device__ __forceinline__ Stencil locate(const REAL* x, const REAL* direction, 
                       in_features);
 }
 
-// Elements from row 0 of a cell to the row of a corner, O = out_features.
+// The number of elements from row 0 of a cell to the row of a corner.
 __device__ __forceinline__ long long corner_offset(int corner, long long out_features) {
     return ((corner >> 1) * NUM_KNOTS + (corner & 1)) * out_features;
 }

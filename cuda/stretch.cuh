@@ -7,7 +7,7 @@ constexpr int IN_FLIGHT = 4;  // rows of grad_y on their way while one is worked
 constexpr int GROUP = LANES / 2;  // samples whose slopes are summed over the lanes at a time
 constexpr int PITCH = LANES + 16 / sizeof(Real2);  // reads of neighbouring rows hit different banks
 
-// Sorted samples of a pair, from begin to end: one of `number` equal parts of a half.
+// The sorted samples of a pair from begin to end: one of `number` equal parts of a half.
 struct Range {
     int begin, end;
 
@@ -22,7 +22,7 @@ struct Range {
 // What all lanes need of a sample, prepared by one of them.
 struct alignas(16) Prepared {
     REAL weight[CORNERS];
-    Real2 mixed_factor;          // of R - L in the two brackets: v, u, or with DIRECTION b, a
+    Real2 mixed_factor;        // of R - L in the two brackets: v, u, or with DIRECTION b, a
     long long bytes_to_fetch;  // where grad_y of the sample IN_FLIGHT places later begins
     int cell;
 #if DIRECTION && LAYER
@@ -30,7 +30,7 @@ struct alignas(16) Prepared {
 #endif
 };
 
-// A sample beyond the end of a stretch, `real` false, has no weight.
+// `real` is false for a sample beyond the end of a stretch: its weights are 0.
 __device__ __forceinline__ void prepare(Prepared& prepared, Record record, bool real,
                                         const REAL* direction, long long pair,
                                         long long in_features) {

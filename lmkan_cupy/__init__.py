@@ -52,7 +52,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":  # on demand: to search the installed packages takes time
+    if name == "__version__":  # on demand, because searching the installed packages takes time
         from .installation import installed_version
 
         return installed_version("lmkan-cupy") or "unknown: run from a checkout, not installed"

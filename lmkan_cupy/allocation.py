@@ -14,7 +14,8 @@ import numpy as np
 
 from .array_library import Array, array_library
 
-#: Gives an uninitialised C-contiguous array of a shape and dtype on the device of a third argument.
+#: Returns an uninitialised, C-contiguous array of a shape and dtype, on the device of an array that
+#: is the third argument.
 Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any], Array], Array]
 
 

@@ -1,7 +1,8 @@
-"""Checks of arguments, before anything runs. All error messages of the core are here.
+"""Checks of arguments, before anything runs. Nearly all error messages of the core are here.
 
-A message names the function, the argument, what it was and what it should have been. Functions that
-check an array return it as a NumPy or CuPy array that shares its memory.
+A message names the function, the argument, what it was and what it should have been. A wrong kind
+of array, dtype, library or device is a TypeError, a wrong size, shape or memory layout a
+ValueError. Functions that check an array return it as a NumPy or CuPy array that shares its memory.
 """
 
 import operator
@@ -97,7 +98,10 @@ def _name(dtype: np.dtype[Any]) -> str:
 
 
 def check_array(function: str, name: str, value: Any) -> Array:
-    """Require a NumPy or a CuPy array, or one of another library that shares its memory."""
+    """Require a NumPy or a CuPy array, or one of another library that shares its memory by DLPack.
+
+    Raises a RuntimeError if the array is in CUDA memory and CuPy cannot run.
+    """
     if is_array(value):
         array: Array = value
         return array
@@ -170,7 +174,7 @@ def _check_library(function: str, name: str, dtype: np.dtype[Any], library: str)
 def check_tables_like(
     function: str, shape: tuple[int, ...], dtype: str, name: str = "tables"
 ) -> None:
-    """Require shape and dtype of tables; the name of a dtype tells a foreign byte order, too."""
+    """Require shape and dtype of tables; a dtype of foreign byte order has another name."""
     if dtype not in COMPUTE_DTYPE:
         raise TypeError(f"{function}: {name} must be {_TABLE_DTYPES}, got {dtype}")
     if len(shape) != 4 or shape[1] != shape[2] or shape[1] < 4 or 0 in shape:
@@ -245,7 +249,7 @@ def check_companion(
     dtype: np.dtype[Any],
     reference: Array,
 ) -> Array:
-    """Require an array of exactly this shape and dtype beside ``reference``."""
+    """Require an array of this shape and dtype, of the library and device of ``reference``."""
     array = check_same_place(function, name, array, reference)
     if array.dtype != dtype:
         raise TypeError(f"{function}: {name} must be {dtype}, got {array.dtype}")
@@ -276,7 +280,7 @@ def check_out(
 
 
 def check_pair_and_output(function: str, tables: Any, pair: Any, output: Any) -> None:
-    """Require the indices of one inner function of checked ``tables``."""
+    """Require ``pair`` and ``output`` to be indices of an inner function of checked ``tables``."""
     for name, index, axis in (("pair", pair, 0), ("output", output, 3)):
         if check_size(function, name, index, at_least=0) >= tables.shape[axis]:
             raise ValueError(
@@ -287,7 +291,7 @@ def check_pair_and_output(function: str, tables: Any, pair: Any, output: Any) ->
 def check_weight_and_bias(
     function: str, tables: Array, weight: AnyArray, bias: AnyArray | None
 ) -> tuple[Array, Array | None]:
-    """Require ``weight [O, I]`` and ``bias [O]`` or None beside checked ``tables``."""
+    """Require ``weight [O, I]`` and ``bias [O]`` or None that fit checked ``tables``."""
     pairs, *_, out_features = tables.shape
     dtype = compute_dtype_of(tables.dtype)
     weight = check_same_place(function, "weight", weight, tables)

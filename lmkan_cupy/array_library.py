@@ -1,4 +1,4 @@
-"""Which library an array belongs to, told from its type without importing any library."""
+"""Which library an array belongs to, told by its type without importing CuPy."""
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +20,7 @@ class SupportsDLPack(Protocol):
     def __dlpack_device__(self) -> tuple[Any, int]: ...
 
 
-#: What the core takes.
+#: The arrays that the core takes.
 AnyArray: TypeAlias = Array | SupportsDLPack
 
 #: DLPack's device types of memory that CuPy reads: CUDA's own, and managed.

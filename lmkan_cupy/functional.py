@@ -26,7 +26,7 @@ from .array_library import AnyArray, Array, array_library, on_device_of
 
 @cache
 def _engine(xp: Any) -> ModuleType:
-    """Return the engine for arrays of the library ``xp``, imported now because that takes long."""
+    """Return the engine for arrays of the library ``xp``, imported only now because it is slow."""
     if xp is np:
         from . import cpu_engine
 
@@ -56,7 +56,7 @@ def _output(
     dtype: np.dtype[Any],
     inputs: dict[str, Array],
 ) -> Array:
-    """Return ``out``, checked, or a new array beside the inputs where it is None."""
+    """Return ``out``, checked, or a new array on the device of the inputs where it is None."""
     if out is None:
         return allocation.empty(shape, dtype, next(iter(inputs.values())))
     return array_checks.check_out(function, name, out, shape, dtype, inputs)
@@ -87,7 +87,7 @@ def forward(x: AnyArray, tables: AnyArray, *, out: AnyArray | None = None) -> Ar
     Raises
     ------
     TypeError
-        If an argument is no array, or dtypes, libraries or devices do not fit.
+        If an argument is not an array, or dtypes, libraries or devices do not fit.
     ValueError
         If shapes do not fit, or ``out`` is not contiguous or overlaps an input.
 
@@ -272,7 +272,7 @@ def hessian_penalty(tables: AnyArray) -> Array:
     Raises
     ------
     TypeError, ValueError
-        If ``tables`` is no array of tables.
+        If ``tables`` is not an array of tables.
     """
     return _hessian(array_checks.check_tables("hessian_penalty", tables), 0.0, None)
 
@@ -342,8 +342,8 @@ def warmup(
 ) -> None:
     """Compile, or load from the disk cache, what later calls with such tables will need.
 
-    This serves calls with every batch size. On a GPU it is more than one size needs, because the
-    fastest kernel of a forward depends on the size of the batch.
+    This serves calls with every batch size. On a GPU that is more than one batch size needs,
+    because the fastest kernel of a forward depends on it.
 
     Parameters
     ----------

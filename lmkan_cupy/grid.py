@@ -39,7 +39,7 @@ def sigma_grid(num_grids: int, *, dtype: Any = "float32", xp: Any = np) -> Array
     Raises
     ------
     TypeError, ValueError
-        If ``num_grids`` is not a whole number of at least 3, or ``dtype`` is not one of these.
+        If ``num_grids`` is not a whole number of at least 3, or ``dtype`` is neither of the two.
     """
     array_checks.check_num_grids("sigma_grid", num_grids)
     dtype = array_checks.compute_dtype("sigma_grid", dtype)
@@ -73,23 +73,23 @@ def locate(x: Array, knots: Array) -> tuple[Array, Array]:
 
     Returns
     -------
-    cell : int64 array, shape of ``x``
-        The interval, ``clamp(floor(G sigma(x)), 0, G - 1)``; a NaN goes to interval 0. For an ``x``
-        within rounding of a knot this may be the neighbour of the right interval.
+    interval : int64 array, shape of ``x``
+        ``i = clamp(floor(G sigma(x)), 0, G - 1)``; a NaN goes to interval 0. For an ``x`` within
+        rounding of a knot this may be the neighbour of the right interval.
     u : array, shape and dtype of ``x``
-        ``(x - k_cell) / (k_{cell+1} - k_cell)``, not clamped.
+        The position ``(x - k_i) / (k_{i+1} - k_i)``, not clamped.
     """
     xp = array_library(x)
     num_grids = len(knots) - 1
     tail = 0.5 * xp.exp(-abs(x))
-    position = num_grids * xp.where(x > 0, 1 - tail, tail)
-    cell = xp.where(position > 0, xp.minimum(position, num_grids - 1), 0).astype(np.int64)
-    left = knots[cell]
-    return cell, (x - left) / (knots[cell + 1] - left)
+    scaled = num_grids * xp.where(x > 0, 1 - tail, tail)
+    interval = xp.where(scaled > 0, xp.minimum(scaled, num_grids - 1), 0).astype(np.int64)
+    left = knots[interval]
+    return interval, (x - left) / (knots[interval + 1] - left)
 
 
 def occupancy(x: AnyArray, num_grids: int) -> tuple[Array, Array]:
-    """Count how the samples spread over the intervals of a grid: are the inputs standardised?
+    """Count the samples in every interval of a grid, to see whether the inputs are standardised.
 
     Parameters
     ----------
@@ -117,8 +117,8 @@ def occupancy(x: AnyArray, num_grids: int) -> tuple[Array, Array]:
     samples = x.reshape(-1, x.shape[-1])
     batch, in_features = samples.shape
     knots = sigma_grid(num_grids, dtype=x.dtype, xp=xp)
-    cell, _ = locate(samples, knots)
-    flat = (cell + num_grids * xp.arange(in_features)).ravel()
+    interval, _ = locate(samples, knots)
+    flat = (interval + num_grids * xp.arange(in_features)).ravel()
     counts = xp.bincount(flat, minlength=in_features * num_grids)
     inside = (samples >= knots[0]) & (samples <= knots[-1])
     outside = (batch - inside.sum(axis=0)) / max(batch, 1)

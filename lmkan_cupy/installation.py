@@ -1,4 +1,4 @@
-"""What is installed, and what keeps CUDA from running, with the command that mends it.
+"""What is installed, and what keeps CUDA from running, with the command that fixes it.
 
 It imports nothing of this package, so every module may import it.
 """
@@ -22,7 +22,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def cupy_distributions() -> list[str]:
-    """Return the name and version of every installed distribution of CuPy; more than one clash."""
+    """Return name and version of every installed distribution of CuPy; two or more conflict."""
     names = (each.metadata["Name"] for each in distributions())
     return sorted({f"{name} {version(name)}" for name in names if name.startswith("cupy")})
 
@@ -39,7 +39,7 @@ def torch_cuda() -> str | None:
 
 
 def cuda_obstacle() -> str | None:
-    """Return what keeps the CUDA engine from running, with the command that mends it, or None."""
+    """Return what keeps the CUDA engine from running, with the command that fixes it, or None."""
     names = [each.partition(" ")[0] for each in cupy_distributions()]
     if len(names) > 1:
         return (

@@ -14,7 +14,7 @@ from . import array_checks
 from .array_library import AnyArray, Array, array_library
 from .grid import locate, sigma_grid
 
-#: Optimiser -> how many arrays of the tables' size it keeps.
+#: Optimiser -> the number of arrays of the tables' size that it keeps.
 _OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "adam": 2}
 
 
@@ -73,13 +73,14 @@ def fold_linear(tables: AnyArray, weight: AnyArray, bias: AnyArray | None = None
     ----------
     tables : array [P, S, S, O]
     weight : array [O, I]
-        In the dtype of x: float32 for half tables. I may be 2 P or, if odd, 2 P - 1.
+        In the dtype of x, so float32 for half tables. I is 2 P or, if odd, 2 P - 1.
     bias : array [O], optional
+        The constant c, in the dtype of ``weight``.
 
     Returns
     -------
     array [P, S, S, O]
-        In the dtype of ``tables``, which are not changed.
+        In the dtype of ``tables``. The argument itself is not changed.
 
     Raises
     ------
@@ -92,8 +93,8 @@ def fold_linear(tables: AnyArray, weight: AnyArray, bias: AnyArray | None = None
 def fold_relu(tables: AnyArray, weight: AnyArray, bias: AnyArray | None = None) -> Array:
     """Return tables of the layer ``lmkan(x) + W relu(x) + c``.
 
-    Like :func:`fold_linear`. ReLU bends at 0, so the grid needs a knot there: an odd number of
-    grid intervals is a ValueError.
+    Arguments, result and errors are those of :func:`fold_linear`. ReLU bends at 0, so the grid
+    needs a knot there: an odd number of grid intervals is a ValueError, too.
     """
     tables = array_checks.check_tables("fold_relu", tables)
     num_grids = tables.shape[1] - 1
@@ -131,8 +132,8 @@ def refine(tables: AnyArray, num_grids: int) -> Array:
     """Return tables of the same functions on another grid.
 
     Every function is sampled at the knots of the new grid. Where the new ``num_grids`` is a whole
-    multiple of the old one the functions do not change, up to rounding: they bend at inner knots
-    only, and all of these are knots of the new grid. For other numbers the result interpolates.
+    multiple of the old one, the functions do not change, up to rounding: they bend at inner knots
+    only, and all of these are knots of the new grid. For other numbers, the result interpolates.
 
     Parameters
     ----------
@@ -148,17 +149,17 @@ def refine(tables: AnyArray, num_grids: int) -> Array:
     Raises
     ------
     TypeError, ValueError
-        If ``tables`` is no array of tables or ``num_grids`` is out of range.
+        If ``tables`` is not an array of tables or ``num_grids`` is out of range.
     """
     tables = array_checks.check_tables("refine", tables)
     array_checks.check_num_grids("refine", num_grids)
     xp = array_library(tables)
     old_knots = sigma_grid(tables.shape[1] - 1, dtype="float64", xp=xp)
-    cell, u = locate(sigma_grid(num_grids, dtype="float64", xp=xp), old_knots)
+    i, u = locate(sigma_grid(num_grids, dtype="float64", xp=xp), old_knots)
     right = u.astype(array_checks.compute_dtype_of(tables.dtype))
     left = 1 - right
-    rows = left[:, None, None] * tables[:, cell] + right[:, None, None] * tables[:, cell + 1]
-    refined: Array = left[:, None] * rows[:, :, cell] + right[:, None] * rows[:, :, cell + 1]
+    rows = left[:, None, None] * tables[:, i] + right[:, None, None] * tables[:, i + 1]
+    refined: Array = left[:, None] * rows[:, :, i] + right[:, None] * rows[:, :, i + 1]
     return refined.astype(tables.dtype, copy=False)
 
 
@@ -171,17 +172,17 @@ def evaluate(tables: AnyArray, pair: int, output: int, x1: Any, x2: Any) -> Arra
     pair, output : int
         Which function, counted from 0.
     x1, x2 : array or float
-        Points that broadcast against each other, converted to the dtype of x that fits ``tables``.
+        Points that broadcast against each other, converted to the dtype of the result.
 
     Returns
     -------
     array
-        Values, of the broadcast shape, float32 (float64 for float64 tables).
+        Values, of the broadcast shape; float32, or float64 for float64 tables.
 
     Raises
     ------
     TypeError, ValueError
-        If an index is out of range or ``tables`` is no array of tables.
+        If an index is out of range or ``tables`` is not an array of tables.
     """
     tables = array_checks.check_tables("evaluate", tables)
     array_checks.check_pair_and_output("evaluate", tables, pair, output)
@@ -198,9 +199,10 @@ def evaluate(tables: AnyArray, pair: int, output: int, x1: Any, x2: Any) -> Arra
 
 
 def flops(in_features: int, out_features: int) -> int:
-    """Return multiply-adds per sample, ``4 ceil(I / 2) O``, by the paper's count.
+    """Return the multiply-adds of a layer per sample, ``4 ceil(I / 2) O``.
 
-    Like the paper, this does not count locating the coordinates. A linear layer has ``I O``.
+    They are counted as in the paper, without those that locate the coordinates. A linear layer has
+    ``I O``. A size that is not a whole number of at least 1 is a TypeError or a ValueError.
     """
     in_features = array_checks.check_size("flops", "in_features", in_features)
     out_features = array_checks.check_size("flops", "out_features", out_features)
@@ -208,7 +210,10 @@ def flops(in_features: int, out_features: int) -> int:
 
 
 def num_parameters(in_features: int, out_features: int, num_grids: int) -> int:
-    """Return the number of table values, ``(G + 1)^2 ceil(I / 2) O``."""
+    """Return the number of table values, ``(G + 1)^2 ceil(I / 2) O``.
+
+    A size that is out of range (I, O >= 1, G >= 3) is a TypeError or a ValueError.
+    """
     return math.prod(tables_shape("num_parameters", in_features, out_features, num_grids))
 
 
@@ -230,15 +235,15 @@ def memory(
     batch : int
         Samples per step, B >= 0.
     dtype : dtype
-        The dtype of the tables; gradients and optimiser state of half tables are float32.
+        The dtype of the tables. Gradients and optimiser state of half tables are float32.
     optimizer : {"adam", "momentum", "sgd"}
         Keeps 2, 1 or 0 arrays of the tables' size.
 
     Returns
     -------
     dict
-        ``parameters``, ``gradients``, ``optimizer_state``, and ``workspace``: x, y and their
-        gradients for ``batch`` samples.
+        Bytes of ``parameters``, ``gradients``, ``optimizer_state``, and ``workspace``: x, y and
+        their gradients for ``batch`` samples.
 
     Raises
     ------

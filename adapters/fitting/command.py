@@ -72,7 +72,7 @@ def _report(metrics: dict[str, Any], target_name: str) -> str:
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """Give a folder to fill; at the end it becomes ``out``, after an exception it is removed."""
+    """Yield a folder to fill; at the end it becomes ``out``, after an exception it is removed."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; choose another --out")
     part = _part(out)

@@ -35,7 +35,7 @@ from . import mlp, pictures
 from .dataset import Dataset, InputError
 from .model import FittedModel, ModelDescription
 
-#: How the networks are called in reports and pictures.
+#: Names of the networks in reports and pictures.
 TITLES = {"lmkan": "lmKAN", "mlp": "MLP"}
 
 
@@ -208,8 +208,8 @@ def fit(
 def _untrained_mlp(sizes: list[int], lmkan: ModelDescription, seed: int) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # Drawn and dropped: an MLP's random numbers follow those of the tables, as they did in all
-        # published results.
+        # Drawn and dropped, so that the MLP gets the random numbers that follow those of the
+        # tables: all committed results have been computed so.
         block_chain(lmkan.sizes, lmkan.num_grids, lmkan.bound, residual=None)
         return mlp.make_mlp(sizes, nn.SiLU)
 

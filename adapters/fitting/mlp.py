@@ -12,9 +12,9 @@ LR = 3e-2
 
 
 def make_mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Return linear layers, ``sizes[0]`` to ``sizes[-1]`` features.
+    """Return an MLP whose layers have ``sizes`` features, from inputs to outputs.
 
-    Between them stand batch normalisation and an activation.
+    Between its linear layers are batch normalisation and an activation.
     """
     modules: list[nn.Module] = []
     for in_features, out_features in pairwise(sizes):
@@ -35,7 +35,7 @@ def fused(mlp: nn.Sequential) -> nn.Sequential:
 
 
 def mlp_flops(sizes: Sequence[int]) -> int:
-    """Return the multiply-adds of one row, I O for every layer, as the paper counts them."""
+    """Return the multiply-adds for one row, I O in every layer, as the paper counts them."""
     return sum(i * o for i, o in pairwise(sizes))
 
 

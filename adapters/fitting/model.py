@@ -18,7 +18,7 @@ _FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """Columns and sizes of a network: what ``model.json`` holds beside the format version.
+    """Columns and sizes of a network: what ``model.json`` holds besides the format version.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ def load(folder: str | Path) -> FittedModel:
             )
         description = ModelDescription(**entries)
         module = TableNetwork(description.sizes, description.num_grids, description.bound)
-        fold_chain_(module.network)  # as fit leaves it: without the norms that tables absorbed
+        fold_chain_(module.network)  # as in fit: removes the norms that tables have absorbed
         module.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     except InputError:
         raise

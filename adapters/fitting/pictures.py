@@ -53,8 +53,8 @@ def save_parity_picture(
 def save_functions_picture(path: Path, model: FittedModel, features: NDArray[np.float64]) -> None:
     """Draw functions of the first layer; the dots are rows of ``features`` [N, I].
 
-    Of every pair of features the function that bends most over the rows is a candidate, and of the
-    candidates those that bend most are drawn. Where there are no dots, only the Hessian penalty
+    For every pair of features, the function that bends most over the rows is a candidate; those
+    candidates that bend most are drawn. Where there are no dots, only the Hessian penalty
     determines a function.
     """
     module = model.module

@@ -2,7 +2,7 @@
 
 Use :class:`LMKANBlock` to build networks: it standardises and bounds its inputs, as the grid of an
 lmKAN layer expects. Use :class:`LMKANLinear`, the layer alone, where inputs are already
-standardised and bounded, or in place of an ``nn.Linear`` whose surroundings see to that.
+standardised and bounded.
 
 =================== ==============================================================================
 module              what

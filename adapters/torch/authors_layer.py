@@ -15,7 +15,7 @@ from . import functional
 from .functional import Engine
 from .layers import TablesModule
 
-#: Arguments that fit the authors' kernels to a GPU; this library chooses for itself.
+#: Arguments that tune the authors' kernels for a GPU; this library chooses such things itself.
 _TILE_ARGUMENTS = {
     "block_size_forward",
     "block_size_backward",
@@ -48,6 +48,12 @@ class LMKAN2DLayer(TablesModule):
         ``tables [P, S, S, O]`` with their axes in another order.
     borders : buffer [S]
         The knots, float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size or ``engine`` is out of range, ``input_dim`` is odd, or there is an unknown
+        argument; from ``load_state_dict``, if ``borders`` are not the knots.
     """
 
     borders: Tensor

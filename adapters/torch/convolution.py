@@ -1,4 +1,4 @@
-"""The layer that stands where ``nn.Conv2d`` stands."""
+"""``LMKANConv2d``, in place of ``nn.Conv2d``."""
 
 import math
 from typing import Any, Literal
@@ -34,6 +34,12 @@ class LMKANConv2d(Layer):
         P = ceil(C / groups kh kw / 2), features in the order of ``unfold``: channel, row, column.
     weight, bias : Parameter [O, C / groups, kh, kw] and [O], or None
         The residual branch.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size, ``padding``, ``residual`` or ``engine`` is out of range, or ``groups`` does not
+        divide C and O.
     """
 
     def __init__(

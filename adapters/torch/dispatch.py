@@ -28,10 +28,10 @@ def call(
     Parameters
     ----------
     name : str
-        Of the operator, which is registered in ``torch.ops.lmkan_cupy``.
+        Name of the operator, which is registered in ``torch.ops.lmkan_cupy``.
     kernel, vjp, saved, vmap : callable
-        What was registered for it: its value, its derivative, what autograd keeps for it, its rule
-        for vmap.
+        What was registered for it: the functions that compute its value and its derivative, save
+        tensors for the latter, and evaluate it under vmap.
     """
     overload = getattr(torch.ops.lmkan_cupy, name).default
 

@@ -19,8 +19,8 @@ from lmkan_cupy.installation import cuda_obstacle
 def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Call a function of the core on tensors.
 
-    CUDA tensors are computed on torch's current stream of their device. Whatever the core or CuPy
-    allocates comes from torch.
+    CUDA tensors are computed on torch's current stream of their device. All memory that the core or
+    CuPy allocates comes from torch.
 
     Parameters
     ----------
@@ -32,6 +32,13 @@ def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     Returns
     -------
     Tensor or tuple of Tensor and None
+
+    Raises
+    ------
+    TypeError
+        If the tensors are neither in CPU nor in CUDA memory.
+    RuntimeError
+        If they are in CUDA memory and the CUDA engine cannot run.
     """
     device = next(each.device for each in arguments if isinstance(each, Tensor))
     if device.type not in ("cpu", "cuda"):
@@ -78,7 +85,7 @@ class _Memory:
         return array
 
     def tensor(self, array: Array) -> Tensor:
-        """Return the tensor as which an array was allocated, else one over its memory."""
+        """Return the tensor behind an array of :meth:`allocate`, else one over its memory."""
         if id(array) in self._allocated:
             return self._allocated[id(array)][1]
         return from_dlpack(array)
@@ -113,7 +120,7 @@ def _cupy_joins_torch(device: torch.device) -> AbstractContextManager[Any]:
     if cuda.runtime.getDevice() == index:
         # Addresses are compared, since torch takes microseconds to make a stream object.
         stream = torch._C._cuda_getCurrentRawStream(index)
-        if cuda.get_current_stream().ptr == stream:  # mostly CuPy is on it already
+        if cuda.get_current_stream().ptr == stream:  # CuPy usually is on it already
             return memory
     return _on_torch_stream(device, memory)
 

@@ -54,9 +54,10 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
 
 
 def hessian_penalty_of(tables: Tensor, *, engine: Engine = None) -> Tensor:
-    """Return the roughness of tables, differentiable twice: :func:`lmkan_cupy.hessian_penalty`.
+    """Return the roughness of ``tables`` [P, S, S, O], 0-d: :func:`lmkan_cupy.hessian_penalty`.
 
-    If tables require a gradient, it is computed in the same pass and kept for the backward.
+    It can be differentiated twice. If ``tables`` require a gradient, it is computed in the same
+    pass and kept for the backward.
     """
     if engine == "torch":
         return plain_torch.hessian_penalty(tables)
@@ -68,7 +69,7 @@ def hessian_penalty_of(tables: Tensor, *, engine: Engine = None) -> Tensor:
 
 
 def as_engine_takes(tables: Tensor) -> Tensor:
-    """Return tables as an engine takes them: half tables on the CPU widened to float32."""
+    """Return tables as an engine takes them: on the CPU, half tables are widened to float32."""
     return tables.float() if tables.dtype in _HALF and tables.device.type == "cpu" else tables
 
 

@@ -1,4 +1,4 @@
-"""Modules: ``LMKANLinear``, in place of ``nn.Linear``, and ``LMKANBlock``, the safe block."""
+"""The modules ``LMKANLinear``, in place of ``nn.Linear``, and ``LMKANBlock``, the safe block."""
 
 import math
 from typing import Any, Literal, TypeAlias
@@ -19,7 +19,7 @@ Residual: TypeAlias = Literal["linear", "relu"] | None
 
 
 def hessian_penalty(module: nn.Module) -> Tensor:
-    """Return the sum of the Hessian penalties of all lmKAN layers of a model, 0 if it has none.
+    """Return the sum of the Hessian penalties of all lmKAN layers of a model, 0-d; 0 without any.
 
     The penalty is the roughness of the inner functions: sums of their squared second derivatives,
     :func:`lmkan_cupy.hessian_penalty`. Add it to the loss, times a weight: it smooths the functions
@@ -270,6 +270,11 @@ class LMKANBlock(nn.Module):
         Where inputs are cut, in standard deviations; None leaves them unbounded.
     **layer_arguments
         Further arguments of :class:`LMKANLinear`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`LMKANLinear`.
     """
 
     norm: nn.BatchNorm1d | nn.Identity

@@ -27,9 +27,9 @@ def forward(x: Tensor, tables: Tensor) -> Tensor:
     pairs, num_knots, _, out_features = tables.shape
     if x.shape[-1] % 2:  # an odd number of inputs is completed by a 0
         x = torch.nn.functional.pad(x, (0, 1))
-    cell, u = _locate(x, _knots(num_knots, x))
+    interval, u = _locate(x, _knots(num_knots, x))
     by_pair = (*x.shape[:-1], pairs, 2)
-    i, j = cell.reshape(by_pair).unbind(-1)
+    i, j = interval.reshape(by_pair).unbind(-1)
     u, v = u.reshape(by_pair).unsqueeze(-2).unbind(-1)  # [..., P, 1]: shared by all outputs
 
     rows = tables.to(x.dtype).reshape(-1, out_features)
@@ -70,17 +70,17 @@ def hessian_penalty(tables: Tensor) -> Tensor:
 
 
 def _locate(x: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cells of coordinates and their positions in them, in [0, 1] inside the grid.
+    """Return the intervals of coordinates and their positions in them, in [0, 1] inside the grid.
 
     The same as :func:`lmkan_cupy.grid.locate`, for tensors.
     """
     num_grids = len(knots) - 1
     tail = 0.5 * torch.exp(-x.abs())
-    position = num_grids * torch.where(x > 0, 1 - tail, tail)
-    # A NaN goes to cell 0.
-    cell = torch.where(position > 0, position.clamp(max=num_grids - 1), 0).long()
-    left = knots[cell]
-    return cell, (x - left) / (knots[cell + 1] - left)
+    scaled = num_grids * torch.where(x > 0, 1 - tail, tail)
+    # A NaN goes to interval 0.
+    interval = torch.where(scaled > 0, scaled.clamp(max=num_grids - 1), 0).long()
+    left = knots[interval]
+    return interval, (x - left) / (knots[interval + 1] - left)
 
 
 def _knots(num_knots: int, like: Tensor) -> Tensor:

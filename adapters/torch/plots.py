@@ -42,7 +42,7 @@ def plot_function(
     Parameters
     ----------
     layer : LMKANLinear, LMKANConv2d or LMKAN2DLayer
-        In a layer with groups the pairs of all groups are counted through.
+        In a layer with groups, pairs are numbered from the first group to the last.
     pair, output : int
         Which function, counted from 0.
     data : Tensor or array [..., I], optional
@@ -58,7 +58,7 @@ def plot_function(
     Raises
     ------
     TypeError, ValueError
-        If an index is out of range, or ``data`` does not have such features.
+        If an index is out of range, or ``data`` lacks the features of the pair.
     """
     tables = _all_tables(layer)
     array_checks.check_pair_and_output("plot_function", tables, pair, output)

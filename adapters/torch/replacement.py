@@ -28,7 +28,7 @@ def replace_linear(
         Grid intervals per axis, G >= 3.
     filter : callable, optional
         ``filter(name, layer)`` tells whether to replace a layer; None replaces all. Subclasses of
-        ``nn.Linear`` are never replaced, since their owners use more of them than their forward.
+        ``nn.Linear`` are never replaced, since other modules may use more than their ``forward``.
 
     Returns
     -------

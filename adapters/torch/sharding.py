@@ -29,6 +29,11 @@ class ColumnParallel(ParallelStyle):
     gather_output : bool
         Whether every process gets all outputs, as a tensor. Otherwise the output is a DTensor,
         sharded along its last axis.
+
+    Raises
+    ------
+    TypeError
+        From ``parallelize_module``, if the module is not an :class:`LMKANLinear`.
     """
 
     def __init__(self, *, gather_output: bool = True) -> None:

@@ -20,7 +20,7 @@ _PAIRS, _SUM = Shard(0), Partial()
 
 
 def _fills_all(tables: Any, shard: Shard) -> bool:
-    """Tell whether every process gets a part of the tables; empty tables are no layer."""
+    """Tell whether every process gets a part of the tables: an empty part cannot be evaluated."""
     processes, size = tables.mesh.size(), tables.shape[shard.dim]
     return bool(-(-size // processes) * (processes - 1) < size)
 
@@ -31,7 +31,7 @@ def _of_layer(
     """Return the possible shardings of an operator: none, by outputs, by an axis of samples.
 
     ``results`` and ``arguments`` say for each of them whether it has the shape of "x", "y" or
-    "tables"; None stands for an argument that is no tensor.
+    "tables"; None stands for an argument that is not a tensor.
     """
     last = len(x.shape) - 1
 

@@ -46,11 +46,12 @@ def backward_backward(
     grad_x: Array,
     grad_tables: Array,
 ) -> None:
-    """Overwrite the three results of :func:`lmkan_cupy.backward_backward`.
+    """Overwrite ``grad_grad_y`` [B, O], ``grad_x`` [B, I] and ``grad_tables`` [P, S, S, O].
 
-    For ``ggx`` they are a forward and a backward in which the layer's derivative in the direction
-    ``ggx`` takes the place of the layer. ``ggt`` adds the forward of the layer with tables ``ggt``
-    to the first result, and the ``grad_x`` of that layer's backward to the second.
+    They are the results of :func:`lmkan_cupy.backward_backward`. For ``ggx`` they are a forward and
+    a backward in which the layer's derivative in the direction ``ggx`` takes the place of the
+    layer. ``ggt`` adds the forward of the layer with tables ``ggt`` to the first result, and the
+    ``grad_x`` of that layer's backward to the second.
     """
     has_ggx = ggx is not None
     if has_ggx:
@@ -125,7 +126,7 @@ def _pull_back(
     """Run the backward kernel, each thread for some of the pairs, which share no results.
 
     With fewer pairs than threads, ``grad_tables`` is split by outputs and ``grad_x`` by samples
-    instead, and the samples are grouped twice.
+    instead, and the samples are grouped twice. ``grad_x`` alone is always split by samples.
     """
     tables, knots = _stored(tables), _knots(tables, x.dtype)
     kernel = compiling.compiled(compiling.BACKWARD, x.dtype, tables.dtype)
@@ -186,10 +187,10 @@ def _none(dtype: np.dtype[Any], ndim: int) -> Array:
 
 
 def _gathers(x: Array, tables: Array) -> bool:
-    """Whether the faster forward goes from sample to sample, or groups the samples by their cell.
+    """Tell whether a forward from sample to sample is faster than one that groups samples by cell.
 
-    Both give the same bits. Grouping pays for many samples and wide tables; the limits are those
-    measured in ``bench/results/cpu_engine.md``.
+    Both give the same bits. Grouping pays for many samples and wide tables; the limits were
+    measured, see ``bench/results/cpu_engine.md``.
     """
     out_features: int = tables.shape[3]
     is_narrow = out_features <= 32 and tables.nbytes <= 2**22

@@ -16,7 +16,7 @@ _log = logging.getLogger("lmkan_cupy")
 
 
 def _kernel(function: Callable[..., None]) -> Any:
-    """Let Numba compile a kernel and keep it on disk, or in memory if no folder can be written."""
+    """Let Numba compile a kernel and keep it on disk, or in memory if no folder is writable."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # "cannot cache function ...: no locator available"

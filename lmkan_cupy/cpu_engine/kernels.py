@@ -73,10 +73,10 @@ def _pointer(context, builder, array_type, array, index, llvm_type):
 
 
 def _half_to_float(builder, bits, llvm_type):
-    """Numbers of float16 given as 16-bit words, exactly and without an instruction for it.
+    """Numbers of float16, given as 16-bit words, converted exactly by ordinary instructions.
 
-    Shifted into the fields of float32 they are too small by 2^112; only infinity and NaN, whose
-    exponent is all ones, do not follow a multiplication.
+    Their bits, shifted into the fields of float32, mean numbers that are too small by a factor of
+    2^112. Multiplying by it corrects all but infinity and NaN, whose exponent is all ones.
     """
     words = ir.VectorType(_INT32, llvm_type.count)
 
@@ -95,7 +95,7 @@ def _half_to_float(builder, bits, llvm_type):
 
 @intrinsic(prefer_literal=True)
 def _load(typing_context, array, index, width):
-    """``width`` elements of an array from ``index`` on; 16-bit words are read as float16."""
+    """``width`` elements of an array from ``index`` on; 16-bit words are float16 numbers."""
     is_half = array.dtype == types.uint16
     vector = _Vector(types.float32 if is_half else array.dtype, width.literal_value)
 
@@ -344,17 +344,18 @@ _FEATURE_TILE = 2 * PAIR_TILE
 #: Coordinates located together.
 _LANES = 32
 
-#: Where the N samples of a block lie for one pair: ``cell``, i S + j for its intervals i and j,
-#: ``u, v`` the position in it, ``scale_1, scale_2`` one over its widths; all [N].
+#: Where the N samples of a block lie for one pair: ``cell``, i S + j for its intervals i and j;
+#: ``u, v``, the positions in them; ``scale_1, scale_2``, one over their widths; all [N].
 _Positions = namedtuple("_Positions", "cell, u, v, scale_1, scale_2")
 
-#: The samples of a block in an order in which those of a cell stand together: ``sample [N]`` their
-#: numbers, ``weights [N, 4]`` those of the corners (i, j), (i, j+1), (i+1, j), (i+1, j+1). By group
-#: ``node``, i S + j of its cell, and ``start``, its first place, with one more for the end.
+#: The samples of a block, sorted so that those of a cell stand together: ``sample [N]`` holds their
+#: numbers, ``weights [N, 4]`` the weights of the corners (i, j), (i, j+1), (i+1, j), (i+1, j+1).
+#: Group n is the samples of one cell: ``node[n]`` is i S + j of the cell, and its samples have the
+#: places from ``start[n]`` to ``start[n + 1]``.
 _Groups = namedtuple("_Groups", "node, start, sample, weights")
 
-#: With workspace: ``coordinates [_FEATURE_TILE, N]``, ``count [S S]``, and ``scale [G]``, one over
-#: the widths of the intervals.
+#: Positions and groups with their workspace: ``coordinates [_FEATURE_TILE, N]``, ``count [S S]``,
+#: and ``scale [G]``, one over the widths of the intervals.
 _Block = namedtuple("_Block", "positions, groups, coordinates, count, scale")
 
 
@@ -523,8 +524,9 @@ def _group(x, pair, first_pair, knots, ggx, block):
 _GATHERED = 512
 
 #: The cells of N samples and Q pairs: ``cell [N Q]``, i S + j for the intervals i and j, and
-#: ``weights [N Q, 4]``, those of the corners. With workspace: ``coordinates, direction [2 N Q]``,
-#: what is needed of ``x`` and of ``ggx``, and ``scale [G]``, one over the widths of the intervals.
+#: ``weights [N Q, 4]``, those of the corners. The rest is workspace: ``coordinates, direction
+#: [2 N Q]``, the elements of ``x`` and ``ggx`` for these pairs, and ``scale [G]``, one over the
+#: widths of the intervals.
 _Cells = namedtuple("_Cells", "cell, weights, coordinates, direction, scale")
 
 
@@ -601,7 +603,8 @@ def _add_corners(y, weights, place, row_00, row_01, row_10, row_11):
 def forward_kernel(begin, end, x, tables, knots, ggx, accumulate, out):
     """Compute ``out`` [B, O] for the samples from ``begin`` to ``end``, one block.
 
-    With ``ggx`` it is the derivative of the layer in the direction ``ggx``. ``accumulate`` adds.
+    With ``ggx`` it is the derivative of the layer in the direction ``ggx``. With ``accumulate`` it
+    is added to ``out``.
     """
     x, ggx, out = x[begin:end], ggx[begin:end], out[begin:end]
     block = _new_block(end - begin, knots)
@@ -708,7 +711,8 @@ def backward_kernel(
 
     ``grad_x`` and ``grad_tables`` are not computed where they are empty. Of ``grad_tables`` only
     the outputs from ``first_output`` to ``end_output`` are computed. With ``ggx`` this is the
-    backward of the layer's derivative in the direction ``ggx``. ``accumulate`` adds to ``grad_x``.
+    backward of the layer's derivative in the direction ``ggx``. With ``accumulate``, the result is
+    added to ``grad_x``.
     """
     batch, num_outputs = grad_y.shape
     block = _new_block(min(block_size, batch), knots)
@@ -801,8 +805,8 @@ def _finish(pair, at, slopes, ggx, accumulate, grad_x):
         else:
             slope_1 = slopes[n, 0] + v * slope_12
             slope_2 = slopes[n, 1] + u * slope_12
-        blemish = 0 * u + 0 * v  # NaN if a coordinate is not finite: then both are NaN
-        grad_1, grad_2 = slope_1 * scale_1 + blemish, slope_2 * scale_2 + blemish
+        poison = 0 * u + 0 * v  # NaN if a coordinate is not finite: then both are NaN
+        grad_1, grad_2 = slope_1 * scale_1 + poison, slope_2 * scale_2 + poison
         if accumulate:
             grad_1 += grad_x[n, 2 * pair]
             if is_complete:
@@ -813,10 +817,10 @@ def _finish(pair, at, slopes, ggx, accumulate, grad_x):
 
 
 def penalty_kernel(begin, end, tables, knots, factor, accumulate, penalties, grad):
-    """Roughness of the functions of the pairs from ``begin`` to ``end`` into ``penalties`` [P].
+    """Write the roughness of the pairs from ``begin`` to ``end``, one by one, to ``penalties`` [P].
 
-    ``grad`` becomes ``factor`` times the derivative of their sum, unless it is empty;
-    ``accumulate`` adds.
+    ``grad``, unless it is empty, becomes ``factor`` times the derivative of their sum; with
+    ``accumulate`` that is added to it.
     """
     step, span = _reciprocals(knots, 1), _reciprocals(knots, 2)
     penalties[begin:end] = 0

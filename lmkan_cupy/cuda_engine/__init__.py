@@ -4,8 +4,10 @@ The functions have the arguments of those in ``cpu_engine``: checked, C-contiguo
 device, results overwritten. They start kernels on CuPy's current stream of the current device, wait
 for nothing, and allocate workspace through :mod:`..allocation`.
 
-Each pass, `forward_pass`, `backward_pass` and `penalty`, holds its plan, its workspace and its
-launches; what they share is in `plan`, `launch`, `kernel_source` and `kernel_cache`.
+Each of the passes `forward_pass`, `backward_pass` and `penalty` has a module with its plan, its
+workspace and its launches. The forward also has `ring`, its tiles in shared memory,
+`forward_model`, which predicts its time, and `show_plan`. What the passes share is in `plan`,
+`launch`, `kernel_source` and `kernel_cache`.
 """
 
 from dataclasses import replace
@@ -49,10 +51,12 @@ def backward_backward(
     grad_x: Array,
     grad_tables: Array,
 ) -> None:
-    """Overwrite the cotangents of ``grad_y``, ``x`` and ``tables``.
+    """Overwrite ``grad_grad_y`` [B, O], ``grad_x`` [B, I] and ``grad_tables`` [P, S, S, O].
 
-    The double backward is the forward and the backward of the layer's derivative along ``ggx``,
-    plus those of the layer with the tables ``ggt``, whose backward shares the walk of the first.
+    They are the results of :func:`lmkan_cupy.backward_backward`. For ``ggx`` they are a forward and
+    a backward in which the layer's derivative along ``ggx`` takes the place of the layer. ``ggt``
+    adds the forward of the layer with tables ``ggt`` to the first result, and the ``grad_x`` of
+    that layer's backward to the second; one walk along the samples does both backwards.
     """
     if ggx is not None:
         evaluate(x, tables, ggx, False, grad_grad_y)
@@ -72,9 +76,10 @@ def hessian_penalty(
     *,
     accumulate: bool = False,
 ) -> None:
-    """Overwrite ``penalty`` [] with R and ``grad`` [P, S, S, O], where not None, with its gradient.
+    """Overwrite ``penalty`` [] with the roughness R of all inner functions, in tables [P, S, S, O].
 
-    That is ``scale dR/dT`` for the roughness R of all functions; with ``accumulate`` it is added.
+    ``grad`` [P, S, S, O], where not None, becomes ``scale dR/dT``; with ``accumulate`` that is
+    added to it.
     """
     penalize(tables, scale, grad, penalty, accumulate)
 

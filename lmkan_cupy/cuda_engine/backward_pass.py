@@ -1,6 +1,7 @@
-"""The backward: the walk of samples sorted by cell (``sort.cu``, ``backward.cu``).
+"""The backward: its plan, its workspace and its launches.
 
-Its plan, its workspace and its launches.
+It sorts the samples by their cells (``sort.cu``) and then walks along them (``backward.cu``).
+``cuda/README.md`` explains its chunks, walk, halves, stretches, slots and slopes.
 """
 
 from dataclasses import dataclass, replace
@@ -25,32 +26,36 @@ from .plan import (
 #: Warps of a block of sort.cu and of backward.cu.
 SORT_WARPS, WALK_WARPS = 16, 4
 
-#: Up to O outputs -> outputs per lane in the walk; beyond, as many as leave enough registers.
+#: Up to O outputs -> outputs per lane in the walk; for larger O, as many as registers allow, by
+#: dtype of x.
 WALK_OUTPUTS = {32: 1, 64: 2, 128: 4}
 MOST_WALK_OUTPUTS = {"float32": 8, "float64": 4}
 
 #: Blocks of the walk that a multiprocessor should hold, which limits the registers of a thread:
-#: where a lane has as many outputs as it can, where it has fewer, and the fewest. One less for
-#: float64 or along a direction, and one less from PAIRED_OPERATIONS on; and only as many as fit.
+#: where a lane has as many outputs as registers allow, and where it has fewer. One less for float64
+#: or along a direction, and one less from PAIRED_OPERATIONS on, but not below the third number;
+#: where shared memory has less room, only as many as fit.
 WALK_BLOCKS, NARROW_WALK_BLOCKS, FEWEST_WALK_BLOCKS = 3, 4, 2
 
-#: dtype of x -> bytes of shared memory of such a block, with everything that it may have to do.
+#: dtype of x -> bytes of shared memory of a block of the walk that has everything to do.
 WALK_BYTES = {"float32": 25728, "float64": 48256}
 
-#: Bytes of shared memory that the hardware adds to each block; a block alone may have the rest of
-#: its multiprocessor's. Before sm_80 it adds none, so this counts too many there.
+#: Bytes of shared memory that the hardware adds to each block; a single block may take all the rest
+#: that its multiprocessor has. Before sm_80 it adds none, so this counts too many there.
 RESERVED_BYTES = 1024
 
-#: Up to G intervals -> samples that the backward sorts and walks at a time. A tile of their rows of
-#: grad_y stays in the L2 cache, and a cell has enough of them to pay for its rows of the tables.
+#: Up to G intervals -> samples of a chunk, which the backward sorts and walks at a time; for larger
+#: G, MOST_CHUNK. Few enough that a tile of their rows of grad_y stays in the L2 cache; so many that
+#: a cell's samples make up for reading its rows of the tables.
 CHUNKS = {26: 16384}
 MOST_CHUNK = 32768
 
-#: The sort counts at most so many digits, in at most half of its shared memory.
+#: A digit of the sort's keys has at most so many values, and fewer if their counts would take more
+#: than half of the shared memory.
 MOST_DIGITS = 2048
 
-#: Samples of one warp in the walk: at most, if a half has half of the chunk; and at least, where
-#: there would otherwise be too few blocks.
+#: Samples of a stretch, which one warp walks: the most, if half of the chunk lies in each half of
+#: the grid; and the fewest, to which stretches are cut where there would be too few blocks.
 STRETCH, SHORTEST_STRETCH = 512, 32
 
 
@@ -63,14 +68,14 @@ class BackwardPlan:
     chunk : int
         Samples of a chunk; the last may have fewer.
     parts : int
-        Blocks of the walk for a pair and a tile of outputs, each for as many samples.
+        Blocks of the walk that share the samples of a half, for a pair and a tile of outputs.
     tiles : int
-        Of outputs.
+        Tiles of outputs.
     sort, walk : Launch
     slots : Launch or None
         None where the gradient of the tables is not needed.
     slopes : Launch or None
-        None where that of x is not needed or there is one tile.
+        None where the gradient of x is not needed or there is only one tile.
     """
 
     chunk: int
@@ -104,11 +109,12 @@ def plan_backward(
     ----------
     layer, batch, device
     direction, of_layer : bool
-        Of the derivative along a direction, of the layer itself, or both as in the double backward.
+        Whether it is the backward of the layer's derivative along a direction, and whether of the
+        layer itself; the double backward is both.
     need_x, need_tables : bool
-        The gradients that are needed.
+        Which gradients are needed.
     aligned : bool
-        All arrays begin at multiples of 16 bytes.
+        Whether all arrays begin at multiples of 16 bytes.
     """
     outputs = next(
         (n for limit, n in WALK_OUTPUTS.items() if layer.out_features <= limit),
@@ -118,7 +124,7 @@ def plan_backward(
     most_chunk = next(
         (size for limit, size in CHUNKS.items() if layer.num_grids <= limit), MOST_CHUNK
     )
-    # Tables do not matter to the sort: one source serves all their dtypes.
+    # The sort reads no tables: one source serves all their dtypes.
     of_x = replace(layer, table=layer.real)
     sort, most_chunk = _sort(of_x, most_chunk, device, aligned and layer.in_features % 2 == 0)
     chunk = min(max(batch, 1), most_chunk)
@@ -162,10 +168,12 @@ def _resident(wanted: int, shared_bytes: int, device: Device) -> int:
 
 
 def _parts(chunk: int, walks: int, resident: int, need_tables: bool) -> int:
-    """Return how many blocks share the samples of one of ``walks`` pairs and tiles.
+    """Return how many blocks share the samples of each of the ``walks``, one per pair and tile.
 
-    Of the numbers that leave a warp at most ``STRETCH`` samples, and of these only up to twice the
-    smallest, the one that keeps ``resident`` blocks at a time busy for most of the time.
+    ``resident`` blocks run at a time. The smallest candidate gives work to all of these, and a warp
+    at most ``STRETCH`` samples; the largest is twice the smallest. Of all candidates, the one with
+    which the blocks are idle least is chosen. None leaves a warp fewer than ``SHORTEST_STRETCH``
+    samples.
     """
     samples = ceil_div(chunk, 2 if need_tables else 1)  # half of them lie in cells of even rows
     most = ceil_div(samples, WALK_WARPS * SHORTEST_STRETCH)
@@ -177,7 +185,7 @@ def _parts(chunk: int, walks: int, resident: int, need_tables: bool) -> int:
 def _sort(layer: LayerShape, chunk: int, device: Device, in_vectors: bool) -> tuple[Source, int]:
     """Return the source of the sort, and as much of ``chunk`` as it has shared memory for.
 
-    ``in_vectors``: the two coordinates of a sample and a pair can be read as one vector.
+    ``in_vectors`` tells whether the two coordinates of a pair can be read as one vector.
     """
     cells = layer.num_grids**2
     most_digits = min(MOST_DIGITS, device.shared_bytes // (2 * _bytes_per_digit()))
@@ -198,7 +206,7 @@ def _bytes_per_digit() -> int:
 
 
 def _sort_bytes(source: Source, chunk: int) -> int:
-    """Return the shared memory of a block, see sort.cu."""
+    """Return the bytes of shared memory of a block, as listed in sort.cu."""
     constants = dict(source.constants)
     digits = 2 * ceil_div(constants["DIGITS"], 2)
     key = 2 if source.num_grids <= 256 else 4
@@ -215,11 +223,12 @@ def pull_back(
     grad_x: Array | None,
     grad_tables: Array | None,
 ) -> None:
-    """Pull ``grad_y`` back through the derivative of the layer of ``direction_tables`` along
-    ``ggx``, where not None, plus the layer of ``layer_tables``, where not None.
+    """Overwrite ``grad_x`` [B, I] and ``grad_tables`` [P, S, S, O], where not None.
 
-    Overwrites ``grad_x`` and ``grad_tables``, where not None. With both kinds of tables,
-    ``grad_tables`` is that of ``direction_tables``, as the double backward needs it.
+    They are the gradients for ``grad_y`` [B, O] of a sum of two functions: the layer with
+    ``layer_tables``, where not None, and the derivative along ``ggx`` [B, I] of the layer with
+    ``direction_tables``, where these are not None. With both kinds of tables, ``grad_tables`` is
+    the gradient of ``direction_tables``, as the double backward needs it.
     """
     tables = direction_tables if direction_tables is not None else layer_tables
     assert tables is not None

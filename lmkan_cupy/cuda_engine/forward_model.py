@@ -1,8 +1,9 @@
 """How long a forward takes, from what limits it: a prediction, never a measurement.
 
-All work of a multiprocessor is counted in its clocks. The rates below are fitted to times of the
-kernels on an H100 (``bench/results/kernels-h100-2026-11-22.json``). Of other devices only clocks,
-memory and the number of multiprocessors are known: they are assumed to do as much per clock.
+The work of a multiprocessor is counted in clock cycles, "clocks" for short. The rates below are
+fitted to times of the kernels on an H100 (``bench/results/kernels-h100-2026-11-22.json``). Of other
+devices only clock rate, memory and the number of multiprocessors are known: they are assumed to do
+as much per clock.
 """
 
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 from .plan import ITEM_BYTES, LANES, Device, LayerShape, ceil_div
 from .ring import Ring
 
-#: What limits the main kernel once tiles are there, by dtype of the tiles, and its clocks for 32
-#: samples and a pair, by chunks of 16 bytes in a row. Shared memory needs 16 for each chunk (4
-#: rows, 32 lanes, 128 bytes per clock) and 4 for the knots; arithmetic of half tables takes longer.
+#: dtype of the tiles -> what limits the main kernel once they are in shared memory ("issue" is the
+#: rate at which instructions start), and its clocks for 32 samples and a pair, by 16-byte chunks of
+#: a row. Reading shared memory takes 16 clocks for each chunk (4 rows, 32 lanes, 128 bytes per
+#: clock) and 4 for the knots; the arithmetic on half tables takes longer than that.
 LIMITED_BY = {"float32": "shared memory", "float16": "issue", "bfloat16": "issue"}
 CLOCKS = {
     "float32": {8: 142, 4: 75, 2: 48},
@@ -20,8 +22,8 @@ CLOCKS = {
     "bfloat16": {8: 215, 4: 121, 2: 82},
 }
 
-#: Bytes per clock and multiprocessor that reach shared memory from the L2 cache, by bulk copies and
-#: by cp.async of every thread; bytes per clock that the latter's writes take of shared memory.
+#: Bytes per clock and multiprocessor that reach shared memory from the L2 cache by bulk copies, and
+#: by cp.async of every thread; bytes per clock that cp.async writes there, which delays reading.
 BULK_BYTES = 24.0
 CHUNK_BYTES = 13.7
 WRITTEN_BYTES = 128
@@ -37,7 +39,7 @@ GLOBAL_WARPS = 32
 BLOCK_CLOCKS = 28000
 LAUNCH_SECONDS = 4e-6
 
-#: Shares of the memory's nominal rate that reading reaches, and packing.
+#: Shares of the memory's nominal rate that reading and packing reach.
 MEMORY_SHARE = 0.9
 PACK_SHARE = 0.6
 
@@ -49,8 +51,8 @@ class Prediction:
     Parameters
     ----------
     bounds : dict of str to float
-        What the main kernel would take if only this limited it: shared memory, L2, memory, issue,
-        latency.
+        What the main kernel would take if only one thing limited it, by its name: shared memory,
+        L2, memory, issue or latency.
     others : float
         Packing, adding parts and launching.
     """
@@ -83,7 +85,7 @@ def from_shared(layer: LayerShape, batch: int, device: Device, ring: Ring) -> Pr
     y_bytes = 4 * layer.out_features * batch
     table_bytes = ring.tile_bytes * ring.tiles * layer.pairs
     slices = ceil_div(batch, ring.slice_size)
-    # Tiles go in bunches, and the tables of a bunch are found in L2 as long as it is treated.
+    # The tables of a bunch stay in L2 while its samples read them: a slice reads memory once.
     table_reads = 1 if table_bytes <= device.l2_bytes else slices
     bounds = {
         name: waves * (ring.run * clocks + BLOCK_CLOCKS) / device.clock_hz
@@ -104,7 +106,7 @@ def from_shared(layer: LayerShape, batch: int, device: Device, ring: Ring) -> Pr
 
 
 def from_global(layer: LayerShape, batch: int, device: Device, split: int) -> Prediction:
-    """Predict a forward whose tables are read from global memory.
+    """Predict a forward whose tables are read in global memory.
 
     ``split`` warps share the pairs of a sample.
     """
@@ -122,5 +124,5 @@ def from_global(layer: LayerShape, batch: int, device: Device, split: int) -> Pr
 
 
 def _waves(samples: int, ring: Ring, device: Device) -> int:
-    """Return how many times all multiprocessors get a block."""
+    """Return how often each multiprocessor gets a block."""
     return ceil_div(ring.blocks(samples), device.multiprocessors)

@@ -37,14 +37,15 @@ from .ring import (
 #: Warps of a block of forward.cu and of pack.cu.
 WARPS, PACK_WARPS = 4, 8
 
-#: Warps that share the pairs of a sample in forward.cu, where it has so many pairs.
+#: Warps that share the pairs of a sample in forward.cu, and how many pairs it takes for that.
 PAIR_SPLIT, SPLIT_PAIRS = 4, 8
 
-#: Bytes of packed x, about: as many samples go through forward_ring.cu at a time.
+#: Bytes of packed x in a slice, about. A slice is the samples of one launch of forward_ring.cu.
 SLICE_BYTES = 2**28
 
-#: Tiles of outputs that are treated together, then the next: few, so that the tables of all pairs
-#: stay in L2 while block after block reads them; several, so that x is not read for each.
+#: Tiles of outputs in a bunch. All samples go through one bunch before the next begins. A bunch is
+#: small, so that its tables of all pairs stay in L2 while block after block reads them; it has
+#: several tiles, so that x is not read from memory for each of them.
 BUNCH = 4
 
 #: Ways to split the pairs over blocks where a batch has too few samples for all multiprocessors.
@@ -53,7 +54,7 @@ SPLITS = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class ForwardPlan:
-    """The launches of a forward: ``kernel`` reads tables from global memory if ``ring`` is None."""
+    """The launches of a forward; without a ``ring``, ``kernel`` reads tables in global memory."""
 
     kernel: Launch
     ring: Ring | None
@@ -74,9 +75,9 @@ def plan_forward(
     ----------
     layer, batch, device
     direction : bool
-        The derivative along a direction instead of the layer.
+        Whether to compute the layer's derivative along a direction instead of the layer.
     aligned : bool
-        Tables begin at a multiple of 16 bytes.
+        Whether the tables begin at a multiple of 16 bytes.
     """
     possible = candidates(layer, batch, device, direction, aligned)
     return min(possible, key=lambda each: each.prediction.seconds)
@@ -85,7 +86,10 @@ def plan_forward(
 def candidates(
     layer: LayerShape, batch: int, device: Device, direction: bool, aligned: bool
 ) -> list[ForwardPlan]:
-    """Return every way to compute a forward, from global memory first: see :func:`plan_forward`."""
+    """Return every plan for a forward: first from global memory, then through rings.
+
+    The arguments are those of :func:`plan_forward`.
+    """
     split = PAIR_SPLIT if layer.pairs >= SPLIT_PAIRS else 1
     source = make_source(
         "forward.cu",
@@ -107,7 +111,7 @@ def candidates(
 def _through_rings(
     layer: LayerShape, batch: int, device: Device, direction: bool, aligned: bool
 ) -> Iterator[ForwardPlan]:
-    """Give those through shared memory: every shape that fits, packed or not, split over pairs."""
+    """Yield the plans with a ring: shapes that fit, tables packed or not, pairs split or not."""
     in_tiles = _in_tiles(layer, direction)
     runs = dict.fromkeys(ceil_div(layer.pairs, splits) for splits in SPLITS)
     for shape in ring_shapes(in_tiles.table, device):
@@ -120,21 +124,25 @@ def _through_rings(
             for run in runs:
                 plan = through_ring(layer, batch, device, direction, packed, shape, stages, run)
                 if not _is_possible(plan, batch):
-                    break  # nor is a shorter run: it takes more blocks
+                    break  # a shorter run takes even more blocks
                 yield plan
 
 
 def _is_possible(plan: ForwardPlan, batch: int) -> bool:
-    """Tell whether a grid has enough blocks; only a batch that is one slice is split over pairs."""
+    """Tell whether a plan can be launched.
+
+    A grid must have room for its blocks, and the pairs of a batch of several slices are not split.
+    """
     ring = plan.ring
     whole = ring is None or ring.splits == 1 or batch <= ring.slice_size
     return whole and plan.kernel.blocks <= MOST_BLOCKS
 
 
 def _in_tiles(layer: LayerShape, direction: bool) -> LayerShape:
-    """Return the layer whose tables are what tiles hold.
+    """Return the layer with the dtype of the values in tiles.
 
-    A direction needs differences of neighbouring values: for it, half tables are widened.
+    A derivative along a direction takes differences of neighbouring values: for it, half tables are
+    widened to float32.
     """
     half = layer.table != layer.real
     return replace(layer, table=layer.real) if direction and half else layer
@@ -150,13 +158,14 @@ def through_ring(
     stages: int,
     run: int,
 ) -> ForwardPlan:
-    """Return the launches through a ring of one shape, for given values of the other choices.
+    """Return the plan with a ring for given choices.
 
     Parameters
     ----------
     layer, batch, device, direction
+        As in :func:`plan_forward`.
     packed : bool
-        Pack the tables first.
+        Whether the tables are packed first.
     shape : RingShape
     stages : int
         Tiles in shared memory, at least ``FEWEST_STAGES``.
@@ -164,13 +173,14 @@ def through_ring(
         Pairs of a block.
     """
     splits = ceil_div(layer.pairs, run)
-    # A direction takes registers, too.
+    # A direction takes registers too, which leaves room for half as many samples.
     of_thread = shape.samples // 2 if direction else shape.samples
     samples = LANES * shape.warps * of_thread
     in_tiles = _in_tiles(layer, direction)
     outputs = shape.outputs(in_tiles.table)
     tiles = ceil_div(layer.out_features, outputs)
-    # Whole waves of blocks, as close as possible to SLICE_BYTES; a batch of up to 5/4 is one slice.
+    # A slice has whole waves (a block for each multiprocessor) and is as close as possible to
+    # SLICE_BYTES. A batch of up to 5/4 of that is one slice.
     blocks = SLICE_BYTES / (8 * layer.pairs) * tiles / samples
     waves = max(1, round(blocks / device.multiprocessors))
     groups = max(1, min(waves * device.multiprocessors, MOST_BLOCKS) // (tiles * splits))
@@ -224,7 +234,8 @@ def through_ring(
 def evaluate(x: Array, tables: Array, ggx: Array | None, accumulate: bool, out: Array) -> None:
     """Overwrite ``out`` [B, O] with the layer of ``x`` [B, I] and ``tables`` [P, S, S, O].
 
-    Or with its derivative along ``ggx`` [B, I], where not None; with ``accumulate``, add to it.
+    Where ``ggx`` [B, I] is not None, it is the layer's derivative along ``ggx`` instead. With
+    ``accumulate``, the result is added to ``out``.
     """
     choices = (ggx is not None, accumulate, aligned(tables), aligned(out))
     ready(_evaluation, layer_shape(x, tables), len(x), *choices)(x, ggx, tables, out)
@@ -251,22 +262,22 @@ def by_plan(
     accumulate: bool = False,
     out_aligned: bool = True,
 ) -> Callable[..., None]:
-    """Return a function of ``x, ggx, tables, out`` that does what a plan says."""
+    """Return a function of ``x, ggx, tables, out`` that carries out a plan."""
     if plan.ring:
         return ByRing(plan, layer, batch, direction, accumulate, out_aligned)
     return Kernel(plan.kernel, batch, layer.in_features, layer.out_features, accumulate)
 
 
 class ByRing:
-    """A forward through shared memory: packs what its kernel reads, then runs it slice by slice.
+    """A forward with a ring: packs what its kernel reads, then runs it slice by slice.
 
     Parameters
     ----------
     plan, layer, batch
     direction, accumulate : bool
-        Along a direction; added to the output.
+        Whether it is along a direction, and whether it is added to the output.
     out_aligned : bool
-        The output begins at a multiple of 16 bytes.
+        Whether the output begins at a multiple of 16 bytes.
     """
 
     def __init__(

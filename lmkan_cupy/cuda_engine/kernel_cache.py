@@ -26,7 +26,7 @@ _compiling = threading.Lock()
 
 
 def _cupy() -> Any:
-    """CuPy, which must not be imported before it is needed."""
+    """Return CuPy, which must not be imported before it is needed."""
     return sys.modules.get("cupy") or import_module("cupy")
 
 
@@ -55,7 +55,7 @@ def _limits(index: int) -> Device:
         multiprocessors=attributes["MultiProcessorCount"],
         shared_bytes=attributes["MaxSharedMemoryPerBlockOptin"],
         l2_bytes=attributes["L2CacheSize"],
-        # Some devices report a rate of 0, from which nothing could be predicted: the default then.
+        # Some devices report a rate of 0, which predicts nothing: then the default stays.
         **{name: rate for name, rate in rates.items() if rate},
     )
 

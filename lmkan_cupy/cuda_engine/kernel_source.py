@@ -34,12 +34,12 @@ def text(source: Source, read: Callable[[str], str] = read) -> str:
     ----------
     source : Source
     read : callable
-        Gives the files; tests put broken ones in their place.
+        Returns the text of a file; tests pass one that returns broken text.
 
     Returns
     -------
     str
-        The compiler's messages name the files of ``cuda/`` and their lines.
+        With ``#line`` directives, so that compiler messages name the files of ``cuda/``.
     """
     return _preamble(source) + _pasted(source.file, read)
 
@@ -71,7 +71,7 @@ def _grid(source: Source) -> str:
     inverse_span = np.pad(1 / (wide[2:] - wide[:-2]), 1)
     suffix = "f" if source.real == "float32" else ""
     rows = np.column_stack([wide, inverse_width, inverse_span]).astype(source.real)
-    # repr has enough digits for every value to be exact
+    # repr gives enough digits to make every value exact.
     return _braced(_braced(f"{float(each)!r}{suffix}" for each in row) for row in rows)
 
 

@@ -29,7 +29,7 @@ _MOST_CALLS = 256
 def ready(
     make: Callable[..., Callable[..., None]], layer: LayerShape, *choices: Any
 ) -> Callable[..., None]:
-    """Return ``make(device, layer, *choices)`` for the current device, made once.
+    """Return ``make(device, layer, *choices)`` for the current device, made once and then kept.
 
     So a call with the shapes of an earlier one finds its plan, compiled kernels and their numbers.
     """
@@ -38,7 +38,7 @@ def ready(
     call = _calls.get(key)
     if call is None:
         call = make(device, layer, *choices)
-        if len(_calls) >= _MOST_CALLS:  # batches whose size keeps changing
+        if len(_calls) >= _MOST_CALLS:  # happens where the batch size keeps changing
             _calls.clear()
         _calls[key] = call
     return call
@@ -55,7 +55,7 @@ class Kernel:
     Parameters
     ----------
     launch : Launch
-        Of an empty grid nothing is started; CuPy would make it one block.
+        If it has no blocks, nothing is started; CuPy would start one block.
     *numbers : int
         The kernel's last arguments, which it takes as ``long long``.
     """

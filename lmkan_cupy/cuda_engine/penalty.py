@@ -23,8 +23,8 @@ from .plan import (
 #: Threads of a block, at most.
 MOST_THREADS = 384
 
-#: dtype of the gradient -> warps that a multiprocessor should hold; from PAIRED_OPERATIONS on, so
-#: many less.
+#: dtype of the gradient -> warps that a multiprocessor should hold, and by how many these are fewer
+#: from PAIRED_OPERATIONS on.
 RESIDENT_WARPS, PAIRED_WARPS = {"float32": 24, "float64": 12}, 8
 
 #: Blocks that a multiprocessor should hold, at most.
@@ -50,7 +50,7 @@ class PenaltyPlan:
 def plan_penalty(layer: LayerShape, device: Device, *, aligned: bool) -> PenaltyPlan:
     """Return the launches for all functions of a layer.
 
-    ``aligned``: all arrays begin at multiples of 16 bytes.
+    ``aligned`` tells whether all arrays begin at multiples of 16 bytes.
     """
     knots = layer.num_grids + 1
     vector = vector_outputs(layer, aligned)
@@ -85,7 +85,8 @@ def penalize(
 ) -> None:
     """Overwrite ``penalty`` [] with R and ``grad``, where not None, with ``scale dR/dT``.
 
-    With ``accumulate``, add to ``grad`` instead.
+    ``tables`` and ``grad`` are [P, S, S, O]. With ``accumulate``, ``scale dR/dT`` is added to
+    ``grad``.
     """
     layer = layer_shape_of_tables(tables, penalty.dtype)
     ready(_Penalty, layer, aligned(tables, grad), accumulate)(tables, scale, grad, penalty)

@@ -1,4 +1,4 @@
-"""What the plan of every pass is made of: limits of a device, shapes of a layer, launches.
+"""What the plans of all passes are made of: limits of a device, shapes of a layer, launches.
 
 A plan says which kernels a call launches, and how. It is a pure function of shapes, dtypes and
 limits of the device; each pass has its own: `forward_pass`, `backward_pass`, `penalty`.
@@ -23,17 +23,17 @@ ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 #: Bytes of the widest access of a lane.
 VECTOR_BYTES = 16
 
-#: From this architecture on, operations on pairs of numbers need neighbouring registers, so more.
+#: From this compute capability on, one instruction works on a pair of numbers in neighbouring
+#: registers, so a kernel needs more of them.
 PAIRED_OPERATIONS = 100
 
-#: Up to O outputs -> outputs per lane of the warp that has a row of them in the forward; beyond,
-#: the last.
+#: Up to O outputs -> outputs per lane of a warp in forward.cu; for larger O, the last number.
 LANE_OUTPUTS = {32: 1, 64: 2, 128: 4}
 
 
 @dataclass(frozen=True, eq=False)
 class Device:
-    """What a plan has to know of a device; two of the same kind are different devices.
+    """What a plan has to know of a device; two GPUs of the same model are different devices.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class Launch:
 
 @dataclass(frozen=True, eq=False)
 class LayerShape:
-    """Shapes and dtypes of one layer; :func:`layer_shape` gives the same one every time.
+    """Shapes and dtypes of a layer; :func:`layer_shape` returns one object for equal ones.
 
     Parameters
     ----------
@@ -115,13 +115,13 @@ class LayerShape:
 
     @property
     def lane_outputs(self) -> int:
-        """Outputs per lane of a warp in the forward."""
+        """Outputs per lane of a warp in forward.cu."""
         most = max(LANE_OUTPUTS.values())
         return next((n for limit, n in LANE_OUTPUTS.items() if self.out_features <= limit), most)
 
     @property
     def tiles(self) -> int:
-        """Tiles of outputs in the forward, one for a warp at a time."""
+        """Tiles of outputs in forward.cu; a warp works on one at a time."""
         return ceil_div(self.out_features, LANES * self.lane_outputs)
 
 
@@ -131,7 +131,7 @@ def layer_shape(x: Any, tables: Any) -> LayerShape:
 
 
 def layer_shape_of_tables(tables: Any, real: Any) -> LayerShape:
-    """Return the same for ``tables`` alone, of an even number of inputs in the dtype ``real``."""
+    """Return the same for ``tables`` [P, S, S, O] alone, as if for 2 P inputs of dtype ``real``."""
     return _layer_shape(2 * tables.shape[0], tables.shape, real, tables.dtype)
 
 
@@ -141,16 +141,16 @@ def _layer_shape(in_features: int, shape: tuple[int, ...], real: Any, table: Any
 
 
 def make_source(file: str, layer: LayerShape, **constants: int) -> Source:
-    """Return the source of a kernel of a layer; every kernel has a constant ``WARPS``, of a block.
+    """Return the source of a kernel for a layer, with ``constants`` in its preamble.
 
-    A truth value becomes 0 or 1.
+    Every kernel has the constant ``WARPS``, the warps of a block. True and False become 1 and 0.
     """
     numbers = tuple((name, int(number)) for name, number in constants.items())
     return Source(file, layer.real, layer.table, layer.num_grids, numbers)
 
 
 def launch_tasks(kernel: str, tasks: int, source: Source, shared_bytes: int = 0) -> Launch:
-    """Return the launch that gives each block one of ``tasks``, as far as a grid can."""
+    """Return the launch with one block per task, or with as many blocks as a grid can have."""
     threads = LANES * dict(source.constants)["WARPS"]
     return Launch(source, kernel, min(tasks, MOST_BLOCKS), threads, shared_bytes)
 
@@ -158,8 +158,8 @@ def launch_tasks(kernel: str, tasks: int, source: Source, shared_bytes: int = 0)
 def vector_outputs(layer: LayerShape, aligned: bool, lane_outputs: int = 0) -> int:
     """Return how many outputs make up a vector, which a lane reads or writes at once.
 
-    They divide a row and, unless it is 0, the share ``lane_outputs`` of a lane. ``aligned``: rows
-    begin at multiples of 16 bytes.
+    The number divides O and, unless that is 0, ``lane_outputs``, the outputs of a lane. It is 1
+    unless all arrays begin at multiples of 16 bytes (``aligned``).
     """
     widest = VECTOR_BYTES // ITEM_BYTES[layer.real]
     return math.gcd(layer.out_features, widest, lane_outputs) if aligned else 1

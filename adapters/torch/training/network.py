@@ -118,7 +118,7 @@ def block_chain(
 
 
 def parameter_groups(network: nn.Module, lr: float = TABLES_LR) -> list[dict[str, Any]]:
-    """Return an optimiser's parameter groups: tables with ``lr``, other parameters with more."""
+    """Return an optimiser's parameter groups: tables with ``lr``, the rest with a larger rate."""
     tables: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
@@ -155,8 +155,8 @@ def fold_chain_(chain: nn.Sequential) -> None:
         assert mean is not None
         assert variance is not None
         scale = torch.rsqrt(variance + norm.eps)
-        # The hat functions of a table sum to one, and an output is the sum over P pairs: so each
-        # pair's tables take 1 / P of the constant.
+        # A constant added to all values of a table is added to its function. An output is the sum
+        # over P pairs, so each pair's tables take 1 / P of the constant.
         tables.mul_(scale).sub_(mean * scale / len(tables))
         following.norm = nn.Identity()
 
@@ -168,12 +168,12 @@ def refine_(network: nn.Module, num_grids: int, optimizer: torch.optim.Optimizer
 
 
 def evaluate(network: nn.Module, features: Tensor, rows_at_once: int = ROWS_AT_ONCE) -> Tensor:
-    """Return the network's output [N, K] in evaluation mode, as float64."""
+    """Return the network's output [N, K] for features [N, I], in evaluation mode, as float64."""
     return in_parts(network.eval(), features, rows_at_once)
 
 
 def in_parts(function: Callable[[Tensor], Tensor], features: Tensor, rows_at_once: int) -> Tensor:
-    """Return a function's values [N, K] for ``rows_at_once`` rows after the other, as float64."""
+    """Return a function's values [N, K] as float64, computed ``rows_at_once`` rows at a time."""
     with torch.no_grad():  # not inference_mode: a network may differentiate itself
         parts = torch.split(features, rows_at_once)
         # Copies, because a replayed CUDA graph writes every result to the same memory.

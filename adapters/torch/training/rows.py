@@ -12,7 +12,7 @@ MOST_STEPS = 10_000
 #: Rows in a batch, at most.
 _BATCH = 512
 
-#: Batches that are gathered from a table at once.
+#: Batches whose rows are gathered in one operation.
 _BATCHES_AT_ONCE = 16
 
 
@@ -66,15 +66,15 @@ def batch_size(rows: int) -> int:
 
 
 def epochs_for(rows: int, steps: float) -> int:
-    """Return the number of passes over ``rows`` that make about so many steps."""
+    """Return the number of passes over so many ``rows`` that make about ``steps`` steps."""
     return max(1, round(steps / (rows // batch_size(rows))))
 
 
 def penalty_for(rows: int) -> float:
     """Return the weight of the Hessian penalty for so many rows of training data.
 
-    The more rows there are, the fewer table entries are left without data, and the less has to be
-    smoothed: 0.1 up to 5000 rows, then falling with the third power of their number. How this was
-    measured stands in ``bench/results/procedure.md``.
+    It is 0.1 up to 5000 rows, then it falls with the cube of their number: the more rows there are,
+    the fewer table entries are left without data, and the less has to be smoothed. How this was
+    measured: ``bench/results/procedure.md``.
     """
     return 0.1 * min(1.0, (5000 / rows) ** 3)

@@ -114,7 +114,17 @@ class Trainer:
     ) -> Training:
         """Train ``network`` in place and return what was done.
 
-        It is left in the state with the lowest validation loss, without validation in the last.
+        The network is left in the state with the lowest validation loss, or in the last state if
+        there are no rows for validation.
+
+        Parameters
+        ----------
+        label : str
+            Name of the network in the progress bar.
+        network : Module
+            Maps features [B, I] to predictions.
+        parameter_groups : list of dict
+            As ``torch.optim.Adam`` takes them, each with its "lr".
         """
         chunks = self.train_in_chunks(label, network, parameter_groups)
         stream = new_stream(next(network.parameters()).device)
@@ -166,7 +176,7 @@ class Trainer:
 
         train_chunk, forward = GraphedFunction(train_on), GraphedFunction(network)
         best_error = math.inf
-        best_state = network.state_dict()  # the current one, until there is a better
+        best_state = network.state_dict()  # the current one, until there is a better one
         checks_since_best = 0
         completed = False
         step = 0
