@@ -60,7 +60,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Kernels of the GPU first. A second process begins in the middle and compiles those of the CPU,
+    # which the first then finds on the disk.
+    items.sort(key=lambda item: item.path.parent.name != "cuda")
     if config.getoption("--long"):
         return
     left_out = [item for item in items if item.get_closest_marker("long")]

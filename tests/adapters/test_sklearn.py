@@ -28,14 +28,9 @@ BOTH = pytest.mark.parametrize("kind", [LMKANRegressor, LMKANClassifier])
 
 
 # They also pass with the default sizes, but take longer.
-@parametrize_with_checks([LMKANRegressor(width=8, layers=2)])
-def test_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
-    check(estimator)
-
-
 @pytest.mark.long
-@parametrize_with_checks([LMKANClassifier(width=8, layers=2)])
-def test_checks_of_scikit_learn_for_classifiers(estimator: Any, check: Any) -> None:
+@parametrize_with_checks([kind(width=8, layers=2) for kind in (LMKANRegressor, LMKANClassifier)])
+def test_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)
 
 

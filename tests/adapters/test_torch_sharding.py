@@ -40,6 +40,7 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     return [json.loads(each.read_text()) for each in sorted(folder.glob("failures-*.json"))]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("check", [each.__name__ for each in two_processes.CHECKS])
 def test_check(failures: list[dict[str, str]], check: str) -> None:
     assert len(failures) == two_processes.PROCESSES

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import smoke_runs
 import torch
+from problems import first_short
 
 from bench.experiments import methane
 from bench.experiments.models import LEARNING_RATES, MORE_LEARNING_RATES
@@ -30,7 +31,7 @@ def made_up_molecules(rows: int = 300) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("inputs", ["distances", "cartesian", "forces"])
+@pytest.mark.parametrize("inputs", first_short(["distances", "cartesian", "forces"]))
 def test_every_input(tmp_path: Path, inputs: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the variants, which test_approximation trains."""
     monkeypatch.setattr(methane, "variants", lambda sizes: [])

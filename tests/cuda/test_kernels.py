@@ -42,6 +42,7 @@ pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools", "engine")
 
 LONG = pytest.mark.long
+SHORT_SIZES = Sizes(70, 5, 33, 8)
 
 
 @pytest.fixture(scope="session")
@@ -57,16 +58,12 @@ def check_layer(run: Callable[..., Any], problem: Problem) -> None:
     check(run(lmkan_cupy.backward_backward, *cotangents(problem)), expected_twice(problem))
 
 
-SHORT_LAYERS = [
-    *((Sizes(70, 5, 33, 8), dtypes) for dtypes in DTYPES),
-    (Sizes(65, 3, 2, 300), FLOAT32),
-]
-
-
 @pytest.mark.parametrize(
     ("sizes", "dtypes"),
     [
-        pytest.param(*each, id="-".join(map(str, each)), marks=[] if each in SHORT_LAYERS else LONG)
+        pytest.param(
+            *each, id="-".join(map(str, each)), marks=[] if each[0] == SHORT_SIZES else LONG
+        )
         for each in itertools.product(SMALL_CHUNK_SIZES, DTYPES)
     ],
 )
@@ -162,6 +159,7 @@ def test_one_gradient_alone(
     np.testing.assert_array_equal(run(call)[0], both[needed == "tables"])
 
 
+@LONG
 def test_arrays_that_begin_anywhere(run: Any, rng: np.random.Generator) -> None:
     """Arrays need not begin at multiples of the 16 bytes that a lane reads at once."""
     problem = make_problem(rng, Sizes(40, 4, 64, 4))
@@ -238,6 +236,7 @@ def test_samples_do_not_depend_on_each_other(small_chunks: None, rng: np.random.
         np.testing.assert_array_equal(alone, grad_x[part])
 
 
+@LONG
 def test_few_blocks_do_the_work_of_many(
     run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

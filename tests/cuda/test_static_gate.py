@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from devices import DEVICES, MULTIPROCESSOR_KB, RESERVED_KB, largest_grid
+from problems import first_short
 
 from lmkan_cupy import cuda_engine
 from lmkan_cupy.cuda_engine import kernel_source
@@ -38,6 +39,9 @@ LAYERS = [
     *(LayerShape(512, 512, 40, *dtypes) for dtypes in DTYPES),
 ]
 """At both ends of the plan's choices: O decides the outputs per lane."""
+
+SHORT_LAYERS = [LAYERS[0], LAYERS[len(DTYPES)], LAYERS[-1]]
+"""Both ends in float32, and bfloat16 tables."""
 
 on_every_device = pytest.mark.parametrize(
     "device",
@@ -108,7 +112,12 @@ def compile_source(core: Any, source: Source, architecture: int) -> tuple[list[C
 
 @on_every_device
 @pytest.mark.parametrize(
-    "layer", LAYERS, ids=lambda layer: f"O{layer.out_features}-G{layer.num_grids}-{layer.table}"
+    "layer",
+    [
+        pytest.param(layer, marks=[] if layer in SHORT_LAYERS else pytest.mark.long)
+        for layer in LAYERS
+    ],
+    ids=lambda layer: f"O{layer.out_features}-G{layer.num_grids}-{layer.table}",
 )
 def test_kernels_fit(core: Any, table: list[str], layer: LayerShape, device: Device) -> None:
     """All kernels but the ring, which has a test of its own."""
@@ -127,11 +136,8 @@ def test_kernels_fit(core: Any, table: list[str], layer: LayerShape, device: Dev
 
 
 @on_every_device
-@pytest.mark.parametrize("chunks", [shape.chunks for shape in RINGS])
-@pytest.mark.parametrize(
-    "stages",
-    [2, *(pytest.param(n, marks=pytest.mark.long) for n in range(3, MOST_STAGES + 1))],
-)
+@pytest.mark.parametrize("chunks", first_short(shape.chunks for shape in RINGS))
+@pytest.mark.parametrize("stages", first_short(range(2, MOST_STAGES + 1)))
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_rings_fit(
     core: Any, table: list[str], chunks: int, stages: int, dtype: str, device: Device

@@ -117,6 +117,7 @@ def test_extra_is_added_to_what_is_installed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_wheel_works_from_another_folder(built: Path, tmp_path: Path) -> None:
     (wheel,) = built.glob("*.whl")
     installed = tmp_path / "installed"
