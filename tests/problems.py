@@ -130,9 +130,14 @@ LAYOUTS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def first_short(values: Iterable[Any], count: int = 1) -> list[Any]:
-    """Parameters of which only the first ones stay in the short run."""
-    given = list(values)
-    return [*given[:count], *(pytest.param(each, marks=pytest.mark.long) for each in given[count:])]
+    """Parameters of which only the first stay in the short run; a tuple is several arguments."""
+    return [
+        pytest.param(
+            *(each if type(each) is tuple else (each,)),
+            marks=[] if number < count else pytest.mark.long,
+        )
+        for number, each in enumerate(values)
+    ]
 
 
 def nan_filled(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:

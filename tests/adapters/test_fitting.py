@@ -136,6 +136,7 @@ def test_fit_learns() -> None:
         assert result.metrics[name]["rmse"] < 0.3 * result.test_target.std()
 
 
+@pytest.mark.long
 def test_bundled_sample(command: Any) -> None:
     code, out, _ = command("fit", "--epochs", "1", "--no-baseline")
     assert code == 0
@@ -167,7 +168,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path, command: Any) -> None:
 
 @pytest.mark.parametrize(
     ("features", "layers", "num_grids"),
-    [(1, 3, 8), (2, 1, 8), (3, 1, 3), (5, 2, 7)],
+    first_short([(1, 3, 8), (2, 1, 8), (3, 1, 3), (5, 2, 7)]),
     ids=["one-feature", "one-layer", "one-layer-odd", "odd-grid"],
 )
 def test_awkward_sizes(tmp_path: Path, features: int, layers: int, num_grids: int) -> None:

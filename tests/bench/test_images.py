@@ -60,6 +60,7 @@ def write_tree(folder: Path) -> None:
             path.with_name("LICENSE.txt").touch()
 
 
+@pytest.mark.long
 def test_fashion_mnist(tmp_path: Path) -> None:
     write_fashion_mnist(tmp_path)
     check_image_results(
@@ -72,6 +73,7 @@ def test_cifar10(tmp_path: Path) -> None:
     check_image_results(smoke_runs.run(cifar10, tmp_path, "--data", str(tmp_path)), [3, 32, 32])
 
 
+@pytest.mark.long
 def test_images_in_the_layout_of_imagenet(tmp_path: Path) -> None:
     write_tree(tmp_path / "folder")
     out = str(smoke_runs.path(cifar10, tmp_path))

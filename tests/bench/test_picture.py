@@ -10,6 +10,7 @@ matplotlib = pytest.importorskip("matplotlib")
 picture = pytest.importorskip("bench.picture")
 
 
+@pytest.mark.long
 def test_picture_is_that_of_the_results() -> None:
     """Else: python -m bench.picture."""
     committed = picture.PICTURE.read_text()
@@ -19,6 +20,7 @@ def test_picture_is_that_of_the_results() -> None:
     assert picture.as_svg(picture.draw(picture.networks())) == committed
 
 
+@pytest.mark.long
 def test_another_result_is_another_picture() -> None:
     networks = picture.networks()
     drawn = picture.as_svg(picture.draw(networks))

@@ -13,6 +13,7 @@ import pytest
 from bench import report
 
 
+@pytest.mark.long
 def test_the_committed_page_shows_the_committed_results() -> None:
     page = report.render("report.md", report.read_all(report.RESULTS))
     assert page == (report.RESULTS / "report.md").read_text(), "run python -m bench.report"

@@ -8,6 +8,7 @@ import fresh_process
 import numba
 import numpy as np
 import pytest
+from problems import first_short
 
 SHOW = "import lmkan_cupy; lmkan_cupy.show_config()"
 INFO = """
@@ -55,7 +56,9 @@ def test_what_is_missing_comes_with_its_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cuda", "text"),
-    [(None, ", without CUDA"), ("12.8", ", for CUDA 12.8"), ("13.0", ", for CUDA 13.0")],
+    first_short(
+        [("12.8", ", for CUDA 12.8"), (None, ", without CUDA"), ("13.0", ", for CUDA 13.0")]
+    ),
 )
 def test_cuda_majors_of_torch_and_cupy(tmp_path: Path, cuda: str | None, text: str) -> None:
     """With CuPy for CUDA 13, and a stand-in for torch that has only the file of its version."""

@@ -20,7 +20,7 @@ ARCHITECTURES = [900, 800, 750]
 """With asynchronous copies also in bulk; with small ones only; with plain copies instead."""
 
 
-@pytest.mark.parametrize("check", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize("check", first_short([True, False]), ids=["checked", "unchecked"])
 @pytest.mark.parametrize("arch", first_short(ARCHITECTURES))
 @pytest.mark.parametrize("kernel", CHECKS)
 def test_good_kernel(kernel: str, arch: int, check: bool) -> None:

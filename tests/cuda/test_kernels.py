@@ -42,7 +42,7 @@ pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools", "engine")
 
 LONG = pytest.mark.long
-SHORT_SIZES = Sizes(70, 5, 33, 8)
+SHORT_LAYERS = [(Sizes(70, 5, 33, 8), FLOAT32), (Sizes(70, 5, 33, 8), HALF_TABLES)]
 
 
 @pytest.fixture(scope="session")
@@ -61,9 +61,7 @@ def check_layer(run: Callable[..., Any], problem: Problem) -> None:
 @pytest.mark.parametrize(
     ("sizes", "dtypes"),
     [
-        pytest.param(
-            *each, id="-".join(map(str, each)), marks=[] if each[0] == SHORT_SIZES else LONG
-        )
+        pytest.param(*each, id="-".join(map(str, each)), marks=[] if each in SHORT_LAYERS else LONG)
         for each in itertools.product(SMALL_CHUNK_SIZES, DTYPES)
     ],
 )
@@ -201,6 +199,7 @@ def test_empty_batch(run: Any, rng: np.random.Generator) -> None:
     assert not twice.any()
 
 
+@LONG
 def test_bfloat16_tables(run: Any, rng: np.random.Generator) -> None:
     """The engine is called directly: public functions take bfloat16 tables only from CuPy."""
     problem = problem_with(rng, Sizes(40, 5, 33, 8), BFLOAT16_TABLES)

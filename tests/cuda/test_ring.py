@@ -129,7 +129,7 @@ class TestForwardRing:
     def shape(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
         use_ring(monkeypatch, RINGS[request.param])
 
-    @pytest.fixture(params=["packed", "direct"])
+    @pytest.fixture(params=first_short(["packed", "direct"]))
     def way(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         """How tables come to shared memory; the model is told that the other way is slow."""
         way: str = request.param
@@ -183,9 +183,9 @@ class TestForwardRing:
     @pytest.mark.parametrize(
         ("arch", "way"),
         [
-            (800, "packed"),
-            pytest.param(800, "direct", marks=pytest.mark.long),
-            (750, "direct"),
+            pytest.param(800, "packed", marks=pytest.mark.long),
+            (800, "direct"),
+            pytest.param(750, "direct", marks=pytest.mark.long),
         ],
         indirect=["way"],
     )

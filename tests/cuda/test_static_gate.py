@@ -40,9 +40,6 @@ LAYERS = [
 ]
 """At both ends of the plan's choices: O decides the outputs per lane."""
 
-SHORT_LAYERS = [LAYERS[0], LAYERS[len(DTYPES)], LAYERS[-1]]
-"""Both ends in float32, and bfloat16 tables."""
-
 on_every_device = pytest.mark.parametrize(
     "device",
     [
@@ -114,8 +111,8 @@ def compile_source(core: Any, source: Source, architecture: int) -> tuple[list[C
 @pytest.mark.parametrize(
     "layer",
     [
-        pytest.param(layer, marks=[] if layer in SHORT_LAYERS else pytest.mark.long)
-        for layer in LAYERS
+        pytest.param(each, marks=[] if each.table == "float32" else pytest.mark.long)
+        for each in LAYERS
     ],
     ids=lambda layer: f"O{layer.out_features}-G{layer.num_grids}-{layer.table}",
 )

@@ -43,6 +43,7 @@ def test_other_packages_would_be_seen(tmp_path: Path) -> None:
     assert loaded_packages("import lmkan_cupy, numba", tmp_path) >= {"lmkan_cupy", "numba"}
 
 
+@pytest.mark.long
 def test_adapters_load_their_own_framework_only(tmp_path: Path) -> None:
     assert loaded_packages("import lmkan_cupy.adapters.array", tmp_path) == {"lmkan_cupy"}
     pytest.importorskip("torch")
