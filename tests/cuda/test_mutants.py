@@ -15,7 +15,7 @@ import tolerances
 from emulator.mutate import Mutant
 from problems import Sizes, make_problem, nan_filled
 
-from lmkan_cupy import allocation, cuda_engine, sigma_grid
+from lmkan_cupy import allocation, cuda_engine
 from lmkan_cupy.cuda_engine import backward_pass, forward_pass, kernel_source
 from lmkan_cupy.cuda_engine.forward_pass import ForwardPlan
 from lmkan_cupy.cuda_engine.plan import layer_shape
@@ -285,7 +285,7 @@ def check_forward(sizes: Sizes) -> None:
     x, tables, *_ = make_problem(np.random.default_rng(0), sizes)
     x[0, :3] = [30, -30, 2]  # sigma of the first is 1 in float32
     y = np.full((sizes.batch, sizes.out_features), np.nan, np.float32)
-    cuda_engine.forward(x, tables, sigma_grid(sizes.num_grids), y)
+    cuda_engine.forward(x, tables, y)
     check([y], [tolerances.forward(x, tables)])
 
 
