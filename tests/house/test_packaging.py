@@ -88,7 +88,7 @@ def test_tests_run_from_the_sdist(unpacked: Path) -> None:
     files = [
         "core/test_grid.py",
         "cuda/test_plan.py",
-        "cuda/test_emulator.py::test_a_report_says_everything",
+        "cuda/test_emulator_faults.py::test_a_report_says_everything",
         "adapters/test_torch_exchange.py",
         "bench/test_targets.py",
         "house/test_tolerances.py",
