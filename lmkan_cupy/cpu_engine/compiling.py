@@ -54,7 +54,7 @@ class _AnnounceCompilation(event.Listener):
 @lru_cache
 def _announce(cache_path: str | None) -> None:
     _log.info(
-        "compiling kernels for this processor, which takes some seconds, once; kept in %s",
+        "compiling kernels for this processor, which takes ten seconds or more, once; kept in %s",
         cache_path or "memory",
     )
 
