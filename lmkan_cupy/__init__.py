@@ -18,6 +18,7 @@ from .functional import (
     warmup,
 )
 from .grid import occupancy, sigma_grid
+from .network import network_forward, network_value_and_grad
 from .tables import (
     evaluate,
     flops,
@@ -42,6 +43,8 @@ __all__ = [
     "hessian_penalty_grad",
     "init_tables",
     "memory",
+    "network_forward",
+    "network_value_and_grad",
     "num_parameters",
     "occupancy",
     "refine",

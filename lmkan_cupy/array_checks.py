@@ -5,11 +5,13 @@ of array, dtype, library or device is a TypeError, a wrong size, shape or memory
 ValueError. Functions that check an array return it as a NumPy or CuPy array that shares its memory.
 """
 
+import math
 import operator
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -125,7 +127,13 @@ def check_array(function: str, name: str, value: Any) -> Array:
     return array
 
 
-def check_same_place(function: str, name: str, array: AnyArray, reference: Array) -> Array:
+def check_same_place(
+    function: str,
+    name: str,
+    array: AnyArray,
+    reference: Array,
+    reference_name: str = "tables",
+) -> Array:
     """Require ``array`` to be of the library, and on the device, of ``reference``."""
     array = check_array(function, name, array)
     if type(array) is type(reference) and (
@@ -136,7 +144,9 @@ def check_same_place(function: str, name: str, array: AnyArray, reference: Array
         f"{array_library(each).__name__} array on {each.device}" for each in (reference, array)
     )
     if got != expected:
-        raise TypeError(f"{function}: {name} must be a {expected} as tables is, got a {got}")
+        raise TypeError(
+            f"{function}: {name} must be a {expected} as {reference_name} is, got a {got}"
+        )
     return array
 
 
@@ -248,9 +258,10 @@ def check_companion(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     reference: Array,
+    reference_name: str = "tables",
 ) -> Array:
     """Require an array of this shape and dtype, of the library and device of ``reference``."""
-    array = check_same_place(function, name, array, reference)
+    array = check_same_place(function, name, array, reference, reference_name)
     if array.dtype != dtype:
         raise TypeError(f"{function}: {name} must be {dtype}, got {array.dtype}")
     if array.shape != shape:
@@ -308,3 +319,128 @@ def check_weight_and_bias(
     if bias is not None:
         bias = check_companion(function, "bias", bias, (out_features,), dtype, tables)
     return weight, bias
+
+
+class LinearLayer(NamedTuple):
+    """A linear layer of a network: ``weight`` [O, I] and ``bias`` [O] or None."""
+
+    weight: Array
+    bias: Array | None
+
+
+class Network(NamedTuple):
+    """Checked arguments of a network's evaluation; every bound is a number, infinity for None."""
+
+    x: Array
+    layers: list[Array | LinearLayer]
+    bounds: list[float]
+    shift: Array | None
+    scale: Array | None
+
+    @property
+    def out_features(self) -> int:
+        """Features that the last layer gives."""
+        last = self.layers[-1]
+        return int(last.weight.shape[0] if isinstance(last, LinearLayer) else last.shape[3])
+
+    def inputs(self) -> dict[str, Array]:
+        """Return all arrays by the names of their arguments."""
+        arrays = {"x": self.x}
+        for name in ("shift", "scale"):
+            if (array := getattr(self, name)) is not None:
+                arrays[name] = array
+        for k, layer in enumerate(self.layers):
+            parts = layer if isinstance(layer, LinearLayer) else (layer,)
+            arrays |= {_layer_name(k): part for part in parts if part is not None}
+        return arrays
+
+
+def check_network(
+    function: str, x: AnyArray, layers: Any, shift: Any, scale: Any, bound: Any
+) -> Network:
+    """Require samples, layers of which each takes what the one before it gives, and bounds."""
+    x = check_samples(function, x)
+    if isinstance(layers, dict) or not isinstance(layers, Sequence):
+        kind = type(layers).__name__
+        raise TypeError(f"{function}: layers must be a list or tuple of layers, got {kind}")
+    if not layers:
+        raise ValueError(f"{function}: layers must hold at least one layer, got none")
+    checked: list[Array | LinearLayer] = []
+    features: int = x.shape[-1]
+    for k, layer in enumerate(layers):
+        if isinstance(layer, tuple | list):
+            linear = _check_linear_layer(function, _layer_name(k), layer, features, x)
+            features = linear.weight.shape[0]
+            checked.append(linear)
+        else:
+            tables = _check_tables_layer(function, _layer_name(k), layer, features, x)
+            features = tables.shape[3]
+            checked.append(tables)
+    bounds = _check_bounds(function, bound, len(layers))
+    of_features = [
+        None if each is None else check_companion(function, name, each, x.shape[-1:], x.dtype, x, "x")
+        for name, each in (("shift", shift), ("scale", scale))
+    ]
+    return Network(x, checked, bounds, *of_features)
+
+
+def _layer_name(k: int) -> str:
+    return f"layers[{k}]"
+
+
+def _check_tables_layer(
+    function: str, name: str, tables: AnyArray, in_features: int, x: Array
+) -> Array:
+    tables = check_same_place(function, name, check_tables(function, tables, name), x, "x")
+    expected = compute_dtype_of(tables.dtype)
+    if x.dtype != expected:
+        raise TypeError(
+            f"{function}: x must be {expected} where {name} is {tables.dtype}, got {x.dtype}"
+        )
+    pairs = (in_features + 1) // 2
+    if len(tables) != pairs:
+        raise ValueError(
+            f"{function}: {name} has {len(tables)} pairs, but gets {in_features} features "
+            f"({pairs} pairs)"
+        )
+    return tables
+
+
+def _check_linear_layer(
+    function: str, name: str, layer: Sequence[Any], in_features: int, x: Array
+) -> LinearLayer:
+    if len(layer) != 2:
+        raise ValueError(
+            f"{function}: {name} must be tables or (weight, bias), got {len(layer)} items"
+        )
+    weight = check_same_place(function, f"{name}[0]", layer[0], x, "x")
+    if weight.dtype != x.dtype:
+        raise TypeError(f"{function}: {name}[0] must be {x.dtype} as x is, got {weight.dtype}")
+    if weight.ndim != 2 or weight.shape[1] != in_features or not len(weight):
+        raise ValueError(
+            f"{function}: {name}[0] must have shape [out_features, {in_features}], "
+            f"got {weight.shape}"
+        )
+    if layer[1] is None:
+        return LinearLayer(weight, None)
+    shape = (len(weight),)
+    return LinearLayer(
+        weight, check_companion(function, f"{name}[1]", layer[1], shape, x.dtype, x, "x")
+    )
+
+
+def _check_bounds(function: str, bound: Any, count: int) -> list[float]:
+    bounds = list(bound) if isinstance(bound, tuple | list) else [bound] * count
+    if len(bounds) != count:
+        raise ValueError(
+            f"{function}: bound must be None, a number or one for each of {count} layers, "
+            f"got {len(bounds)}"
+        )
+    for each in bounds:
+        try:
+            is_positive = each is None or each > 0
+        except TypeError:
+            raise TypeError(f"{function}: bound must be None or a number, got {each!r}") from None
+        if not is_positive:
+            raise ValueError(f"{function}: bound must be None or positive, got {each}")
+    return [math.inf if each is None else float(each) for each in bounds]

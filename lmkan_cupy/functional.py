@@ -25,7 +25,7 @@ from .array_library import AnyArray, Array, array_library, on_device_of
 
 
 @cache
-def _engine(xp: Any) -> ModuleType:
+def engine_for(xp: Any) -> ModuleType:
     """Return the engine for arrays of the library ``xp``, imported only now because it is slow."""
     if xp is np:
         from . import cpu_engine
@@ -36,19 +36,19 @@ def _engine(xp: Any) -> ModuleType:
     return cuda_engine
 
 
-def _samples(array: Array) -> Array:
+def samples(array: Array) -> Array:
     """Return [..., N] as a C-contiguous [B, N], copied only where needed."""
-    return _contiguous(array if array.ndim == 2 else array.reshape(-1, array.shape[-1]))
+    return contiguous(array if array.ndim == 2 else array.reshape(-1, array.shape[-1]))
 
 
-def _contiguous(array: Array) -> Array:
+def contiguous(array: Array) -> Array:
     if array.flags.c_contiguous:
         return array
     contiguous: Array = array_library(array).ascontiguousarray(array)
     return contiguous
 
 
-def _output(
+def output(
     function: str,
     name: str,
     out: AnyArray | None,
@@ -105,11 +105,11 @@ def forward(x: AnyArray, tables: AnyArray, *, out: AnyArray | None = None) -> Ar
     float32 throughout.
     """
     x, tables = array_checks.check_layer("forward", x, tables)
-    engine = _engine(array_library(x))
+    engine = engine_for(array_library(x))
     shape = (*x.shape[:-1], tables.shape[3])
     with on_device_of(tables):
-        out = _output("forward", "out", out, shape, x.dtype, {"x": x, "tables": tables})
-        engine.forward(_samples(x), _contiguous(tables), _samples(out))
+        out = output("forward", "out", out, shape, x.dtype, {"x": x, "tables": tables})
+        engine.forward(samples(x), contiguous(tables), samples(out))
     return out
 
 
@@ -155,27 +155,27 @@ def backward(
         As :func:`forward`; also where an ``out_`` is given for what is not needed.
     """
     x, tables = array_checks.check_layer("backward", x, tables)
-    engine = _engine(array_library(x))
+    engine = engine_for(array_library(x))
     grad_y = _check_grad_y("backward", grad_y, x, tables)
     inputs = {"grad_y": grad_y, "x": x, "tables": tables}
     with on_device_of(tables):
         grad_x = grad_tables = None
         if need_x:
-            grad_x = _output("backward", "out_x", out_x, x.shape, x.dtype, inputs)
+            grad_x = output("backward", "out_x", out_x, x.shape, x.dtype, inputs)
             inputs["out_x"] = grad_x
         elif out_x is not None:
             raise ValueError("backward: out_x was given, but need_x is False")
         if need_tables:
-            grad_tables = _output(
+            grad_tables = output(
                 "backward", "out_tables", out_tables, tables.shape, x.dtype, inputs
             )
         elif out_tables is not None:
             raise ValueError("backward: out_tables was given, but need_tables is False")
         engine.backward(
-            _samples(grad_y),
-            _samples(x),
-            _contiguous(tables),
-            None if grad_x is None else _samples(grad_x),
+            samples(grad_y),
+            samples(x),
+            contiguous(tables),
+            None if grad_x is None else samples(grad_x),
             grad_tables,
         )
     return grad_x, grad_tables
@@ -224,17 +224,17 @@ def backward_backward(
     """
     function = "backward_backward"
     x, tables = array_checks.check_layer(function, x, tables)
-    engine = _engine(array_library(x))
+    engine = engine_for(array_library(x))
     grad_y = _check_grad_y(function, grad_y, x, tables)
     if ggx is None and ggt is None:
         raise ValueError(f"{function}: ggx and ggt are both None, expected at least one array")
     with on_device_of(tables):
         if ggx is not None:
-            ggx = _samples(
+            ggx = samples(
                 array_checks.check_companion(function, "ggx", ggx, x.shape, x.dtype, tables)
             )
         if ggt is not None:
-            ggt = _contiguous(
+            ggt = contiguous(
                 array_checks.check_companion(function, "ggt", ggt, tables.shape, x.dtype, tables)
             )
         grad_grad_y = allocation.empty(grad_y.shape, x.dtype, x)
@@ -243,11 +243,11 @@ def backward_backward(
         engine.backward_backward(
             ggx,
             ggt,
-            _samples(grad_y),
-            _samples(x),
-            _contiguous(tables),
-            _samples(grad_grad_y),
-            _samples(grad_x),
+            samples(grad_y),
+            samples(x),
+            contiguous(tables),
+            samples(grad_grad_y),
+            samples(grad_x),
             grad_tables,
         )
     return grad_grad_y, grad_x, grad_tables
@@ -314,15 +314,15 @@ def _hessian_and_grad(
     tables = array_checks.check_tables(function, tables)
     with on_device_of(tables):
         dtype = array_checks.compute_dtype_of(tables.dtype)
-        grad = _output(function, "add_to", add_to, tables.shape, dtype, {"tables": tables})
+        grad = output(function, "add_to", add_to, tables.shape, dtype, {"tables": tables})
         return _hessian(tables, scale, grad, accumulate=add_to is not None), grad
 
 
 def _hessian(tables: Array, scale: float, grad: Array | None, *, accumulate: bool = False) -> Array:
-    engine = _engine(array_library(tables))
+    engine = engine_for(array_library(tables))
     with on_device_of(tables):
         penalty = allocation.empty((), array_checks.compute_dtype_of(tables.dtype), tables)
-        tables = _contiguous(tables)
+        tables = contiguous(tables)
         engine.hessian_penalty(tables, float(scale), grad, penalty, accumulate=accumulate)
     return penalty
 
@@ -369,7 +369,7 @@ def warmup(
     if cuda_device is None:
         if dtype.name == "bfloat16":
             raise TypeError("warmup: bfloat16 tables need device='cuda'")
-        _engine(np).warmup(array_checks.compute_dtype_of(dtype), dtype)
+        engine_for(np).warmup(array_checks.compute_dtype_of(dtype), dtype)
         return
     if obstacle := installation.cuda_obstacle():
         raise RuntimeError(f"warmup: {obstacle}")

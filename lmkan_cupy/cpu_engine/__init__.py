@@ -4,15 +4,15 @@
 C-contiguous. Outputs arrive uninitialised, and every element of them is written.
 """
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from ..array_checks import compute_dtype_of
 from ..array_library import Array
-from ..grid import sigma_grid
 from . import compiling, kernels
+from .layout import grid_of, stored
+from .network import network_forward, network_value_and_grad
 from .threads import in_ranges, num_threads
 
 #: The most samples of one call of a forward kernel: enough to be worth the call, but not so many
@@ -77,13 +77,13 @@ def hessian_penalty(
     ``grad`` [P, S, S, O], where not None, becomes ``scale dR/dT``; with ``accumulate`` that is
     added to it.
     """
-    stored, dtype = _stored(tables), compute_dtype_of(tables.dtype)
-    knots = _knots(tables, dtype)
-    kernel = compiling.compiled(compiling.PENALTY, dtype, stored.dtype)
+    words, dtype = stored(tables), compute_dtype_of(tables.dtype)
+    knots = grid_of(tables, dtype)
+    kernel = compiling.compiled(compiling.PENALTY, dtype, words.dtype)
     penalties = np.empty(len(tables))
     grad = _none(dtype, 4) if grad is None else grad
     in_ranges(
-        lambda begin, end: kernel(begin, end, stored, knots, scale, accumulate, penalties, grad),
+        lambda begin, end: kernel(begin, end, words, knots, scale, accumulate, penalties, grad),
         len(tables),
         most=kernels.PAIR_TILE,
         work=4 * tables.size,
@@ -93,14 +93,14 @@ def hessian_penalty(
 
 def warmup(dtype: np.dtype[Any], tables_dtype: np.dtype[Any]) -> None:
     """Compile, or load from the disk cache, what calls with these dtypes need."""
-    stored_dtype = _stored(np.empty(0, tables_dtype)).dtype
+    stored_dtype = stored(np.empty(0, tables_dtype)).dtype
     for kernel in compiling.KERNELS:
         compiling.compiled(kernel, dtype, stored_dtype)
 
 
 def _evaluate(x: Array, tables: Array, ggx: Array | None, accumulate: bool, out: Array) -> None:
     """Run one of the two forward kernels, each thread for some of the samples."""
-    tables, knots = _stored(tables), _knots(tables, x.dtype)
+    tables, knots = stored(tables), grid_of(tables, x.dtype)
     gathers = _gathers(x, tables)
     kernel = compiling.compiled(
         compiling.GATHER if gathers else compiling.FORWARD, x.dtype, tables.dtype
@@ -128,7 +128,7 @@ def _pull_back(
     With fewer pairs than threads, ``grad_tables`` is split by outputs and ``grad_x`` by samples
     instead, and the samples are grouped twice. ``grad_x`` alone is always split by samples.
     """
-    tables, knots = _stored(tables), _knots(tables, x.dtype)
+    tables, knots = stored(tables), grid_of(tables, x.dtype)
     kernel = compiling.compiled(compiling.BACKWARD, x.dtype, tables.dtype)
     pairs, out_features = tables.shape[0], tables.shape[3]
     work, block_size = _work(x, tables), _block_size(knots)
@@ -163,22 +163,6 @@ def _pull_back(
         in_ranges(tables_by_output, out_features, most=out_features, work=work)
     if grad_x is not None:
         in_ranges(x_by_sample, len(x), most=_block_size(knots), work=work)
-
-
-def _stored(tables: Array) -> Array:
-    """Return tables as the kernels take them: float16 as 16-bit words, as Numba has no float16."""
-    stored: Array = tables.view(np.uint16) if tables.dtype == np.float16 else tables
-    return stored
-
-
-def _knots(tables: Array, dtype: np.dtype[Any]) -> Array:
-    """Return the knots of tables; a grid is made once, as making it takes microseconds."""
-    return _grid(tables.shape[1] - 1, dtype)
-
-
-@cache
-def _grid(num_grids: int, dtype: np.dtype[Any]) -> Array:
-    return sigma_grid(num_grids, dtype=dtype)
 
 
 def _none(dtype: np.dtype[Any], ndim: int) -> Array:

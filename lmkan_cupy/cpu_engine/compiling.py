@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 from numba.core import event
 
-from . import kernels
+from . import kernels, network_kernels
 
 _log = logging.getLogger("lmkan_cupy")
 
@@ -36,7 +36,9 @@ FORWARD = _kernel(kernels.forward_kernel)
 GATHER = _kernel(kernels.gather_kernel)
 BACKWARD = _kernel(kernels.backward_kernel)
 PENALTY = _kernel(kernels.penalty_kernel)
-KERNELS = (FORWARD, GATHER, BACKWARD, PENALTY)
+NETWORK = _kernel(network_kernels.network_kernel)
+NETWORK_GRAD = _kernel(network_kernels.network_grad_kernel)
+KERNELS = (FORWARD, GATHER, BACKWARD, PENALTY, NETWORK, NETWORK_GRAD)
 
 
 class _AnnounceCompilation(event.Listener):
@@ -72,6 +74,7 @@ def compiled(kernel: Any, dtype: np.dtype[Any], stored_dtype: np.dtype[Any]) -> 
     index, flag = types.intp, types.boolean
     vector, matrix, grad = (_array(dtype, ndim) for ndim in (1, 2, 4))
     table = _array(stored_dtype, 4)
+    steps = _array(network_kernels.STEP, 1)
     arguments = {
         FORWARD: (matrix, table, vector, matrix, flag, matrix),
         GATHER: (matrix, table, vector, matrix, flag, matrix),
@@ -79,6 +82,8 @@ def compiled(kernel: Any, dtype: np.dtype[Any], stored_dtype: np.dtype[Any]) -> 
             *(index, index, index, matrix, matrix, table, vector, matrix, flag),
             *(matrix, grad),
         ),
+        NETWORK: (index, matrix, vector, vector, steps, matrix),
+        NETWORK_GRAD: (index, matrix, matrix, vector, vector, steps, matrix, matrix),
         PENALTY: (table, vector, types.float64, flag, types.float64[::1], grad),
     }[kernel]
     entry: Callable[..., None] = kernel.compile((index, index, *arguments))

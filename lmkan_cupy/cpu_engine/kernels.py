@@ -342,7 +342,7 @@ PAIR_TILE = 8
 _FEATURE_TILE = 2 * PAIR_TILE
 
 #: Coordinates located together.
-_LANES = 32
+_LANES = 16
 
 #: Where the N samples of a block lie for one pair: ``cell``, i S + j for its intervals i and j;
 #: ``u, v``, the positions in them; ``scale_1, scale_2``, one over their widths; all [N].
@@ -524,22 +524,20 @@ def _group(x, pair, first_pair, knots, ggx, block):
 _GATHERED = 512
 
 #: The cells of N samples and Q pairs: ``cell [N Q]``, i S + j for the intervals i and j, and
-#: ``weights [N Q, 4]``, those of the corners. The rest is workspace: ``coordinates, direction
-#: [2 N Q]``, the elements of ``x`` and ``ggx`` for these pairs, and ``scale [G]``, one over the
-#: widths of the intervals.
-_Cells = namedtuple("_Cells", "cell, weights, coordinates, direction, scale")
+#: ``weights [N Q, 4]``, those of the corners. ``coordinates, direction [2 N Q]`` are workspace: the
+#: elements of ``x`` and ``ggx`` for these pairs.
+_Cells = namedtuple("_Cells", "cell, weights, coordinates, direction")
 
 
 @_jit
-def _new_cells(size, num_pairs, knots, ggx):
+def _new_cells(size, num_pairs, x, ggx):
     """Room for N = ``size``, Q = ``num_pairs``, and for reading on to a multiple of ``_LANES``."""
     room = (2 * size * num_pairs // _LANES + 1) * _LANES
     return _Cells(
         np.empty(room // 2, np.uint32),
-        np.empty((room // 2, 4), knots.dtype),
-        np.empty(room, knots.dtype),
-        np.empty(room if ggx.size else 0, knots.dtype),
-        _reciprocals(knots, 1),
+        np.empty((room // 2, 4), x.dtype),
+        np.empty(room, x.dtype),
+        np.empty(room if ggx.size else 0, x.dtype),
     )
 
 
@@ -562,11 +560,11 @@ def _copy_pairs(begin, end, x, rows):
 
 
 @_jit
-def _find_cells(begin, end, x, ggx, knots, cells):
+def _find_cells(begin, end, x, ggx, knots, scale, cells):
     """Find the cells of all samples ``x`` [N, I] for the pairs from ``begin`` to ``end``.
 
     Their coordinates alternate, so that nothing has to be transposed. Weights are those of
-    :func:`_put`.
+    :func:`_put`; ``scale [G]`` is one over the widths of the intervals.
     """
     one = knots.dtype.type(1)
     _copy_pairs(begin, end, x, cells.coordinates)
@@ -574,11 +572,11 @@ def _find_cells(begin, end, x, ggx, knots, cells):
         _copy_pairs(begin, end, ggx, cells.direction)
     for first in range(0, 2 * (end - begin) * x.shape[0], _LANES):
         coordinates = _load(cells.coordinates, first, _LANES)
-        interval, position, scale = _locate(coordinates, knots, cells.scale)
+        interval, position, factor = _locate(coordinates, knots, scale)
         row, column = _every_other(interval, 0), _every_other(interval, 1)
         u, v = _every_other(position, 0), _every_other(position, 1)
         if ggx.size:
-            slope = _load(cells.direction, first, _LANES) * scale
+            slope = _load(cells.direction, first, _LANES) * factor
             weights = _weight_slopes(one, u, v, _every_other(slope, 0), _every_other(slope, 1))
         else:
             weights = _weights(one, u, v)
@@ -639,19 +637,24 @@ def _add_rows(width):
 
 def gather_kernel(begin, end, x, tables, knots, ggx, accumulate, out):
     """Compute the same as :func:`forward_kernel`, to the bit, for any number of samples."""
-    num_pairs, num_outputs = tables.shape[0], tables.shape[3]
-    cells = _new_cells(min(_GATHERED, end - begin), min(PAIR_TILE, num_pairs), knots, ggx)
+    cells = _new_cells(min(_GATHERED, end - begin), min(PAIR_TILE, tables.shape[0]), x, ggx)
     if not accumulate:
         out[begin:end] = 0
     for first in range(begin, end, _GATHERED):
         chosen = slice(first, min(first + _GATHERED, end))
-        for pair in range(0, num_pairs, PAIR_TILE):
-            end_pair = min(pair + PAIR_TILE, num_pairs)
-            _find_cells(pair, end_pair, x[chosen], ggx[chosen], knots, cells)
-            _gather_rows(
-                *(0, num_outputs),
-                *(pair, end_pair, cells.cell, cells.weights, tables, out[chosen]),
-            )
+        _gather(tables, x[chosen], ggx[chosen], knots, cells, out[chosen])
+
+
+@_jit
+def _gather(tables, x, ggx, knots, cells, out):
+    """Add a layer, or its derivative in the direction ``ggx``, to ``out`` for a block of samples."""
+    num_pairs, scale = tables.shape[0], _reciprocals(knots, 1)
+    for pair in range(0, num_pairs, PAIR_TILE):
+        end_pair = min(pair + PAIR_TILE, num_pairs)
+        _find_cells(pair, end_pair, x, ggx, knots, scale, cells)
+        _gather_rows(
+            *(0, out.shape[1]), *(pair, end_pair, cells.cell, cells.weights, tables, out)
+        )
 
 
 @_chunked(16, 8, 4, 2, 1)

@@ -1,0 +1,25 @@
+"""Arrays as the kernels take them."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ..array_library import Array
+from ..grid import sigma_grid
+
+
+def stored(tables: Array) -> Array:
+    """Return tables as the kernels take them: float16 as 16-bit words, as Numba has no float16."""
+    words: Array = tables.view(np.uint16) if tables.dtype == np.float16 else tables
+    return words
+
+
+def grid_of(tables: Array, dtype: np.dtype[Any]) -> Array:
+    """Return the knots of tables; a grid is made once, as making it takes microseconds."""
+    return _grid(tables.shape[1] - 1, dtype)
+
+
+@cache
+def _grid(num_grids: int, dtype: np.dtype[Any]) -> Array:
+    return sigma_grid(num_grids, dtype=dtype)

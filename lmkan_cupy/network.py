@@ -1,0 +1,123 @@
+"""A chain of layers evaluated in one call, for inference: layers of tables and linear layers.
+
+On the CPU, blocks of rows go through all layers in the processor's caches, so nothing is called,
+written to memory or waited for between the layers. Results are those of the same steps one by one,
+to the bit: standardise, then for each layer cut and :func:`lmkan_cupy.forward`.
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from . import allocation, array_checks
+from .array_library import AnyArray, Array, array_library, on_device_of
+from .functional import engine_for, output, samples
+
+#: Tables [P, S, S, O] of an lmKAN layer, or (weight [O, I], bias [O] or None) of a linear layer.
+NetworkLayer: TypeAlias = AnyArray | tuple[AnyArray, AnyArray | None]
+
+
+def network_forward(
+    x: AnyArray,
+    layers: Sequence[NetworkLayer],
+    *,
+    shift: AnyArray | None = None,
+    scale: AnyArray | None = None,
+    bound: float | Sequence[float | None] | None = None,
+    out: AnyArray | None = None,
+) -> Array:
+    """Evaluate a chain of layers.
+
+    ``h_0 = (x - shift) * scale``; a layer of tables gives ``h_{k+1} = forward(cut(h_k), tables)``,
+    where ``cut`` limits its inputs to ``+-bound``, and a linear layer ``h_{k+1} = weight h_k +
+    bias``, without a cut.
+
+    Parameters
+    ----------
+    x : array [..., I]
+        Inputs, float32 or float64, any strides.
+    layers : sequence
+        At least one. Tables [P, S, S, O] of an lmKAN layer, each with its own grid, or a pair of a
+        linear layer's weight [O, I] and its bias [O] or None. Each takes as many features as the
+        one before it gives. In the dtype of ``x``; with float32 x, tables may be float16 and, for
+        CuPy arrays, bfloat16.
+    shift, scale : array [I], optional
+        Standardise the inputs; in the dtype of ``x``. None stands for zeros and ones.
+    bound : float or sequence of (float or None), optional
+        Where inputs of tables are cut, one for all layers or one for each; None cuts nothing. A NaN
+        passes the cut, an infinity becomes ``+-bound``.
+    out : array [..., O], optional
+        Overwritten with the result; C-contiguous, dtype of ``x``.
+
+    Returns
+    -------
+    array [..., O]
+        In the dtype of ``x``. The values of other rows never change a row's outputs.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not an array, or dtypes, libraries or devices do not fit.
+    ValueError
+        If there is no layer, shapes do not fit, a bound is not positive, or ``out`` is not
+        contiguous or overlaps an input.
+    """
+    function = "network_forward"
+    network = array_checks.check_network(function, x, layers, shift, scale, bound)
+    x = network.x
+    with on_device_of(x):
+        shape = (*x.shape[:-1], network.out_features)
+        out = output(function, "out", out, shape, x.dtype, network.inputs())
+        engine_for(array_library(x)).network_forward(network, samples(x), samples(out))
+    return out
+
+
+def network_value_and_grad(
+    x: AnyArray,
+    layers: Sequence[NetworkLayer],
+    *,
+    grad_y: AnyArray | None = None,
+    shift: AnyArray | None = None,
+    scale: AnyArray | None = None,
+    bound: float | Sequence[float | None] | None = None,
+) -> tuple[Array, Array]:
+    """Evaluate a chain of layers and its derivative with respect to ``x``, in one pass.
+
+    For energies with forces: the derivative is ``dL/dx`` for ``dL/dy = grad_y``.
+
+    Parameters
+    ----------
+    x, layers, shift, scale, bound
+        As in :func:`network_forward`.
+    grad_y : array [..., O], optional
+        In the dtype of ``x``; None stands for ones.
+
+    Returns
+    -------
+    y : array [..., O]
+        :func:`network_forward`, to the bit.
+    grad_x : array [..., I]
+        The derivative with respect to the raw ``x``, before ``shift`` and ``scale``; 0 for what is
+        cut. At a knot it is one of the two one-sided derivatives.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`network_forward`.
+    """
+    function = "network_value_and_grad"
+    network = array_checks.check_network(function, x, layers, shift, scale, bound)
+    x = network.x
+    shape = (*x.shape[:-1], network.out_features)
+    if grad_y is not None:
+        grad_y = array_checks.check_companion(function, "grad_y", grad_y, shape, x.dtype, x, "x")
+    with on_device_of(x):
+        y = allocation.empty(shape, x.dtype, x)
+        grad_x = allocation.empty(x.shape, x.dtype, x)
+        if grad_y is None:
+            grad_y = allocation.empty(shape, x.dtype, x)
+            grad_y.fill(1)
+        engine = engine_for(array_library(x))
+        engine.network_value_and_grad(
+            network, samples(x), samples(grad_y), samples(y), samples(grad_x)
+        )
+    return y, grad_x
