@@ -8,9 +8,12 @@ to the bit: standardise, then for each layer cut and :func:`lmkan_cupy.forward`.
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import numpy as np
+
 from . import allocation, array_checks
 from .array_library import AnyArray, Array, array_library, on_device_of
-from .functional import engine_for, output, samples
+from .array_checks import LinearLayer, Network
+from .functional import backward, engine_for, forward, output, samples
 
 #: Tables [P, S, S, O] of an lmKAN layer, or (weight [O, I], bias [O] or None) of a linear layer.
 NetworkLayer: TypeAlias = AnyArray | tuple[AnyArray, AnyArray | None]
@@ -67,7 +70,10 @@ def network_forward(
     with on_device_of(x):
         shape = (*x.shape[:-1], network.out_features)
         out = output(function, "out", out, shape, x.dtype, network.inputs())
-        engine_for(array_library(x)).network_forward(network, samples(x), samples(out))
+        if array_library(x) is np:
+            engine_for(np).network_forward(network, samples(x), samples(out))
+        else:
+            out[...] = features_of_layers(network)[-1]
     return out
 
 
@@ -111,13 +117,45 @@ def network_value_and_grad(
     if grad_y is not None:
         grad_y = array_checks.check_companion(function, "grad_y", grad_y, shape, x.dtype, x, "x")
     with on_device_of(x):
-        y = allocation.empty(shape, x.dtype, x)
-        grad_x = allocation.empty(x.shape, x.dtype, x)
         if grad_y is None:
             grad_y = allocation.empty(shape, x.dtype, x)
             grad_y.fill(1)
-        engine = engine_for(array_library(x))
-        engine.network_value_and_grad(
+        if array_library(x) is not np:
+            features = features_of_layers(network)
+            return features[-1], pull_back_by_layers(network, features, grad_y)
+        y = allocation.empty(shape, x.dtype, x)
+        grad_x = allocation.empty(x.shape, x.dtype, x)
+        engine_for(np).network_value_and_grad(
             network, samples(x), samples(grad_y), samples(y), samples(grad_x)
         )
     return y, grad_x
+
+
+def features_of_layers(network: Network) -> list[Array]:
+    """Return the features before, between and after the layers, computed layer by layer."""
+    xp, h = array_library(network.x), network.x
+    if network.shift is not None:
+        h = h - network.shift
+    if network.scale is not None:
+        h = h * network.scale
+    features = [h]
+    for layer, bound in zip(network.layers, network.bounds, strict=True):
+        if isinstance(layer, LinearLayer):
+            h = h @ layer.weight.T if layer.bias is None else h @ layer.weight.T + layer.bias
+        else:
+            h = forward(xp.clip(h, -bound, bound), layer)
+        features.append(h)
+    return features
+
+
+def pull_back_by_layers(network: Network, features: list[Array], grad_y: Array) -> Array:
+    """Return ``grad_y`` pulled back to ``network.x``, computed layer by layer."""
+    xp, grad = array_library(network.x), grad_y
+    steps = zip(network.layers, network.bounds, features, strict=False)
+    for layer, bound, h in reversed([*steps]):
+        if isinstance(layer, LinearLayer):
+            grad = grad @ layer.weight
+        else:
+            grad_cut, _ = backward(grad, xp.clip(h, -bound, bound), layer, need_tables=False)
+            grad = xp.where(abs(h) > bound, xp.zeros_like(h), grad_cut)
+    return grad if network.scale is None else grad * network.scale

@@ -90,7 +90,7 @@ def _standardise(x, shift, scale, out):
     size, in_features = x.shape
     for n in range(size):
         for i in range(in_features):
-            out[n, i] = (x[n, i] - shift[i]) * scale[i]
+            out[n, i] = (x[n, i] - shift[i]) * scale[i] if shift.size else x[n, i]
 
 
 @_jit
@@ -178,10 +178,7 @@ def _through(x, shift, scale, steps, room, out):
     size = x.shape[0]
     last = steps.size - 1
     rows = _matrix(room.features, room.start[0], size, x.shape[1])
-    if shift.size:
-        _standardise(x, shift, scale, rows)
-    else:
-        rows[:] = x
+    _standardise(x, shift, scale, rows)
     for k in range(steps.size):
         step = steps[k]
         if k == last:
