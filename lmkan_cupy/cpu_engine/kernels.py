@@ -12,8 +12,9 @@ several pairs. A row of O outputs is cut into chunks of a fixed number of output
 vector (:class:`_Vector`) that fits the processor's instructions, so nothing is left to a compiler's
 automatic vectorisation.
 
-The result of a sample depends only on its own values, and the gradients of tables are added in the
-order of the samples. So results do not depend on how the work is split.
+The result of a sample depends only on its own values. The gradients of tables are added in the
+order of the samples, block by block, and the size of a block follows from the grid. So results do
+not depend on how the work is split.
 
 All compiled code is in this one file, because Numba's disk cache notices changes of the file that
 holds a kernel, and of no other. Its types are Numba's, not Python's, so it is not type-checked.
@@ -736,30 +737,36 @@ def backward_kernel(
 
 @_chunked(64, 32, 16, 8, 4, 2, 1)
 def _add_row_gradients(width):
-    """``grad_tables[p, n] += sum over b of w_n grad_y[b]`` for the corners n of all groups."""
+    """``grad_tables[p, n] += sum over b of w_n grad_y[b]`` for the corners n of all groups.
+
+    The samples of a block are added up by themselves: a sum over all samples, one after the other,
+    would round as often as there are samples.
+    """
+
+    @_jit
+    def add(grad_tables, row, total):
+        _store(grad_tables, row, _load(grad_tables, row, width) + total)
 
     def walk(first, num_groups, groups, pair, grad_y, grad_tables):
         num_knots, num_outputs = grad_tables.shape[2], grad_tables.shape[3]
+        nothing = _spread(grad_tables.dtype.type(0), width)
         for group in range(num_groups):
             node = pair * num_knots * num_knots + _element(groups.node, group)
             row_00 = node * num_outputs + first
             row_01 = row_00 + num_outputs
             row_10 = row_00 + num_knots * num_outputs
             row_11 = row_10 + num_outputs
-            grad_00 = _load(grad_tables, row_00, width)
-            grad_01 = _load(grad_tables, row_01, width)
-            grad_10 = _load(grad_tables, row_10, width)
-            grad_11 = _load(grad_tables, row_11, width)
+            grad_00, grad_01, grad_10, grad_11 = nothing, nothing, nothing, nothing
             for place in range(_element(groups.start, group), _element(groups.start, group + 1)):
                 g = _load(grad_y, _element(groups.sample, place) * num_outputs + first, width)
                 grad_00 = _multiply_add(_element(groups.weights, 4 * place), g, grad_00)
                 grad_01 = _multiply_add(_element(groups.weights, 4 * place + 1), g, grad_01)
                 grad_10 = _multiply_add(_element(groups.weights, 4 * place + 2), g, grad_10)
                 grad_11 = _multiply_add(_element(groups.weights, 4 * place + 3), g, grad_11)
-            _store(grad_tables, row_00, grad_00)
-            _store(grad_tables, row_01, grad_01)
-            _store(grad_tables, row_10, grad_10)
-            _store(grad_tables, row_11, grad_11)
+            add(grad_tables, row_00, grad_00)
+            add(grad_tables, row_01, grad_01)
+            add(grad_tables, row_10, grad_10)
+            add(grad_tables, row_11, grad_11)
 
     return walk
 
