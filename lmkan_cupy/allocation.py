@@ -2,12 +2,11 @@
 
 An adapter hands in its framework's allocator, so that all memory comes from one pool::
 
-    with allocation.allocator(allocate):
-        lmkan_cupy.forward(x, tables)
+    y = allocation.served_by(allocate, lmkan_cupy.forward, x, tables)
 """
 
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,22 +23,22 @@ def _from_library(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -
     return array
 
 
-_allocate: ContextVar[Allocate] = ContextVar("lmkan_cupy_allocate", default=_from_library)
+_allocate: ContextVar[Allocate] = ContextVar("lmkan_cupy_allocate")
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:
     """Return an uninitialised array [shape] on the device of the array ``beside``."""
-    return _allocate.get()(shape, dtype, beside)
+    return _allocate.get(_from_library)(shape, dtype, beside)
 
 
-class allocator:
-    """A context in which ``allocate`` serves every call of :func:`empty`, in its thread."""
+def served_by(
+    allocate: Allocate, function: Callable[..., Any], *arguments: Any, **options: Any
+) -> Any:
+    """Return ``function(*arguments, **options)``; ``allocate`` serves its calls of :func:`empty`.
 
-    def __init__(self, allocate: Allocate) -> None:
-        self._served_by = allocate
-
-    def __enter__(self) -> None:
-        self._token = _allocate.set(self._served_by)
-
-    def __exit__(self, *error: object) -> None:
-        _allocate.reset(self._token)
+    The allocator is set in a copy of the caller's context, so nothing has to be restored, and
+    nothing stays behind wherever an interrupt (Ctrl-C) comes.
+    """
+    context = copy_context()
+    context.run(_allocate.set, allocate)
+    return context.run(function, *arguments, **options)

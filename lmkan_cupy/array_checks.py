@@ -83,7 +83,7 @@ def _checked_dtype(
     except TypeError:
         raise TypeError(f"{function}: dtype must be {expected}, got {dtype!r}") from None
     if checked.name not in allowed or not checked.isnative:
-        raise TypeError(f"{function}: dtype must be {expected}, got {checked}")
+        raise TypeError(f"{function}: dtype must be {expected}, got {_name(checked)}")
     return checked
 
 
@@ -96,7 +96,10 @@ def compute_dtype_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
 @lru_cache
 def _name(dtype: np.dtype[Any]) -> str:
     """Return the name of a dtype, cached because NumPy takes a microsecond to make it."""
-    return str(dtype)
+    name = str(dtype)
+    if name.startswith("|V"):
+        name += " (bytes without a dtype, as np.load gives where bfloat16 or float8 was saved)"
+    return name
 
 
 def check_array(function: str, name: str, value: Any) -> Array:
@@ -119,8 +122,12 @@ def check_array(function: str, name: str, value: Any) -> Array:
     except (ImportError, AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
         if on_cuda and (obstacle := installation.cuda_obstacle()):
             raise RuntimeError(f"{function}: {name} is in CUDA memory, but {obstacle}") from error
+        dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
         adapter = _ADAPTERS.get(kind.partition(".")[0])
-        hint = f" ({adapter} takes it as it is)" if adapter else ""
+        if adapter and dtype in COMPUTE_DTYPE:
+            hint = f" ({adapter} takes it as it is)"
+        else:
+            hint = f" (its dtype is {dtype})" if dtype else ""
         raise TypeError(
             f"{function}: {name}, a {kind}, cannot be read by DLPack: {error}{hint}"
         ) from error
@@ -263,7 +270,7 @@ def check_companion(
     """Require an array of this shape and dtype, of the library and device of ``reference``."""
     array = check_same_place(function, name, array, reference, reference_name)
     if array.dtype != dtype:
-        raise TypeError(f"{function}: {name} must be {dtype}, got {array.dtype}")
+        raise TypeError(f"{function}: {name} must be {dtype}, got {_name(array.dtype)}")
     if array.shape != shape:
         raise ValueError(f"{function}: {name} must have shape {shape}, got {array.shape}")
     return array
@@ -307,7 +314,7 @@ def check_weight_and_bias(
     dtype = compute_dtype_of(tables.dtype)
     weight = check_same_place(function, "weight", weight, tables)
     if weight.dtype != dtype:
-        raise TypeError(f"{function}: weight must be {dtype}, got {weight.dtype}")
+        raise TypeError(f"{function}: weight must be {dtype}, got {_name(weight.dtype)}")
     if weight.ndim != 2 or weight.shape not in (
         (out_features, 2 * pairs),
         (out_features, 2 * pairs - 1),
@@ -350,8 +357,11 @@ class Network(NamedTuple):
             if (array := getattr(self, name)) is not None:
                 arrays[name] = array
         for k, layer in enumerate(self.layers):
-            parts = layer if isinstance(layer, LinearLayer) else (layer,)
-            arrays |= {_layer_name(k): part for part in parts if part is not None}
+            if isinstance(layer, LinearLayer):
+                parts = {f"{_layer_name(k)}[{n}]": part for n, part in enumerate(layer)}
+                arrays |= {name: part for name, part in parts.items() if part is not None}
+            else:
+                arrays[_layer_name(k)] = layer
         return arrays
 
 
@@ -378,7 +388,9 @@ def check_network(
             checked.append(tables)
     bounds = _check_bounds(function, bound, len(layers))
     of_features = [
-        None if each is None else check_companion(function, name, each, x.shape[-1:], x.dtype, x, "x")
+        None
+        if each is None
+        else check_companion(function, name, each, x.shape[-1:], x.dtype, x, "x")
         for name, each in (("shift", shift), ("scale", scale))
     ]
     return Network(x, checked, bounds, *of_features)

@@ -1,6 +1,5 @@
 """`show_config`: what this installation can do, and the command that adds what it cannot do."""
 
-import os
 import platform
 import sys
 from importlib import import_module
@@ -27,8 +26,6 @@ def show_config() -> None:
 
 
 def _configuration() -> dict[str, str]:
-    from .cpu_engine import compiling, threads  # here, because importing Numba is slow
-
     rows = {
         "lmkan-cupy": installation.installed_version("lmkan-cupy")
         or "run from a checkout, not installed",
@@ -46,18 +43,31 @@ def _configuration() -> dict[str, str]:
     rows["cupy"] = ", ".join(installation.cupy_distributions()) or "not installed"
     if difference := installation.difference_of_cuda_majors():
         rows["cuda majors"] = difference
-    rows["cpu engine"] = "ready, for NumPy arrays"
+    no_cpu_engine = installation.cpu_obstacle()
+    rows["cpu engine"] = no_cpu_engine or "ready, for NumPy arrays"
     obstacle = installation.cuda_obstacle()
     rows["cuda engine"] = obstacle or "ready, for CuPy arrays"
     if obstacle is None:
         rows |= _cuda_configuration()
-    rows["cpu threads"] = f"{threads.num_threads()} (set NUMBA_NUM_THREADS to change it)"
-    rows["kernel cache"] = f"{compiling.cache_folder()} (set NUMBA_CACHE_DIR to change it)"
+    if no_cpu_engine is None:
+        rows |= _cpu_configuration()
     return rows
+
+
+def _cpu_configuration() -> dict[str, str]:
+    """Rows for a CPU engine that is ready: threads, cache."""
+    from .cpu_engine import compiling, threads  # here, because importing Numba is slow
+
+    return {
+        "cpu threads": f"{threads.num_threads()} (set NUMBA_NUM_THREADS to change it)",
+        "kernel cache": f"{compiling.cache_folder()} (set NUMBA_CACHE_DIR to change it)",
+    }
 
 
 def _cuda_configuration() -> dict[str, str]:
     """Rows for a CUDA engine that is ready: versions, devices, headers, cache."""
+    from .cuda_engine import kernel_cache
+
     cupy = import_module("cupy")
     runtime = cupy.cuda.runtime
     rows = {
@@ -74,9 +84,7 @@ def _cuda_configuration() -> dict[str, str]:
         "missing, needed for tables in half precision: "
         f"pip install 'cupy-cuda{cupy.cuda.get_local_runtime_version() // 1000}x[ctk]'"
     )
-    rows["cuda cache"] = os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser(
-        "~/.cupy/kernel_cache"
-    )
+    rows["cuda cache"] = kernel_cache.cache_folder()
     return rows
 
 

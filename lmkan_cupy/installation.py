@@ -1,4 +1,4 @@
-"""What is installed, and what keeps CUDA from running, with the command that fixes it.
+"""What is installed, and what keeps an engine from running, with the command that fixes it.
 
 It imports nothing of this package, so every module may import it.
 """
@@ -36,6 +36,13 @@ def torch_cuda() -> str | None:
     if installed_version("torch") is None or spec is None or spec.origin is None:
         return None
     return str(runpy.run_path(str(Path(spec.origin).with_name("version.py")))["cuda"] or "")
+
+
+def cpu_obstacle() -> str | None:
+    """Return what keeps the CPU engine from running, with its remedy, or None."""
+    if import_module("numba").config.DISABLE_JIT:
+        return "Numba is told not to compile: unset NUMBA_DISABLE_JIT"
+    return None
 
 
 def cuda_obstacle() -> str | None:

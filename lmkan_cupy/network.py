@@ -11,8 +11,8 @@ from typing import TypeAlias
 import numpy as np
 
 from . import allocation, array_checks
-from .array_library import AnyArray, Array, array_library, on_device_of
 from .array_checks import LinearLayer, Network
+from .array_library import AnyArray, Array, array_library, on_device_of
 from .functional import backward, engine_for, forward, output, samples
 
 #: Tables [P, S, S, O] of an lmKAN layer, or (weight [O, I], bias [O] or None) of a linear layer.

@@ -21,6 +21,9 @@ cell choice
 stencil of the penalty
     A coefficient takes STENCIL_ROUNDINGS.
 
+A gradient of tables is a sum over samples. Engines add up blocks of them, and then these sums: a
+term goes through no more additions than `additions_over` says.
+
 What is stored in a narrower dtype carries that rounding as well, see `Expected.stored`.
 
 On a GPU the forward may interpolate float16 tables in half precision, see `interpolation_in_half`.
@@ -46,6 +49,10 @@ from bench.harness.rounding import (
 )
 from lmkan_cupy import sigma_grid
 from lmkan_cupy.array_library import is_cupy_array
+
+MOST_OF_BLOCK, FEWEST_OF_BLOCK = 4096, 1024
+"""Samples of a block of the CPU engine. In `cuda/`, where a warp adds up a stretch, a block its
+stretches and a chunk its blocks, fewer additions follow each other."""
 
 
 def host(array: Any) -> Array:
@@ -113,6 +120,11 @@ class Expected:
 def check_each(results: Iterable[Any], all_expected: Iterable[Expected]) -> None:
     for result, expected in zip(results, all_expected, strict=True):
         expected.check(result)
+
+
+def additions_over(batch: int) -> int:
+    """The most additions of a sum over samples that a term goes through."""
+    return min(batch, MOST_OF_BLOCK + batch // FEWEST_OF_BLOCK)
 
 
 def expected(value: Array, magnitude: Array, terms: int, dtype: Any) -> Expected:
@@ -200,7 +212,7 @@ def backward(grad_y: Any, x: Any, tables: Any) -> tuple[Expected, ...]:
     values = oracle.backward(grad_y, oracle.basis(x, knots), tables)
     magnitudes = oracle.backward(np.abs(grad_y), rounded_basis(x, knots), np.abs(tables))
     batch, out_features = grad_y.shape
-    return _each_expected(values, magnitudes, (4 * out_features, batch), x.dtype)
+    return _each_expected(values, magnitudes, (4 * out_features, additions_over(batch)), x.dtype)
 
 
 def backward_backward(ggx: Any, ggt: Any, grad_y: Any, x: Any, tables: Any) -> tuple[Expected, ...]:
@@ -213,7 +225,7 @@ def backward_backward(ggx: Any, ggt: Any, grad_y: Any, x: Any, tables: Any) -> t
         np.abs(ggx), np.abs(ggt), np.abs(grad_y), rounded_basis(x, knots), np.abs(tables)
     )
     batch, out_features = grad_y.shape
-    terms = (12 * len(tables), 8 * out_features, 2 * batch)
+    terms = (12 * len(tables), 8 * out_features, 2 * additions_over(batch))
     return _each_expected(values, magnitudes, terms, x.dtype)
 
 

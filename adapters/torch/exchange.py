@@ -46,9 +46,9 @@ def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
             f"{function.__name__}: tensors on {device} cannot be computed on: move them to the CPU"
         )
     memory = _Memory(device)
-    with memory.in_use(), allocation.allocator(memory.allocate):
+    with memory.in_use():
         arrays = [memory.array(each) if isinstance(each, Tensor) else each for each in arguments]
-        results = function(*arrays, **options)
+        results = allocation.served_by(memory.allocate, function, *arrays, **options)
         if isinstance(results, tuple):
             return tuple(None if each is None else memory.tensor(each) for each in results)
         return memory.tensor(results)
@@ -169,7 +169,10 @@ def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
     """Return the NumPy dtype of the same name; that of bfloat16 is ml_dtypes'."""
     name = dtype_name(dtype)
-    return np.dtype(import_module("ml_dtypes").bfloat16 if name == "bfloat16" else name)
+    library = import_module("ml_dtypes") if name == "bfloat16" else np
+    if not hasattr(library, name):
+        raise TypeError(f"tensors must be float32, float64, float16 or bfloat16, got {name}")
+    return np.dtype(getattr(library, name))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

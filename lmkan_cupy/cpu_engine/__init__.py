@@ -12,7 +12,8 @@ from ..array_checks import compute_dtype_of
 from ..array_library import Array
 from . import compiling, kernels
 from .layout import grid_of, stored
-from .network import network_forward, network_value_and_grad
+from .network import network_forward as network_forward
+from .network import network_value_and_grad as network_value_and_grad
 from .threads import in_ranges, num_threads
 
 #: The most samples of one call of a forward kernel: enough to be worth the call, but not so many

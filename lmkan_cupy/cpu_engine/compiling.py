@@ -1,7 +1,9 @@
-"""Compiling the kernels with Numba, and keeping the results on disk."""
+"""Compiling the kernels with Numba, and keeping the results on disk where that is possible."""
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -9,27 +11,75 @@ import numba
 import numpy as np
 from numba import types
 from numba.core import event
+from numba.core.caching import FunctionCache
 
-from . import kernels, network_kernels
+from .. import installation
+from . import kernels, network_kernels, vectors
+
+if obstacle := installation.cpu_obstacle():
+    raise RuntimeError(f"the CPU engine cannot run: {obstacle}")
 
 _log = logging.getLogger("lmkan_cupy")
 
 
+class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
+    """Numba's files of a kernel. Where they fail, the kernel is compiled, and kept in memory.
+
+    What a killed process or a full disk left of a file makes ``pickle`` raise almost anything.
+    Where the folder can be written to, the file is replaced.
+    """
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        super().__init__(function)
+        # Numba looks at the file of the function alone, which calls functions of the others.
+        files = [os.stat(module.__file__) for module in (vectors, kernels, network_kernels)]
+        self._cache_file._source_stamp = [(each.st_mtime, each.st_size) for each in files]
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        with self._failure_is_logged():
+            return super().load_overload(sig, target_context)
+        with self._failure_is_logged():
+            self.flush()  # an index that cannot be read could not be added to, either
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with self._failure_is_logged():
+            super().save_overload(sig, data)
+
+    @contextmanager
+    def _failure_is_logged(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            _log_once(
+                f"the compiled kernels in {self.cache_path} cannot be read or written "
+                f"({error!r}), so they are compiled again; if this comes back, empty the folder "
+                "or set NUMBA_CACHE_DIR to another one"
+            )
+
+
 def _kernel(function: Callable[..., None]) -> Any:
     """Let Numba compile a kernel and keep it on disk, or in memory if no folder is writable."""
+    kernel = numba.njit(nogil=True)(function)
     try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # "cannot cache function ...: no locator available"
-        _warn_no_cache()
-        return numba.njit(nogil=True)(function)
+        kernel._cache = _Cache(function)
+    except (OSError, RuntimeError):  # "cannot cache function ...: no locator available"
+        _log_once(
+            "no folder can be written to for compiled kernels, so every process compiles them "
+            "again; set NUMBA_CACHE_DIR to a folder that can be written to"
+        )
+    return kernel
 
 
-@lru_cache
-def _warn_no_cache() -> None:
-    _log.warning(
-        "no folder can be written to for compiled kernels, so every process compiles them again; "
-        "set NUMBA_CACHE_DIR to a folder that can be written to"
-    )
+_has_warned = False
+
+
+def _log_once(warning: str) -> None:
+    """Log the first warning of this process alone: what follows has the same cause."""
+    global _has_warned
+    if not _has_warned:
+        _has_warned = True
+        _log.warning(warning)
 
 
 FORWARD = _kernel(kernels.forward_kernel)

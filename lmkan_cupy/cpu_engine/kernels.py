@@ -9,331 +9,37 @@ table rows of a cell, or the gradients of these rows, stay in registers for all 
 Where rows are short, grouping takes longer than it saves. There the forward
 (:func:`gather_kernel`) goes from sample to sample: the sums of a few samples stay in registers for
 several pairs. A row of O outputs is cut into chunks of a fixed number of outputs. Each chunk is a
-vector (:class:`_Vector`) that fits the processor's instructions, so nothing is left to a compiler's
+vector (:class:`Vector`) that fits the processor's instructions, so nothing is left to a compiler's
 automatic vectorisation.
 
-The result of a sample depends only on its own values, and the gradients of tables are added in the
-order of the samples. So results do not depend on how the work is split.
+The result of a sample depends only on its own values. The gradients of tables are added in the
+order of the samples, block by block, and the size of a block follows from the grid. So results do
+not depend on how the work is split.
 
-All compiled code is in this one file, because Numba's disk cache notices changes of the file that
-holds a kernel, and of no other. Its types are Numba's, not Python's, so it is not type-checked.
+The types are Numba's, not Python's, so this is not type-checked.
 """
 
-import operator
 from collections import namedtuple
-from collections.abc import Callable
-from typing import Any
 
-import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, models, overload, register_model
 
-# --- Vectors: a chunk of a table row in registers -------------------------------------------------
-
-_INT32 = ir.IntType(32)
-_LLVM_TYPES = {types.uint32: _INT32, types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
-
-
-class _Vector(types.Type):
-    """Numba type of ``width`` numbers in registers; LLVM spreads them over what the CPU has."""
-
-    def __init__(self, dtype: Any, width: int) -> None:
-        self.dtype = dtype
-        self.width = width
-        super().__init__(name=f"_Vector({dtype}, {width})")
-
-
-@register_model(_Vector)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, vector: _Vector) -> None:
-        llvm_type = ir.VectorType(_LLVM_TYPES[vector.dtype], vector.width)
-        super().__init__(manager, vector, llvm_type)
-
-
-def _lanes(builder, vector, lanes):
-    """The LLVM vector of the named lanes of a vector."""
-    mask = ir.Constant(ir.VectorType(_INT32, len(lanes)), lanes)
-    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
-
-
-def _as_vector(builder, value, llvm_type):
-    """A vector as it is, a scalar in all lanes of a vector of ``llvm_type``."""
-    if value.type == llvm_type:
-        return value
-    one_lane = builder.insert_element(ir.Constant(llvm_type, ir.Undefined), value, _INT32(0))
-    return _lanes(builder, one_lane, [0] * llvm_type.count)
-
-
-def _pointer(context, builder, array_type, array, index, llvm_type):
-    """Address of element ``index`` of a C-contiguous array, counted over all its axes."""
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), llvm_type.as_pointer())
-
-
-def _half_to_float(builder, bits, llvm_type):
-    """Numbers of float16, given as 16-bit words, converted exactly by ordinary instructions.
-
-    Their bits, shifted into the fields of float32, mean numbers that are too small by a factor of
-    2^112. Multiplying by it corrects all but infinity and NaN, whose exponent is all ones.
-    """
-    words = ir.VectorType(_INT32, llvm_type.count)
-
-    def constant(value):
-        return ir.Constant(words, [value] * llvm_type.count)
-
-    wide = builder.zext(bits, words)
-    shifted = builder.shl(builder.and_(wide, constant(0x7FFF)), constant(13))
-    scale = ir.Constant(llvm_type, [2.0**112] * llvm_type.count)
-    scaled = builder.bitcast(builder.fmul(builder.bitcast(shifted, llvm_type), scale), words)
-    is_finite = builder.icmp_unsigned("<", shifted, constant(0x7C00 << 13))
-    special = builder.or_(shifted, constant(0xFF << 23))
-    sign = builder.shl(builder.and_(wide, constant(0x8000)), constant(16))
-    return builder.bitcast(builder.or_(builder.select(is_finite, scaled, special), sign), llvm_type)
-
-
-@intrinsic(prefer_literal=True)
-def _load(typing_context, array, index, width):
-    """``width`` elements of an array from ``index`` on; 16-bit words are float16 numbers."""
-    is_half = array.dtype == types.uint16
-    vector = _Vector(types.float32 if is_half else array.dtype, width.literal_value)
-
-    def generate(context, builder, signature, arguments):
-        llvm_type = context.get_value_type(vector)
-        stored_type = ir.VectorType(ir.IntType(16), vector.width) if is_half else llvm_type
-        pointer = _pointer(context, builder, array, arguments[0], arguments[1], stored_type)
-        # A row starts at any element: only the alignment of one element can be promised.
-        stored = builder.load(pointer, align=array.dtype.bitwidth // 8)
-        return _half_to_float(builder, stored, llvm_type) if is_half else stored
-
-    return vector(array, types.intp, width), generate
-
-
-@intrinsic
-def _store(typing_context, array, index, vector):
-    """Write a vector into an array from element ``index`` on."""
-
-    def generate(context, builder, signature, arguments):
-        llvm_type = context.get_value_type(vector)
-        pointer = _pointer(context, builder, array, arguments[0], arguments[1], llvm_type)
-        builder.store(arguments[2], pointer, align=array.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, vector), generate
-
-
-@intrinsic
-def _element(typing_context, array, index):
-    """Element ``index`` of an array counted over all its axes; no index is negative."""
-
-    def generate(context, builder, signature, arguments):
-        llvm_type = context.get_value_type(array.dtype)
-        return builder.load(_pointer(context, builder, array, *arguments, llvm_type))
-
-    return array.dtype(array, types.intp), generate
-
-
-@intrinsic(prefer_literal=True)
-def _spread(typing_context, value, width):
-    """A vector of ``width`` times the same number."""
-    vector = _Vector(value, width.literal_value)
-
-    def generate(context, builder, signature, arguments):
-        return _as_vector(builder, arguments[0], context.get_value_type(vector))
-
-    return vector(value, width), generate
-
-
-@intrinsic
-def _multiply_add(typing_context, a, b, c):
-    """``a b + c``, fused where the processor can: ``a`` a vector or a scalar, ``b, c`` vectors.
-
-    Fusing is asked for here and nowhere else, so that all samples get the same rounding.
-    """
-
-    def generate(context, builder, signature, arguments):
-        llvm_type = context.get_value_type(c)
-        operands = [_as_vector(builder, value, llvm_type) for value in arguments]
-        return _fused(builder, *operands)
-
-    return c(a if isinstance(a, _Vector) else c.dtype, b, c), generate
-
-
-def _fused(builder, a, b, c):
-    letter = "f32" if isinstance(c.type.element, ir.FloatType) else "f64"
-    function_type = ir.FunctionType(c.type, [c.type] * 3)
-    name = f"llvm.fmuladd.v{c.type.count}{letter}"
-    function = builder.module.globals.get(name) or ir.Function(builder.module, function_type, name)
-    return builder.call(function, [a, b, c])
-
-
-def _elementwise(symbol: Callable[[Any, Any], Any], instruction: str) -> None:
-    """Give ``+``, ``-`` or ``*`` a meaning for two vectors, or a scalar and a vector."""
-
-    @intrinsic
-    def combine(typing_context, a, b):
-        def generate(context, builder, signature, arguments):
-            llvm_type = context.get_value_type(b)
-            operands = [_as_vector(builder, value, llvm_type) for value in arguments]
-            is_float = isinstance(b.dtype, types.Float)
-            return getattr(builder, "f" * is_float + instruction)(*operands)
-
-        return b(a if isinstance(a, _Vector) else b.dtype, b), generate
-
-    @overload(symbol)
-    def overloaded(a, b):
-        if isinstance(b, _Vector):
-            return lambda a, b: combine(a, b)
-        return None
-
-
-_elementwise(operator.add, "add")
-_elementwise(operator.sub, "sub")
-_elementwise(operator.mul, "mul")
-
-
-@intrinsic
-def _where_reached(typing_context, x, bound, value, otherwise):
-    """In every lane ``value`` where ``x >= bound``, else what ``otherwise`` holds."""
-
-    def generate(context, builder, signature, arguments):
-        x, bound, value, otherwise = arguments
-        is_reached = builder.fcmp_ordered(">=", x, _as_vector(builder, bound, x.type))
-        return builder.select(is_reached, _as_vector(builder, value, otherwise.type), otherwise)
-
-    return otherwise(x, x.dtype, otherwise.dtype, otherwise), generate
-
-
-@intrinsic(prefer_literal=True)
-def _every_other(typing_context, vector, first):
-    """The lanes ``first, first + 2, ...`` of a vector."""
-    result = _Vector(vector.dtype, vector.width // 2)
-    lanes = list(range(first.literal_value, vector.width, 2))
-
-    def generate(context, builder, signature, arguments):
-        return _lanes(builder, arguments[0], lanes)
-
-    return result(vector, first), generate
-
-
-def _joined(builder, first, second):
-    """The lanes of a vector and then those of another."""
-    count = 2 * first.type.count
-    mask = ir.Constant(ir.VectorType(_INT32, count), list(range(count)))
-    return builder.shuffle_vector(first, second, mask)
-
-
-@intrinsic
-def _interleaved(typing_context, a, b, c, d):
-    """The vector ``a[0], b[0], c[0], d[0], a[1], ...``."""
-    result = _Vector(a.dtype, 4 * a.width)
-    lanes = [k * a.width + n for n in range(a.width) for k in range(4)]
-
-    def generate(context, builder, signature, arguments):
-        a, b, c, d = arguments
-        whole = _joined(builder, _joined(builder, a, b), _joined(builder, c, d))
-        return _lanes(builder, whole, lanes)
-
-    return result(a, b, c, d), generate
-
-
-def _fold(builder, vector, groups):
-    """Add up the lanes of each of ``groups`` equal parts of a vector, by halves."""
-    while vector.type.count > groups:
-        size = vector.type.count // groups
-        starts = range(0, vector.type.count, size)
-        halves = [
-            _lanes(builder, vector, [s + k for s in starts for k in range(h, h + size // 2)])
-            for h in (0, size // 2)
-        ]
-        vector = builder.fadd(*halves)
-    return vector
-
-
-@intrinsic
-def _total(typing_context, vector):
-    """The sum of a vector, a scalar."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.extract_element(_fold(builder, arguments[0], 1), _INT32(0))
-
-    return vector.dtype(vector), generate
-
-
-@intrinsic
-def _dot_products(typing_context, a, b, c, d):
-    """The vector ``(a.b, a.c, a.d, 0)``: three sums folded together cost little more than one."""
-    result = _Vector(a.dtype, 4)
-    pieces = [range(k, min(k + 16, a.width)) for k in range(0, a.width, 16)]
-
-    def generate(context, builder, signature, arguments):
-        def dot_product(other):
-            total = None
-            for piece in pieces:
-                factors = [_lanes(builder, vector, list(piece)) for vector in (arguments[0], other)]
-                if total is None:
-                    total = builder.fmul(*factors)
-                else:
-                    total = _fused(builder, *factors, total)
-            return total
-
-        sums = [dot_product(other) for other in arguments[1:]]
-        sums.append(ir.Constant(sums[0].type, None))
-        halves = [_joined(builder, *sums[k : k + 2]) for k in (0, 2)]
-        return _fold(builder, _joined(builder, *halves), 4)
-
-    return result(a, b, c, d), generate
-
-
-@intrinsic
-def _to_float64(typing_context, vector):
-    """A vector in float64."""
-    result = _Vector(types.float64, vector.width)
-
-    def generate(context, builder, signature, arguments):
-        if vector == result:
-            return arguments[0]
-        return builder.fpext(arguments[0], context.get_value_type(result))
-
-    return result(vector), generate
-
-
-# --- Walking a row of outputs chunk by chunk ------------------------------------------------------
-
-_jit = numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
-
-def _chunked(*widths: int) -> Callable[[Callable[[int], Any]], Any]:
-    """Turn a walk over one chunk of outputs into a walk over all outputs.
-
-    Decorates ``make(width)``, which gives ``walk(first, *arguments)`` for ``width`` outputs from
-    ``first`` on. The result is called as ``walk(0, num_outputs, *arguments)``: as many chunks of
-    the first of ``widths`` as fit, then of the next one, down to 1.
-    """
-
-    def decorate(make):
-        @_jit
-        def nothing(first, num_outputs, *arguments):
-            pass
-
-        walk = nothing
-        for width in reversed(widths):
-            walk = chunks(_jit(make(width)), width, walk)
-        return walk
-
-    def chunks(walk_chunk, width, walk_rest):
-        @_jit
-        def walk(first, num_outputs, *arguments):
-            while first + width <= num_outputs:
-                walk_chunk(first, *arguments)
-                first += width
-            walk_rest(first, num_outputs, *arguments)
-
-        return walk
-
-    return decorate
-
+from .vectors import (
+    add_corners,
+    chunked,
+    dot_products,
+    element,
+    every_other,
+    interleaved,
+    jit,
+    lane_sum,
+    load,
+    load_corners,
+    multiply_add,
+    spread,
+    store,
+    to_float64,
+    where_reached,
+)
 
 # --- Grouping the samples of a block by cell ------------------------------------------------------
 
@@ -352,14 +58,14 @@ _Positions = namedtuple("_Positions", "cell, u, v, scale_1, scale_2")
 #: numbers, ``weights [N, 4]`` the weights of the corners (i, j), (i, j+1), (i+1, j), (i+1, j+1).
 #: Group n is the samples of one cell: ``node[n]`` is i S + j of the cell, and its samples have the
 #: places from ``start[n]`` to ``start[n + 1]``.
-_Groups = namedtuple("_Groups", "node, start, sample, weights")
+Groups = namedtuple("Groups", "node, start, sample, weights")
 
 #: Positions and groups with their workspace: ``coordinates [_FEATURE_TILE, N]``, ``count [S S]``,
 #: and ``scale [G]``, one over the widths of the intervals.
 _Block = namedtuple("_Block", "positions, groups, coordinates, count, scale")
 
 
-@_jit
+@jit
 def _reciprocals(knots, distance):
     """``1 / (k_{i + distance} - k_i)``."""
     scale = np.empty(knots.size - distance, knots.dtype)
@@ -368,8 +74,8 @@ def _reciprocals(knots, distance):
     return scale
 
 
-@_jit
-def _new_block(size, knots):
+@jit
+def new_block(size, knots):
     """Room for ``size`` samples, and for reading on to a multiple of ``_LANES``."""
     # An odd multiple: otherwise all rows of the coordinates would compete for the same cache lines.
     room = (-(-size // _LANES) | 1) * _LANES
@@ -381,7 +87,7 @@ def _new_block(size, knots):
         np.empty(room, dtype),
         np.empty(room, dtype),
     )
-    groups = _Groups(
+    groups = Groups(
         np.empty(room + 1, np.int64),
         np.empty(room + 1, np.int64),
         np.empty(room, np.uint32),
@@ -392,8 +98,8 @@ def _new_block(size, knots):
     return _Block(positions, groups, coordinates, count, _reciprocals(knots, 1))
 
 
-@_jit
-def _fetch(x, first_pair, coordinates):
+@jit
+def fetch(x, first_pair, coordinates):
     """Transpose the features of the pairs from ``first_pair`` on into ``coordinates``."""
     size, in_features = x.shape
     first = 2 * first_pair
@@ -405,7 +111,7 @@ def _fetch(x, first_pair, coordinates):
         coordinates[available] = 0
 
 
-@_jit
+@jit
 def _locate(x, knots, scale):
     """Find the interval of ``_LANES`` coordinates, the position in it, and one over its width.
 
@@ -413,23 +119,23 @@ def _locate(x, knots, scale):
     ``clamp(floor(G sigma(x)), 0, G - 1)`` without an exponential or a clamp. A NaN, which is not
     greater than any knot, falls into interval 0.
     """
-    interval = _spread(np.uint32(0), _LANES)
-    left = _spread(knots[0], _LANES)
-    factor = _spread(scale[0], _LANES)
+    interval = spread(np.uint32(0), _LANES)
+    left = spread(knots[0], _LANES)
+    factor = spread(scale[0], _LANES)
     for k in range(1, scale.size):
-        interval = _where_reached(x, knots[k], np.uint32(k), interval)
-        left = _where_reached(x, knots[k], knots[k], left)
-        factor = _where_reached(x, knots[k], scale[k], factor)
+        interval = where_reached(x, knots[k], np.uint32(k), interval)
+        left = where_reached(x, knots[k], knots[k], left)
+        factor = where_reached(x, knots[k], scale[k], factor)
     return interval, (x - left) * factor, factor
 
 
-@_jit
+@jit
 def _weights(one, u, v):
     """Weights of the corners (i, j), (i, j+1), (i+1, j), (i+1, j+1) at a position in a cell."""
     return (one - u) * (one - v), (one - u) * v, u * (one - v), u * v
 
 
-@_jit
+@jit
 def _weight_slopes(one, u, v, a, b):
     """Derivative of these weights in the direction ``(a, b)``."""
     return (
@@ -440,23 +146,23 @@ def _weight_slopes(one, u, v, a, b):
     )
 
 
-@_jit
-def _locate_pair(tile, size, knots, block):
+@jit
+def locate_pair(tile, size, knots, block):
     """Find the cells and positions of ``size`` samples for pair ``tile`` of those fetched."""
     at, coordinates, scale = block.positions, block.coordinates, block.scale
     first = 2 * tile * coordinates.shape[1]
     second = first + coordinates.shape[1]
     for n in range(0, size, _LANES):
-        row, u, scale_1 = _locate(_load(coordinates, first + n, _LANES), knots, scale)
-        column, v, scale_2 = _locate(_load(coordinates, second + n, _LANES), knots, scale)
-        _store(at.cell, n, np.uint32(knots.size) * row + column)
-        _store(at.u, n, u)
-        _store(at.v, n, v)
-        _store(at.scale_1, n, scale_1)
-        _store(at.scale_2, n, scale_2)
+        row, u, scale_1 = _locate(load(coordinates, first + n, _LANES), knots, scale)
+        column, v, scale_2 = _locate(load(coordinates, second + n, _LANES), knots, scale)
+        store(at.cell, n, np.uint32(knots.size) * row + column)
+        store(at.u, n, u)
+        store(at.v, n, v)
+        store(at.scale_1, n, scale_1)
+        store(at.scale_2, n, scale_2)
 
 
-@_jit
+@jit
 def _put(n, place, pair, ggx, at, groups):
     """Put sample ``n`` of a block into a place of the grouped order, with its weights."""
     u, v, one = at.u[n], at.v[n], at.u.dtype.type(1)
@@ -471,7 +177,7 @@ def _put(n, place, pair, ggx, at, groups):
     weights[0], weights[1], weights[2], weights[3] = new
 
 
-@_jit
+@jit
 def _group(x, pair, first_pair, knots, ggx, block):
     """Locate the samples of a block ``x`` [N, I] for one pair and group them by their cell.
 
@@ -484,8 +190,8 @@ def _group(x, pair, first_pair, knots, ggx, block):
     size = x.shape[0]
     tile = (pair - first_pair) % PAIR_TILE
     if tile == 0:
-        _fetch(x, pair, block.coordinates)
-    _locate_pair(tile, size, knots, block)
+        fetch(x, pair, block.coordinates)
+    locate_pair(tile, size, knots, block)
 
     cells = block.positions.cell
     node, start, count = block.groups.node, block.groups.start, block.count
@@ -529,8 +235,8 @@ _GATHERED = 512
 _Cells = namedtuple("_Cells", "cell, weights, coordinates, direction")
 
 
-@_jit
-def _new_cells(size, num_pairs, x, ggx):
+@jit
+def new_cells(size, num_pairs, x, ggx):
     """Room for N = ``size``, Q = ``num_pairs``, and for reading on to a multiple of ``_LANES``."""
     room = (2 * size * num_pairs // _LANES + 1) * _LANES
     return _Cells(
@@ -541,7 +247,7 @@ def _new_cells(size, num_pairs, x, ggx):
     )
 
 
-@_jit
+@jit
 def _copy_pairs(begin, end, x, rows):
     """Copy the pairs from ``begin`` to ``end``, where the partner of an odd last feature is 0."""
     size, in_features = x.shape
@@ -550,7 +256,7 @@ def _copy_pairs(begin, end, x, rows):
     for n in range(size):
         source = n * in_features + 2 * begin
         if source + _FEATURE_TILE <= x.size:  # the next row overwrites the surplus of this one
-            _store(rows, n * width, _load(x, source, _FEATURE_TILE))
+            store(rows, n * width, load(x, source, _FEATURE_TILE))
         else:
             for k in range(available):
                 rows[n * width + k] = x[n, 2 * begin + k]
@@ -559,7 +265,7 @@ def _copy_pairs(begin, end, x, rows):
             rows[(n + 1) * width - 1] = 0
 
 
-@_jit
+@jit
 def _find_cells(begin, end, x, ggx, knots, scale, cells):
     """Find the cells of all samples ``x`` [N, I] for the pairs from ``begin`` to ``end``.
 
@@ -571,31 +277,22 @@ def _find_cells(begin, end, x, ggx, knots, scale, cells):
     if ggx.size:
         _copy_pairs(begin, end, ggx, cells.direction)
     for first in range(0, 2 * (end - begin) * x.shape[0], _LANES):
-        coordinates = _load(cells.coordinates, first, _LANES)
+        coordinates = load(cells.coordinates, first, _LANES)
         interval, position, factor = _locate(coordinates, knots, scale)
-        row, column = _every_other(interval, 0), _every_other(interval, 1)
-        u, v = _every_other(position, 0), _every_other(position, 1)
+        row, column = every_other(interval, 0), every_other(interval, 1)
+        u, v = every_other(position, 0), every_other(position, 1)
         if ggx.size:
-            slope = _load(cells.direction, first, _LANES) * factor
-            weights = _weight_slopes(one, u, v, _every_other(slope, 0), _every_other(slope, 1))
+            slope = load(cells.direction, first, _LANES) * factor
+            weights = _weight_slopes(one, u, v, every_other(slope, 0), every_other(slope, 1))
         else:
             weights = _weights(one, u, v)
-        _store(cells.cell, first // 2, np.uint32(knots.size) * row + column)
-        _store(cells.weights, 2 * first, _interleaved(*weights))
+        store(cells.cell, first // 2, np.uint32(knots.size) * row + column)
+        store(cells.weights, 2 * first, interleaved(*weights))
 
 
 # --- Kernels --------------------------------------------------------------------------------------
 # Python calls these for a range of samples or of pairs. An empty array stands for None, so that
 # each kernel is compiled only once for each pair of dtypes.
-
-
-@_jit
-def _add_corners(y, weights, place, row_00, row_01, row_10, row_11):
-    """Add the value of a pair to ``y``, in the same order in both forward kernels."""
-    y = _multiply_add(_element(weights, 4 * place), row_00, y)
-    y = _multiply_add(_element(weights, 4 * place + 1), row_01, y)
-    y = _multiply_add(_element(weights, 4 * place + 2), row_10, y)
-    return _multiply_add(_element(weights, 4 * place + 3), row_11, y)
 
 
 def forward_kernel(begin, end, x, tables, knots, ggx, accumulate, out):
@@ -605,7 +302,7 @@ def forward_kernel(begin, end, x, tables, knots, ggx, accumulate, out):
     is added to ``out``.
     """
     x, ggx, out = x[begin:end], ggx[begin:end], out[begin:end]
-    block = _new_block(end - begin, knots)
+    block = new_block(end - begin, knots)
     if not accumulate:
         out[:] = 0
     for pair in range(tables.shape[0]):
@@ -613,64 +310,58 @@ def forward_kernel(begin, end, x, tables, knots, ggx, accumulate, out):
         _add_rows(0, out.shape[1], num_groups, block.groups, pair, tables, out)
 
 
-@_chunked(64, 32, 16, 8, 4, 2, 1)
+@chunked(64, 32, 16, 8, 4, 2, 1)
 def _add_rows(width):
     """``out[b] += sum of w_n T[p, n]`` over the four corners n, for the samples of all groups."""
 
     def walk(first, num_groups, groups, pair, tables, out):
         num_knots, num_outputs = tables.shape[2], tables.shape[3]
         for group in range(num_groups):
-            node = pair * num_knots * num_knots + _element(groups.node, group)
+            node = pair * num_knots * num_knots + element(groups.node, group)
             row = node * num_outputs + first
-            row_00 = _load(tables, row, width)
-            row_01 = _load(tables, row + num_outputs, width)
-            row_10 = _load(tables, row + num_knots * num_outputs, width)
-            row_11 = _load(tables, row + (num_knots + 1) * num_outputs, width)
-            for place in range(_element(groups.start, group), _element(groups.start, group + 1)):
-                target = _element(groups.sample, place) * num_outputs + first
-                y = _load(out, target, width)
-                y = _add_corners(y, groups.weights, place, row_00, row_01, row_10, row_11)
-                _store(out, target, y)
+            corners = load_corners(tables, row, num_outputs, num_knots * num_outputs, width)
+            for place in range(element(groups.start, group), element(groups.start, group + 1)):
+                target = element(groups.sample, place) * num_outputs + first
+                store(
+                    out,
+                    target,
+                    add_corners(load(out, target, width), groups.weights, place, corners),
+                )
 
     return walk
 
 
 def gather_kernel(begin, end, x, tables, knots, ggx, accumulate, out):
     """Compute the same as :func:`forward_kernel`, to the bit, for any number of samples."""
-    cells = _new_cells(min(_GATHERED, end - begin), min(PAIR_TILE, tables.shape[0]), x, ggx)
+    cells = new_cells(min(_GATHERED, end - begin), min(PAIR_TILE, tables.shape[0]), x, ggx)
     if not accumulate:
         out[begin:end] = 0
     for first in range(begin, end, _GATHERED):
         chosen = slice(first, min(first + _GATHERED, end))
-        _gather(tables, x[chosen], ggx[chosen], knots, cells, out[chosen])
+        gather(tables, x[chosen], ggx[chosen], knots, cells, out[chosen])
 
 
-@_jit
-def _gather(tables, x, ggx, knots, cells, out):
-    """Add a layer, or its derivative in the direction ``ggx``, to ``out`` for a block of samples."""
+@jit
+def gather(tables, x, ggx, knots, cells, out):
+    """Add a layer, or its derivative in the direction ``ggx``, to ``out``, for some samples."""
     num_pairs, scale = tables.shape[0], _reciprocals(knots, 1)
     for pair in range(0, num_pairs, PAIR_TILE):
         end_pair = min(pair + PAIR_TILE, num_pairs)
         _find_cells(pair, end_pair, x, ggx, knots, scale, cells)
-        _gather_rows(
-            *(0, out.shape[1]), *(pair, end_pair, cells.cell, cells.weights, tables, out)
-        )
+        _gather_rows(*(0, out.shape[1]), *(pair, end_pair, cells.cell, cells.weights, tables, out))
 
 
-@_chunked(16, 8, 4, 2, 1)
+@chunked(16, 8, 4, 2, 1)
 def _gather_rows(width):
     """``out[b] += sum of w_n T[p, n]`` over the corners n, for the pairs ``begin <= p < end``."""
 
-    @_jit
+    @jit
     def add(y, pair, place, first, cells, weights, tables):
         num_knots, num_outputs = tables.shape[2], tables.shape[3]
-        node = pair * num_knots * num_knots + _element(cells, place)
+        node = pair * num_knots * num_knots + element(cells, place)
         row = node * num_outputs + first
-        row_00 = _load(tables, row, width)
-        row_01 = _load(tables, row + num_outputs, width)
-        row_10 = _load(tables, row + num_knots * num_outputs, width)
-        row_11 = _load(tables, row + (num_knots + 1) * num_outputs, width)
-        return _add_corners(y, weights, place, row_00, row_01, row_10, row_11)
+        corners = load_corners(tables, row, num_outputs, num_knots * num_outputs, width)
+        return add_corners(y, weights, place, corners)
 
     def walk(first, begin, end, cells, weights, tables, out):
         size, num_outputs = out.shape
@@ -678,19 +369,19 @@ def _gather_rows(width):
         # Four samples at once, so that their sums need not wait; at the end some are the same one.
         for n in range(0, size, 4):
             n_1, n_2, n_3 = min(n + 1, size - 1), min(n + 2, size - 1), min(n + 3, size - 1)
-            y_0 = _load(out, n * num_outputs + first, width)
-            y_1 = _load(out, n_1 * num_outputs + first, width)
-            y_2 = _load(out, n_2 * num_outputs + first, width)
-            y_3 = _load(out, n_3 * num_outputs + first, width)
+            y_0 = load(out, n * num_outputs + first, width)
+            y_1 = load(out, n_1 * num_outputs + first, width)
+            y_2 = load(out, n_2 * num_outputs + first, width)
+            y_3 = load(out, n_3 * num_outputs + first, width)
             for k in range(num_pairs):
                 y_0 = add(y_0, begin + k, n * num_pairs + k, first, cells, weights, tables)
                 y_1 = add(y_1, begin + k, n_1 * num_pairs + k, first, cells, weights, tables)
                 y_2 = add(y_2, begin + k, n_2 * num_pairs + k, first, cells, weights, tables)
                 y_3 = add(y_3, begin + k, n_3 * num_pairs + k, first, cells, weights, tables)
-            _store(out, n * num_outputs + first, y_0)
-            _store(out, n_1 * num_outputs + first, y_1)
-            _store(out, n_2 * num_outputs + first, y_2)
-            _store(out, n_3 * num_outputs + first, y_3)
+            store(out, n * num_outputs + first, y_0)
+            store(out, n_1 * num_outputs + first, y_1)
+            store(out, n_2 * num_outputs + first, y_2)
+            store(out, n_3 * num_outputs + first, y_3)
 
     return walk
 
@@ -718,7 +409,7 @@ def backward_kernel(
     added to ``grad_x``.
     """
     batch, num_outputs = grad_y.shape
-    block = _new_block(min(block_size, batch), knots)
+    block = new_block(min(block_size, batch), knots)
     slopes = np.empty((min(block_size, batch), 4), knots.dtype)
     if grad_tables.size:
         grad_tables[begin:end, :, :, first_output:end_output] = 0
@@ -733,42 +424,48 @@ def backward_kernel(
                 )
             if grad_x.size:
                 slopes[:] = 0
-                _add_slopes(0, num_outputs, num_groups, block.groups, pair, g, tables, slopes)
-                _finish(pair, block.positions, slopes, ggx[chosen], accumulate, grad_x[chosen])
+                add_slopes(0, num_outputs, num_groups, block.groups, pair, g, tables, slopes)
+                finish(pair, block.positions, slopes, ggx[chosen], accumulate, grad_x[chosen])
 
 
-@_chunked(64, 32, 16, 8, 4, 2, 1)
+@chunked(64, 32, 16, 8, 4, 2, 1)
 def _add_row_gradients(width):
-    """``grad_tables[p, n] += sum over b of w_n grad_y[b]`` for the corners n of all groups."""
+    """``grad_tables[p, n] += sum over b of w_n grad_y[b]`` for the corners n of all groups.
+
+    The samples of a block are added up by themselves: a sum over all samples, one after the other,
+    would round as often as there are samples.
+    """
+
+    @jit
+    def add(grad_tables, row, total):
+        store(grad_tables, row, load(grad_tables, row, width) + total)
 
     def walk(first, num_groups, groups, pair, grad_y, grad_tables):
         num_knots, num_outputs = grad_tables.shape[2], grad_tables.shape[3]
+        nothing = spread(grad_tables.dtype.type(0), width)
         for group in range(num_groups):
-            node = pair * num_knots * num_knots + _element(groups.node, group)
+            node = pair * num_knots * num_knots + element(groups.node, group)
             row_00 = node * num_outputs + first
             row_01 = row_00 + num_outputs
             row_10 = row_00 + num_knots * num_outputs
             row_11 = row_10 + num_outputs
-            grad_00 = _load(grad_tables, row_00, width)
-            grad_01 = _load(grad_tables, row_01, width)
-            grad_10 = _load(grad_tables, row_10, width)
-            grad_11 = _load(grad_tables, row_11, width)
-            for place in range(_element(groups.start, group), _element(groups.start, group + 1)):
-                g = _load(grad_y, _element(groups.sample, place) * num_outputs + first, width)
-                grad_00 = _multiply_add(_element(groups.weights, 4 * place), g, grad_00)
-                grad_01 = _multiply_add(_element(groups.weights, 4 * place + 1), g, grad_01)
-                grad_10 = _multiply_add(_element(groups.weights, 4 * place + 2), g, grad_10)
-                grad_11 = _multiply_add(_element(groups.weights, 4 * place + 3), g, grad_11)
-            _store(grad_tables, row_00, grad_00)
-            _store(grad_tables, row_01, grad_01)
-            _store(grad_tables, row_10, grad_10)
-            _store(grad_tables, row_11, grad_11)
+            grad_00, grad_01, grad_10, grad_11 = nothing, nothing, nothing, nothing
+            for place in range(element(groups.start, group), element(groups.start, group + 1)):
+                g = load(grad_y, element(groups.sample, place) * num_outputs + first, width)
+                grad_00 = multiply_add(element(groups.weights, 4 * place), g, grad_00)
+                grad_01 = multiply_add(element(groups.weights, 4 * place + 1), g, grad_01)
+                grad_10 = multiply_add(element(groups.weights, 4 * place + 2), g, grad_10)
+                grad_11 = multiply_add(element(groups.weights, 4 * place + 3), g, grad_11)
+            add(grad_tables, row_00, grad_00)
+            add(grad_tables, row_01, grad_01)
+            add(grad_tables, row_10, grad_10)
+            add(grad_tables, row_11, grad_11)
 
     return walk
 
 
-@_chunked(128, 64, 32, 16, 8, 4, 2, 1)
-def _add_slopes(width):
+@chunked(128, 64, 32, 16, 8, 4, 2, 1)
+def add_slopes(width):
     """``slopes[b] += (g.D1, g.D2, g.D12, 0)`` for the samples of all groups, ``g = grad_y[b]``.
 
     The differences of the cell's rows are ``D1 = T[i+1, j] - T[i, j]``,
@@ -778,25 +475,24 @@ def _add_slopes(width):
     def walk(first, num_groups, groups, pair, grad_y, tables, slopes):
         num_knots, num_outputs = tables.shape[2], tables.shape[3]
         for group in range(num_groups):
-            node = pair * num_knots * num_knots + _element(groups.node, group)
+            node = pair * num_knots * num_knots + element(groups.node, group)
             row = node * num_outputs + first
-            row_00 = _load(tables, row, width)
-            row_01 = _load(tables, row + num_outputs, width)
-            row_10 = _load(tables, row + num_knots * num_outputs, width)
-            row_11 = _load(tables, row + (num_knots + 1) * num_outputs, width)
+            row_00, row_01, row_10, row_11 = load_corners(
+                tables, row, num_outputs, num_knots * num_outputs, width
+            )
             d_1, d_2 = row_10 - row_00, row_01 - row_00
             d_12 = row_11 - row_10 - d_2
-            for place in range(_element(groups.start, group), _element(groups.start, group + 1)):
-                b = np.int64(_element(groups.sample, place))
-                g = _load(grad_y, b * num_outputs + first, width)
-                sums = _load(slopes, 4 * b, 4) + _dot_products(g, d_1, d_2, d_12)
-                _store(slopes, 4 * b, sums)
+            for place in range(element(groups.start, group), element(groups.start, group + 1)):
+                b = np.int64(element(groups.sample, place))
+                g = load(grad_y, b * num_outputs + first, width)
+                sums = load(slopes, 4 * b, 4) + dot_products(g, d_1, d_2, d_12)
+                store(slopes, 4 * b, sums)
 
     return walk
 
 
-@_jit
-def _finish(pair, at, slopes, ggx, accumulate, grad_x):
+@jit
+def finish(pair, at, slopes, ggx, accumulate, grad_x):
     """Turn the slopes of a block into ``grad_x[b, 2p]`` and ``grad_x[b, 2p + 1]``."""
     is_complete = 2 * pair + 1 < grad_x.shape[1]
     for n in range(grad_x.shape[0]):
@@ -833,7 +529,7 @@ def penalty_kernel(begin, end, tables, knots, factor, accumulate, penalties, gra
         _add_penalty(0, tables.shape[3], pair, tables, step, span, factor, penalties, grad)
 
 
-@_chunked(16, 4, 1)
+@chunked(16, 4, 1)
 def _add_penalty(width):
     """Add ``mean of f_xx^2 + 2 f_xy^2 + f_yy^2`` over the inner knots, summed over the outputs.
 
@@ -845,28 +541,28 @@ def _add_penalty(width):
         num_inner = (num_knots - 2) ** 2
         # From the row of knot (i, j) to those of (i + 1, j) and (i, j + 1).
         down, right = num_knots * num_outputs, num_outputs
-        total = _spread(0.0, width)
+        total = spread(0.0, width)
         for i in range(1, num_knots - 1):
             for j in range(1, num_knots - 1):
                 row = ((pair * num_knots + i) * num_knots + j) * num_outputs + first
-                f = _load(tables, row, width)
+                f = load(tables, row, width)
 
-                ahead = step[i] * (_load(tables, row + down, width) - f)
-                behind = step[i - 1] * (f - _load(tables, row - down, width))
+                ahead = step[i] * (load(tables, row + down, width) - f)
+                behind = step[i - 1] * (f - load(tables, row - down, width))
                 f_xx = 2 * span[i - 1] * (ahead - behind)
 
-                ahead = step[j] * (_load(tables, row + right, width) - f)
-                behind = step[j - 1] * (f - _load(tables, row - right, width))
+                ahead = step[j] * (load(tables, row + right, width) - f)
+                behind = step[j - 1] * (f - load(tables, row - right, width))
                 f_yy = 2 * span[j - 1] * (ahead - behind)
 
-                ahead = _load(tables, row + down + right, width)
-                behind = _load(tables, row - down + right, width)
-                ahead = ahead - _load(tables, row + down - right, width)
-                behind = behind - _load(tables, row - down - right, width)
+                ahead = load(tables, row + down + right, width)
+                behind = load(tables, row - down + right, width)
+                ahead = ahead - load(tables, row + down - right, width)
+                behind = behind - load(tables, row - down - right, width)
                 f_xy = span[i - 1] * span[j - 1] * (ahead - behind)
 
-                squares = _multiply_add(f_xx, f_xx, _multiply_add(f_yy, f_yy, 2 * f_xy * f_xy))
-                total = total + _to_float64(squares)
+                squares = multiply_add(f_xx, f_xx, multiply_add(f_yy, f_yy, 2 * f_xy * f_xy))
+                total = total + to_float64(squares)
                 if grad.size:
                     c_xx = 4 * factor / num_inner * span[i - 1]
                     add(grad, row + down, c_xx * step[i], f_xx)
@@ -883,10 +579,10 @@ def _add_penalty(width):
                     add(grad, row + down - right, -c_xy, f_xy)
                     add(grad, row - down + right, -c_xy, f_xy)
                     add(grad, row - down - right, c_xy, f_xy)
-        penalties[pair] += _total(total) / num_inner
+        penalties[pair] += lane_sum(total) / num_inner
 
-    @_jit
+    @jit
     def add(grad, row, coefficient, vector):
-        _store(grad, row, _multiply_add(coefficient, vector, _load(grad, row, width)))
+        store(grad, row, multiply_add(coefficient, vector, load(grad, row, width)))
 
     return walk

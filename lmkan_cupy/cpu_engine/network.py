@@ -5,7 +5,7 @@ import numpy as np
 from ..array_checks import LinearLayer, Network
 from ..array_library import Array
 from . import compiling, network_kernels
-from .layout import grid_of, stored
+from .layout import grid_of
 from .threads import in_ranges
 
 #: Rows that go through a network together: their inputs and cells stay in a core's caches.
@@ -36,9 +36,7 @@ def network_value_and_grad(
     shift, scale = _standardisation(network)
     kernel = compiling.compiled(compiling.NETWORK_GRAD, x.dtype, x.dtype)
     in_ranges(
-        lambda begin, end: kernel(
-            begin, end, _BLOCK, x, grad_y, shift, scale, steps, out, grad_x
-        ),
+        lambda begin, end: kernel(begin, end, _BLOCK, x, grad_y, shift, scale, steps, out, grad_x),
         len(x),
         most=_MOST_ROWS,
         work=3 * len(x) * work,

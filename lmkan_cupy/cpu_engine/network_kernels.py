@@ -1,5 +1,9 @@
 # mypy: ignore-errors
-"""The kernels of a whole network for the CPU: blocks of rows go through all layers in the caches."""
+"""The kernels of a whole network for the CPU: blocks of rows go through all layers in caches.
+
+Its layers are those of :mod:`.kernels`, so the results are theirs, to the bit. The types are
+Numba's, not Python's, so this is not type-checked.
+"""
 
 from collections import namedtuple
 
@@ -9,26 +13,21 @@ from numba.extending import intrinsic, overload
 
 from .kernels import (
     PAIR_TILE,
-    _add_slopes,
-    _chunked,
-    _element,
-    _fetch,
-    _finish,
-    _gather,
-    _Groups,
-    _jit,
-    _load,
-    _locate_pair,
-    _multiply_add,
-    _new_block,
-    _new_cells,
-    _store,
+    Groups,
+    add_slopes,
+    fetch,
+    finish,
+    gather,
+    locate_pair,
+    new_block,
+    new_cells,
 )
+from .vectors import chunked, element, jit, load, multiply_add, store
 
-#: A layer of a network as the kernels take it, with the addresses of its arrays. Tables: ``values``
-#: is [P, S, S, O], float16 as 16-bit words where ``is_half``, ``knots_or_transposed`` the knots [S].
-#: A linear layer has ``num_knots`` 0: ``values`` is its weight [O, I], ``knots_or_transposed`` the
-#: weight as [I, O], ``bias`` [O].
+#: A layer of a network as the kernels take it, with the addresses of its arrays. For tables,
+#: ``values`` is [P, S, S, O], of 16-bit words where they are float16 (``is_half``), and
+#: ``knots_or_transposed`` the knots [S]. A linear layer has ``num_knots`` 0: ``values`` is its
+#: weight [O, I], ``knots_or_transposed`` the same as [I, O], ``bias`` is [O].
 STEP = np.dtype(
     [
         ("in_features", np.int64),
@@ -59,7 +58,7 @@ def _pointer(typing_context, address):
 _Room = namedtuple("_Room", "features, start, cut, cells")
 
 
-@_jit
+@jit
 def _new_room(size, steps, x, keeps_all):
     """Room for N = ``size`` rows; unless it ``keeps_all`` inputs, only those of two layers."""
     widest = steps.in_features.max()
@@ -69,22 +68,22 @@ def _new_room(size, steps, x, keeps_all):
         start[k] = total if keeps_all else k % 2 * size * widest
         total += size * steps[k].in_features
     features = np.empty(total if keeps_all else 2 * size * widest, x.dtype)
-    cells = _new_cells(size, PAIR_TILE, x, x[:0])
+    cells = new_cells(size, PAIR_TILE, x, x[:0])
     return _Room(features, start, np.empty(size * widest, x.dtype), cells)
 
 
-@_jit
+@jit
 def _matrix(buffer, start, rows, columns):
     """A part of a buffer as a matrix [rows, columns]."""
     return buffer[start : start + rows * columns].reshape((rows, columns))
 
 
-@_jit
+@jit
 def _grid(step, x):
     return carray(_pointer(step.knots_or_transposed), (step.num_knots,), x.dtype)
 
 
-@_jit
+@jit
 def _standardise(x, shift, scale, out):
     """``out = (x - shift) * scale``, rows [N, I]."""
     size, in_features = x.shape
@@ -93,7 +92,7 @@ def _standardise(x, shift, scale, out):
             out[n, i] = (x[n, i] - shift[i]) * scale[i] if shift.size else x[n, i]
 
 
-@_jit
+@jit
 def _cut(x, bound, out):
     """Cut rows [N, I] at ``+-bound``; a NaN passes."""
     size, in_features = x.shape
@@ -104,7 +103,7 @@ def _cut(x, bound, out):
             out[n, i] = -bound if value < -bound else value
 
 
-@_jit
+@jit
 def _tables(step, dtype):
     pairs = (step.in_features + 1) // 2
     shape = (pairs, step.num_knots, step.num_knots, step.out_features)
@@ -134,14 +133,14 @@ def _of_step(walk):
 
 
 @_of_step
-@_jit
+@jit
 def _gather_layer(tables, x, knots, cells, out):
     """Write the outputs [N, O] of a layer for rows [N, I]."""
     out[:] = 0
-    _gather(tables, x, x[:0], knots, cells, out)
+    gather(tables, x, x[:0], knots, cells, out)
 
 
-@_chunked(32, 16, 8, 4, 2, 1)
+@chunked(16, 4, 1)
 def _multiply(width):
     """``out[b] = bias + sum over k of x[b, k] matrix[k]``."""
 
@@ -149,16 +148,16 @@ def _multiply(width):
         size, terms = x.shape
         num_outputs = out.shape[1]
         for n in range(size):
-            y = _load(bias, first, width)
+            y = load(bias, first, width)
             for k in range(terms):
-                row = _load(matrix, k * num_outputs + first, width)
-                y = _multiply_add(_element(x, n * terms + k), row, y)
-            _store(out, n * num_outputs + first, y)
+                row = load(matrix, k * num_outputs + first, width)
+                y = multiply_add(element(x, n * terms + k), row, y)
+            store(out, n * num_outputs + first, y)
 
     return walk
 
 
-@_jit
+@jit
 def _apply(step, x, cut, cells, out):
     """Write the outputs [N, O] of one layer for rows [N, I]."""
     inputs, outputs = step.in_features, step.out_features
@@ -172,7 +171,7 @@ def _apply(step, x, cut, cells, out):
     _gather_layer(step, cut, knots, cells, out)
 
 
-@_jit
+@jit
 def _through(x, shift, scale, steps, room, out):
     """Write the outputs [N, O] of a network for a block of rows [N, I]."""
     size = x.shape[0]
@@ -190,25 +189,25 @@ def _through(x, shift, scale, steps, room, out):
 
 
 @_of_step
-@_jit
+@jit
 def _pull_back_layer(tables, x, grad_y, knots, grad_x):
     """Write ``grad_x`` [N, I], ``grad_y`` [N, O] pulled back to the inputs of a layer."""
-    size, in_features = x.shape
-    block = _new_block(size, knots)
+    size = x.shape[0]
+    block = new_block(size, knots)
     slopes = np.empty((size, 4), x.dtype)
     numbers = np.arange(size + 1)
-    each_alone = _Groups(block.positions.cell, numbers, numbers, block.groups.weights)
+    each_alone = Groups(block.positions.cell, numbers, numbers, block.groups.weights)
     for pair in range(tables.shape[0]):
         tile = pair % PAIR_TILE
         if tile == 0:
-            _fetch(x, pair, block.coordinates)
-        _locate_pair(tile, size, knots, block)
+            fetch(x, pair, block.coordinates)
+        locate_pair(tile, size, knots, block)
         slopes[:] = 0
-        _add_slopes(0, grad_y.shape[1], size, each_alone, pair, grad_y, tables, slopes)
-        _finish(pair, block.positions, slopes, x[:0], False, grad_x)
+        add_slopes(0, grad_y.shape[1], size, each_alone, pair, grad_y, tables, slopes)
+        finish(pair, block.positions, slopes, x[:0], False, grad_x)
 
 
-@_jit
+@jit
 def _pull_back(step, x, grad_y, cut, grad_x):
     """Write ``grad_x`` [N, I], ``grad_y`` [N, O] pulled back to the uncut inputs of one layer."""
     size, inputs = x.shape

@@ -9,6 +9,8 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Lock
 from typing import Any
 
 import numba
@@ -47,12 +49,16 @@ def in_ranges(run: Callable[[int, int], None], count: int, *, most: int, work: i
 
     The number of threads follows from ``work``, the table elements that all calls touch together.
     No range is longer than ``most``. A thread that is done takes the next range, so that one thread
-    that the machine slows down does not hold up the others.
+    that the machine slows down does not hold up the others. Whatever is raised, an interrupt
+    (Ctrl-C) included, no thread is at work any more when this returns.
     """
     threads = max(1, min(num_threads(), work // _WORK_PER_THREAD))
     rounds = -(-count // (most * threads))
     length = max(1, -(-count // max(1, rounds * threads)))
     begins = deque(range(0, count, length))
+    # A helper holds its lock while it works. One that comes too late finds no range.
+    at_work = [Lock() for _ in range(min(threads, len(begins)) - 1)]
+    errors: list[BaseException] = []
 
     def take_ranges() -> None:
         while begins:
@@ -62,8 +68,34 @@ def in_ranges(run: Callable[[int, int], None], count: int, *, most: int, work: i
                 return
             run(begin, min(begin + length, count))
 
-    helpers = [_pool.submit(take_ranges) for _ in range(min(threads, len(begins)) - 1)]
-    take_ranges()
-    for helper in helpers:
-        if not helper.cancel():
-            helper.result()
+    def help_out(own: Lock) -> None:
+        with own:
+            try:
+                take_ranges()
+            except BaseException as error:  # for the caller, see below
+                begins.clear()
+                errors.append(error)
+
+    try:
+        for own in at_work:
+            with suppress(RuntimeError):  # no new thread, as the interpreter is ending
+                _pool.submit(help_out, own)
+        take_ranges()
+        _wait_for(at_work)
+    except BaseException:
+        begins.clear()
+        _wait_for(at_work)
+        raise
+    if errors:
+        raise errors[0]
+
+
+def _wait_for(at_work: list[Lock]) -> None:
+    """Wait until every lock was free, however often an interrupt comes; then raise that."""
+    try:
+        while at_work:
+            with at_work[-1]:
+                at_work.pop()
+    except BaseException:
+        _wait_for(at_work)
+        raise

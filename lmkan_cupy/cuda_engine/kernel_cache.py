@@ -1,7 +1,6 @@
 """Compiled kernels, by device and source: the only module of the core that calls CuPy's compiler.
 
-CuPy keeps what it compiled in a folder (``CUPY_CACHE_DIR``, else ``~/.cupy/kernel_cache``), so that
-a second process compiles nothing.
+CuPy keeps what it compiled in a folder, so that a second process compiles nothing.
 """
 
 import logging
@@ -28,6 +27,11 @@ _compiling = threading.Lock()
 def _cupy() -> Any:
     """Return CuPy, which must not be imported before it is needed."""
     return sys.modules.get("cupy") or import_module("cupy")
+
+
+def cache_folder() -> str:
+    """Return the folder that keeps the compiled kernels."""
+    return os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache")
 
 
 def on_device(index: int) -> AbstractContextManager[Any]:
@@ -99,8 +103,9 @@ def _compile(launch: Launch) -> Any:
         compiled = _load(text, launch.kernel)
     except OSError as error:
         _log.warning(
-            "CuPy's kernel cache cannot be written (%s), so kernels are compiled by every process; "
-            "set CUPY_CACHE_DIR to a folder that can be",
+            "CuPy's kernel cache %s cannot be written (%s), so kernels are compiled by every "
+            "process; set CUPY_CACHE_DIR to a folder that can be",
+            cache_folder(),
             error,
         )
         os.environ["CUPY_CACHE_IN_MEMORY"] = "1"

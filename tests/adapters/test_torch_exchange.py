@@ -186,6 +186,13 @@ class TestRun:
         assert torch.equal(own, x + 1)
         assert [each.ctypes.data for each in seen] == [x.data_ptr(), given.data_ptr()]
 
+    def test_dtypes_that_numpy_does_not_have(self) -> None:
+        """Whether or not a library like JAX has given NumPy their names."""
+        tables = torch.zeros(1, 5, 5, 2, dtype=torch.float8_e4m3fn)
+        text = "tensors must be float32, float64, float16 or bfloat16, got float8_e4m3fn"
+        with pytest.raises(TypeError, match=text):
+            exchange.run(lmkan_cupy.refine, tables, 8)
+
     def test_needs_arrays(self) -> None:
         tables = torch.empty(1, 5, 5, 2, device="meta")
         with pytest.raises(TypeError, match=r"refine: tensors on meta .* move them to the CPU"):

@@ -67,3 +67,12 @@ def test_all_samples_in_one_cell(xp: Any, rng: np.random.Generator) -> None:
     grads = lmkan_cupy.backward(grad_y, x, tables)
     check_each(grads, tolerances.backward(grad_y, x, tables))
     assert (host(grads[1]) != 0).any(axis=-1).sum() == 2 * 4
+
+
+def test_many_equal_samples(xp: Any, rng: np.random.Generator) -> None:
+    """One running sum would round at every sample, always in the same direction."""
+    problem = make_problem(rng, Sizes(1, 2, 1, 3))
+    x, grad_y = (np.repeat(each, 200_000, axis=0) for each in (problem.x, problem.grad_y))
+    x, tables, grad_y, *_ = problem._replace(x=x, grad_y=grad_y).on(xp)
+    grads = lmkan_cupy.backward(grad_y, x, tables)
+    check_each(grads, tolerances.backward(grad_y, x, tables))

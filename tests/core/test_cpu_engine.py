@@ -4,18 +4,24 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.util
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fresh_process
+import numba
 import numpy as np
 import pytest
+from numba.core.caching import IndexDataCacheFile
 from problems import DTYPES, Dtypes, Sizes, make_problem
 from special_values import BAD_VALUES, around_knots
 
 import lmkan_cupy
 from lmkan_cupy import cpu_engine
+from lmkan_cupy.cpu_engine import compiling
 
 #: A single pair, an odd number of features, several tiles of pairs; chunks of every width.
 SIZES = [
@@ -140,3 +146,86 @@ def test_folders_that_cannot_be_written_to(tmp_path: Path) -> None:
     report = run(FORWARD, FORWARD, tmp_path, package=tmp_path, NUMBA_CACHE_DIR="", **no_folders)
     assert report.compiled > report.compiled_later == 0
     assert ["NUMBA_CACHE_DIR" in line for line in report.log].count(True) == 1
+
+
+class TestCacheThatFails:
+    """A small function in the place of a kernel, with a folder of its own."""
+
+    @pytest.fixture
+    def kernel(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+        """Returns the function as a new process has it: nothing is compiled, nothing logged."""
+        file = tmp_path / "doubles.py"
+        file.write_text("def double(x):\n    return 2 * x\n")
+        spec = importlib.util.spec_from_file_location("doubles", file)
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+
+        def kernel() -> Any:
+            monkeypatch.setattr(compiling, "_has_warned", False)
+            return compiling._kernel(module.double)
+
+        return kernel
+
+    @staticmethod
+    def is_compiled(kernel: Any) -> bool:
+        """Call it; tell whether it had to be compiled for that."""
+        assert kernel(21) == 42
+        return not kernel.stats.cache_hits
+
+    @pytest.mark.parametrize("ending", ["nbi", "nbc"])
+    @pytest.mark.parametrize("left", [0, 0.5, 0.99])
+    def test_truncated_file(
+        self,
+        kernel: Callable[[], Any],
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        ending: str,
+        left: float,
+    ) -> None:
+        assert self.is_compiled(kernel())
+        assert not self.is_compiled(kernel())
+        (file,) = tmp_path.glob(f"cache/*/*.{ending}")
+        file.write_bytes(file.read_bytes()[: int(left * file.stat().st_size)])
+        assert not caplog.messages
+        assert self.is_compiled(kernel())
+        (line,) = caplog.messages
+        assert str(file.parent) in line
+        assert not self.is_compiled(kernel())  # the file has been replaced
+
+    def test_full_disk(
+        self,
+        kernel: Callable[[], Any],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        def fail(*_: Any) -> Any:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(IndexDataCacheFile, "_open_for_write", fail)
+        one = kernel()
+        assert self.is_compiled(one)
+        assert one(0.5) == 1
+        (line,) = caplog.messages
+        assert str(tmp_path / "cache") in line
+        assert "No space left" in line
+
+
+def test_numba_that_must_not_compile(tmp_path: Path) -> None:
+    code = """
+        import numpy as np
+        import lmkan_cupy
+
+        tables = lmkan_cupy.init_tables(4, 3, 8)
+        lmkan_cupy.show_config()
+        try:
+            lmkan_cupy.forward(np.zeros((2, 4), "float32"), tables)
+        except RuntimeError as error:
+            print(error)
+    """
+    shown = fresh_process.run(code, tmp_path, NUMBA_DISABLE_JIT="1").splitlines()
+    assert "cpu engine     Numba is told not to compile: unset NUMBA_DISABLE_JIT" in shown
+    assert shown[-1].startswith("the CPU engine cannot run: Numba is told not to compile")

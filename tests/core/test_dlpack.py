@@ -168,6 +168,17 @@ def test_bfloat16_in_cpu_memory(tables: Any) -> None:
         lmkan_cupy.hessian_penalty(torch.zeros(tables.shape, dtype=torch.bfloat16))
 
 
+def test_float8_has_no_adapter(tables: Any) -> None:
+    torch = pytest.importorskip("torch")
+    with refused(
+        "forward: tables, a torch.Tensor, cannot be read by DLPack: Unsupported dtype in "
+        "DLTensor. (its dtype is float8_e4m3fn)"
+    ):
+        lmkan_cupy.forward(
+            np.zeros((2, 4), np.float32), torch.zeros(tables.shape, dtype=torch.float8_e4m3fn)
+        )
+
+
 def test_traced_arrays_are_told_where_to_go(tables: Any) -> None:
     jax = pytest.importorskip("jax")
     with refused("(lmkan_cupy.adapters.jax.lmkan takes it as it is)"):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -159,6 +160,22 @@ CASES = {
         lambda: forward(X, TABLES.astype(">f4")),
         TypeError,
         "forward: tables must be float32, float64, float16 or, for CuPy arrays, bfloat16, got >f4",
+    ),
+    "tables-of-bytes": Case(
+        lambda: forward(X, TABLES.astype("float16").view("V2")),
+        TypeError,
+        "forward: tables must be float32, float64, float16 or, for CuPy arrays, bfloat16, got |V2 "
+        "(bytes without a dtype, as np.load gives where bfloat16 or float8 was saved)",
+    ),
+    "x-float8": Case(
+        lambda: forward(X.astype(ml_dtypes.float8_e4m3fn), TABLES),
+        TypeError,
+        "forward: x must be float32 or float64, got float8_e4m3fn",
+    ),
+    "grad_y-of-bytes": Case(
+        lambda: backward(np.zeros(GRAD_Y.shape, "V1"), X, TABLES),
+        TypeError,
+        "backward: grad_y must be float32, got |V1 (bytes without a dtype",
     ),
     "grad_y-dtype": Case(
         lambda: backward(GRAD_Y.astype("float64"), X, TABLES),

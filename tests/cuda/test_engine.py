@@ -135,9 +135,11 @@ class TestCache:
         self, cupy: FakeCuda, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "0")
-        cupy.failures = [PermissionError("read-only")]
+        monkeypatch.setenv("CUPY_CACHE_DIR", "/read-only")
+        cupy.failures = [PermissionError("not permitted")]
         with caplog.at_level(logging.WARNING, "lmkan_cupy"):
             assert kernel_cache.kernel(FORWARD).name == "forward"
+        assert "/read-only cannot be written" in caplog.text
         assert "CUPY_CACHE_DIR" in caplog.text
 
     def test_all_shared_memory_is_allowed(self, cupy: FakeCuda) -> None:

@@ -56,8 +56,8 @@ def test_a_workspace_is_one_piece() -> None:
         sizes.extend(shape)
         return np.empty(shape, dtype)
 
-    with allocation.allocator(allocate):
-        first, none, second = launch.Workspace(300, 0, 7).parts(np.empty(0))
+    workspace = launch.Workspace(300, 0, 7)
+    first, none, second = allocation.served_by(allocate, workspace.parts, np.empty(0))
     assert sizes == [768]
     assert none is None
     assert (first.nbytes, second.nbytes) == (300, 7)

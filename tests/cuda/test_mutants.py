@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import tolerances
 from emulator.mutate import Mutant
-from problems import Sizes, make_problem, nan_filled
+from problems import Sizes, make_problem
 
-from lmkan_cupy import allocation, cuda_engine
+from lmkan_cupy import cuda_engine
 from lmkan_cupy.cuda_engine import backward_pass, forward_pass, kernel_source
 from lmkan_cupy.cuda_engine.forward_pass import ForwardPlan
 from lmkan_cupy.cuda_engine.plan import layer_shape
@@ -421,7 +421,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(check: Callable[[], None], texts: dict[str, str]) -> set[str]:
     """Run a check on kernels of these texts; return which it read."""
     sources = Sources(texts)
-    with emulated.sources(sources), allocation.allocator(nan_filled):
+    with emulated.sources(sources):
         check()
     return sources.read
 

@@ -1,0 +1,383 @@
+# mypy: ignore-errors
+"""Vectors of numbers in registers for the CPU kernels, and walking a row of outputs in vectors.
+
+Compiled by Numba, whose types are not Python's, so this is not type-checked.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+# --- Vectors: a chunk of a table row in registers -------------------------------------------------
+
+_INT32 = ir.IntType(32)
+_LLVM_TYPES = {types.uint32: _INT32, types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
+
+
+class Vector(types.Type):
+    """Numba type of ``width`` numbers in registers; LLVM spreads them over what the CPU has."""
+
+    def __init__(self, dtype: Any, width: int) -> None:
+        self.dtype = dtype
+        self.width = width
+        super().__init__(name=f"Vector({dtype}, {width})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        llvm_type = ir.VectorType(_LLVM_TYPES[vector.dtype], vector.width)
+        super().__init__(manager, vector, llvm_type)
+
+
+def _lanes(builder, vector, lanes):
+    """The LLVM vector of the named lanes of a vector."""
+    mask = ir.Constant(ir.VectorType(_INT32, len(lanes)), lanes)
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
+
+
+def _as_vector(builder, value, llvm_type):
+    """A vector as it is, a scalar in all lanes of a vector of ``llvm_type``."""
+    if value.type == llvm_type:
+        return value
+    one_lane = builder.insert_element(ir.Constant(llvm_type, ir.Undefined), value, _INT32(0))
+    return _lanes(builder, one_lane, [0] * llvm_type.count)
+
+
+def _pointer(context, builder, array_type, array, index, llvm_type):
+    """Address of element ``index`` of a C-contiguous array, counted over all its axes."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), llvm_type.as_pointer())
+
+
+def _half_to_float(context, builder, bits, llvm_type):
+    """Numbers of float16, given as 16-bit words, in float32."""
+    if _converts_halves(context):
+        halves = builder.bitcast(bits, ir.VectorType(ir.HalfType(), llvm_type.count))
+        return builder.fpext(halves, llvm_type)
+    return _half_to_float_by_integers(builder, bits, llvm_type)
+
+
+def _converts_halves(context):
+    """Tell whether the processor has an instruction that converts float16 to float32."""
+    architecture, _, features = context.codegen().magic_tuple()
+    return architecture.startswith(("aarch64", "arm64")) or "+f16c" in features.split(",")
+
+
+def _half_to_float_by_integers(builder, bits, llvm_type):
+    """Numbers of float16, given as 16-bit words, converted exactly by ordinary instructions.
+
+    Their bits, shifted into the fields of float32, mean numbers that are too small by a factor of
+    2^112. Multiplying by it corrects all but infinity and NaN, whose exponent is all ones.
+    """
+    words = ir.VectorType(_INT32, llvm_type.count)
+
+    def constant(value):
+        return ir.Constant(words, [value] * llvm_type.count)
+
+    wide = builder.zext(bits, words)
+    shifted = builder.shl(builder.and_(wide, constant(0x7FFF)), constant(13))
+    scale = ir.Constant(llvm_type, [2.0**112] * llvm_type.count)
+    scaled = builder.bitcast(builder.fmul(builder.bitcast(shifted, llvm_type), scale), words)
+    is_finite = builder.icmp_unsigned("<", shifted, constant(0x7C00 << 13))
+    special = builder.or_(shifted, constant(0xFF << 23))
+    sign = builder.shl(builder.and_(wide, constant(0x8000)), constant(16))
+    return builder.bitcast(builder.or_(builder.select(is_finite, scaled, special), sign), llvm_type)
+
+
+def _stored_type(array, vector, llvm_type):
+    return ir.VectorType(ir.IntType(16), vector.width) if _is_half(array) else llvm_type
+
+
+def _is_half(array):
+    return array.dtype == types.uint16
+
+
+def _loaded(context, builder, array_type, array, index, vector):
+    """The vector of an array's elements from ``index`` on; 16-bit words are float16 numbers."""
+    llvm_type = context.get_value_type(vector)
+    stored_type = _stored_type(array_type, vector, llvm_type)
+    pointer = _pointer(context, builder, array_type, array, index, stored_type)
+    # A row starts at any element: only the alignment of one element can be promised.
+    stored = builder.load(pointer, align=array_type.dtype.bitwidth // 8)
+    return _half_to_float(context, builder, stored, llvm_type) if _is_half(array_type) else stored
+
+
+def _vector_of(array, width):
+    """The type of ``width`` elements of an array; 16-bit words are float16 numbers."""
+    return Vector(types.float32 if _is_half(array) else array.dtype, width.literal_value)
+
+
+@intrinsic(prefer_literal=True)
+def load(typing_context, array, index, width):
+    """``width`` elements of an array from ``index`` on; 16-bit words are float16 numbers."""
+    vector = _vector_of(array, width)
+
+    def generate(context, builder, signature, arguments):
+        return _loaded(context, builder, array, *arguments[:2], vector)
+
+    return vector(array, types.intp, width), generate
+
+
+@intrinsic(prefer_literal=True)
+def load_corners(typing_context, tables, row, right, down, width):
+    """The four vectors at ``row``, ``row + right``, ``row + down``, ``row + down + right``."""
+    vector = _vector_of(tables, width)
+    corners = types.UniTuple(vector, 4)
+
+    def generate(context, builder, signature, arguments):
+        array, row, right, down, _ = arguments
+        below = builder.add(row, down)
+        places = row, builder.add(row, right), below, builder.add(below, right)
+        rows = [_loaded(context, builder, tables, array, place, vector) for place in places]
+        return context.make_tuple(builder, corners, rows)
+
+    return corners(tables, types.intp, types.intp, types.intp, width), generate
+
+
+@intrinsic
+def add_corners(typing_context, y, weights, place, corners):
+    """``y`` plus the corners, weighted by the four ``weights [N, 4]`` at a place, one by one."""
+
+    def generate(context, builder, signature, arguments):
+        y, array, place, rows = arguments
+        llvm_type = y.type
+        first = builder.mul(place, ir.Constant(place.type, 4))
+        for k, row in enumerate(cgutils.unpack_tuple(builder, rows, 4)):
+            index = builder.add(first, ir.Constant(place.type, k))
+            pointer = _pointer(context, builder, weights, array, index, llvm_type.element)
+            y = _fused(builder, _as_vector(builder, builder.load(pointer), llvm_type), row, y)
+        return y
+
+    return y(y, weights, types.intp, corners), generate
+
+
+@intrinsic
+def store(typing_context, array, index, vector):
+    """Write a vector into an array from element ``index`` on."""
+
+    def generate(context, builder, signature, arguments):
+        llvm_type = context.get_value_type(vector)
+        pointer = _pointer(context, builder, array, arguments[0], arguments[1], llvm_type)
+        builder.store(arguments[2], pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), generate
+
+
+@intrinsic
+def element(typing_context, array, index):
+    """Element ``index`` of an array counted over all its axes; no index is negative."""
+
+    def generate(context, builder, signature, arguments):
+        llvm_type = context.get_value_type(array.dtype)
+        return builder.load(_pointer(context, builder, array, *arguments, llvm_type))
+
+    return array.dtype(array, types.intp), generate
+
+
+@intrinsic(prefer_literal=True)
+def spread(typing_context, value, width):
+    """A vector of ``width`` times the same number."""
+    vector = Vector(value, width.literal_value)
+
+    def generate(context, builder, signature, arguments):
+        return _as_vector(builder, arguments[0], context.get_value_type(vector))
+
+    return vector(value, width), generate
+
+
+@intrinsic
+def multiply_add(typing_context, a, b, c):
+    """``a b + c``, fused where the processor can: ``a`` a vector or a scalar, ``b, c`` vectors.
+
+    Fusing is asked for here and nowhere else, so that all samples get the same rounding.
+    """
+
+    def generate(context, builder, signature, arguments):
+        llvm_type = context.get_value_type(c)
+        operands = [_as_vector(builder, value, llvm_type) for value in arguments]
+        return _fused(builder, *operands)
+
+    return c(a if isinstance(a, Vector) else c.dtype, b, c), generate
+
+
+def _fused(builder, a, b, c):
+    letter = "f32" if isinstance(c.type.element, ir.FloatType) else "f64"
+    function_type = ir.FunctionType(c.type, [c.type] * 3)
+    name = f"llvm.fmuladd.v{c.type.count}{letter}"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, function_type, name)
+    return builder.call(function, [a, b, c])
+
+
+def _elementwise(symbol: Callable[[Any, Any], Any], instruction: str) -> None:
+    """Give ``+``, ``-`` or ``*`` a meaning for two vectors, or a scalar and a vector."""
+
+    @intrinsic
+    def combine(typing_context, a, b):
+        def generate(context, builder, signature, arguments):
+            llvm_type = context.get_value_type(b)
+            operands = [_as_vector(builder, value, llvm_type) for value in arguments]
+            is_float = isinstance(b.dtype, types.Float)
+            return getattr(builder, "f" * is_float + instruction)(*operands)
+
+        return b(a if isinstance(a, Vector) else b.dtype, b), generate
+
+    @overload(symbol)
+    def overloaded(a, b):
+        if isinstance(b, Vector):
+            return lambda a, b: combine(a, b)
+        return None
+
+
+_elementwise(operator.add, "add")
+_elementwise(operator.sub, "sub")
+_elementwise(operator.mul, "mul")
+
+
+@intrinsic
+def where_reached(typing_context, x, bound, value, otherwise):
+    """In every lane ``value`` where ``x >= bound``, else what ``otherwise`` holds."""
+
+    def generate(context, builder, signature, arguments):
+        x, bound, value, otherwise = arguments
+        is_reached = builder.fcmp_ordered(">=", x, _as_vector(builder, bound, x.type))
+        return builder.select(is_reached, _as_vector(builder, value, otherwise.type), otherwise)
+
+    return otherwise(x, x.dtype, otherwise.dtype, otherwise), generate
+
+
+@intrinsic(prefer_literal=True)
+def every_other(typing_context, vector, first):
+    """The lanes ``first, first + 2, ...`` of a vector."""
+    result = Vector(vector.dtype, vector.width // 2)
+    lanes = list(range(first.literal_value, vector.width, 2))
+
+    def generate(context, builder, signature, arguments):
+        return _lanes(builder, arguments[0], lanes)
+
+    return result(vector, first), generate
+
+
+def _joined(builder, first, second):
+    """The lanes of a vector and then those of another."""
+    count = 2 * first.type.count
+    mask = ir.Constant(ir.VectorType(_INT32, count), list(range(count)))
+    return builder.shuffle_vector(first, second, mask)
+
+
+@intrinsic
+def interleaved(typing_context, a, b, c, d):
+    """The vector ``a[0], b[0], c[0], d[0], a[1], ...``."""
+    result = Vector(a.dtype, 4 * a.width)
+    lanes = [k * a.width + n for n in range(a.width) for k in range(4)]
+
+    def generate(context, builder, signature, arguments):
+        a, b, c, d = arguments
+        whole = _joined(builder, _joined(builder, a, b), _joined(builder, c, d))
+        return _lanes(builder, whole, lanes)
+
+    return result(a, b, c, d), generate
+
+
+def _fold(builder, vector, groups):
+    """Add up the lanes of each of ``groups`` equal parts of a vector, by halves."""
+    while vector.type.count > groups:
+        size = vector.type.count // groups
+        starts = range(0, vector.type.count, size)
+        halves = [
+            _lanes(builder, vector, [s + k for s in starts for k in range(h, h + size // 2)])
+            for h in (0, size // 2)
+        ]
+        vector = builder.fadd(*halves)
+    return vector
+
+
+@intrinsic
+def lane_sum(typing_context, vector):
+    """The sum of a vector, a scalar."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.extract_element(_fold(builder, arguments[0], 1), _INT32(0))
+
+    return vector.dtype(vector), generate
+
+
+@intrinsic
+def dot_products(typing_context, a, b, c, d):
+    """The vector ``(a.b, a.c, a.d, 0)``: three sums folded together cost little more than one."""
+    result = Vector(a.dtype, 4)
+    pieces = [range(k, min(k + 16, a.width)) for k in range(0, a.width, 16)]
+
+    def generate(context, builder, signature, arguments):
+        def dot_product(other):
+            total = None
+            for piece in pieces:
+                factors = [_lanes(builder, vector, list(piece)) for vector in (arguments[0], other)]
+                if total is None:
+                    total = builder.fmul(*factors)
+                else:
+                    total = _fused(builder, *factors, total)
+            return total
+
+        sums = [dot_product(other) for other in arguments[1:]]
+        sums.append(ir.Constant(sums[0].type, None))
+        halves = [_joined(builder, *sums[k : k + 2]) for k in (0, 2)]
+        return _fold(builder, _joined(builder, *halves), 4)
+
+    return result(a, b, c, d), generate
+
+
+@intrinsic
+def to_float64(typing_context, vector):
+    """A vector in float64."""
+    result = Vector(types.float64, vector.width)
+
+    def generate(context, builder, signature, arguments):
+        if vector == result:
+            return arguments[0]
+        return builder.fpext(arguments[0], context.get_value_type(result))
+
+    return result(vector), generate
+
+
+# --- Walking a row of outputs chunk by chunk ------------------------------------------------------
+
+jit = numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def chunked(*widths: int) -> Callable[[Callable[[int], Any]], Any]:
+    """Turn a walk over one chunk of outputs into a walk over all outputs.
+
+    Decorates ``make(width)``, which gives ``walk(first, *arguments)`` for ``width`` outputs from
+    ``first`` on. The result is called as ``walk(0, num_outputs, *arguments)``: as many chunks of
+    the first of ``widths`` as fit, then of the next one, down to 1.
+    """
+
+    def decorate(make):
+        @jit
+        def nothing(first, num_outputs, *arguments):
+            pass
+
+        walk = nothing
+        for width in reversed(widths):
+            walk = chunks(jit(make(width)), width, walk)
+        return walk
+
+    def chunks(walk_chunk, width, walk_rest):
+        @jit
+        def walk(first, num_outputs, *arguments):
+            while first + width <= num_outputs:
+                walk_chunk(first, *arguments)
+                first += width
+            walk_rest(first, num_outputs, *arguments)
+
+        return walk
+
+    return decorate
