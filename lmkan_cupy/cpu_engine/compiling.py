@@ -12,6 +12,7 @@ import numpy as np
 from numba import types
 from numba.core import event
 from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
 
 from .. import installation
 from . import kernels, network_kernels, vectors
@@ -61,6 +62,11 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
 def _kernel(function: Callable[..., None]) -> Any:
     """Let Numba compile a kernel and keep it on disk, or in memory if no folder is writable."""
     kernel = numba.njit(nogil=True)(function)
+    _keep_on_disk(kernel, function)
+    return kernel
+
+
+def _keep_on_disk(kernel: Any, function: Callable[..., None]) -> None:
     try:
         kernel._cache = _Cache(function)
     except (OSError, RuntimeError):  # "cannot cache function ...: no locator available"
@@ -68,7 +74,6 @@ def _kernel(function: Callable[..., None]) -> Any:
             "no folder can be written to for compiled kernels, so every process compiles them "
             "again; set NUMBA_CACHE_DIR to a folder that can be written to"
         )
-    return kernel
 
 
 _has_warned = False
@@ -138,6 +143,24 @@ def compiled(kernel: Any, dtype: np.dtype[Any], stored_dtype: np.dtype[Any]) -> 
     }[kernel]
     entry: Callable[..., None] = kernel.compile((index, index, *arguments))
     return entry
+
+
+@lru_cache
+def step_address(make: Any, dtype: np.dtype[Any], stored_dtype: np.dtype[Any]) -> int:
+    """Return the address of a compiled function of a network's steps.
+
+    ``make`` is one of those of :mod:`.network_kernels`; it says what the function's arguments are.
+    """
+    function = make(*map(numba.from_dtype, (dtype, stored_dtype)))
+    arguments = [types.intp] * function.__code__.co_argcount
+    compiled = CFunc(function, (arguments, types.void), locals={}, options={})
+    _keep_on_disk(compiled, function)
+    compiled.compile()
+    _steps.append(compiled)  # an address is valid as long as its function
+    return int(compiled.address)
+
+
+_steps: list[Any] = []
 
 
 def _array(dtype: np.dtype[Any], ndim: int) -> Any:

@@ -1,15 +1,19 @@
 # mypy: ignore-errors
 """The kernels of a whole network for the CPU: blocks of rows go through all layers in caches.
 
-Its layers are those of :mod:`.kernels`, so the results are theirs, to the bit. The types are
-Numba's, not Python's, so this is not type-checked.
+A network is a sequence of steps, one for each layer. A step holds the addresses of its arrays and
+of two compiled functions, which take it forward and back. So the kernels of a network know nothing
+of its layers, and what takes long to compile is compiled once for each kind of layer, when it is
+first met. The mathematics is that of :mod:`.kernels`, so the results are theirs, to the bit.
+
+The types are Numba's, not Python's, so this is not type-checked.
 """
 
-from collections import namedtuple
-
+import numba
 import numpy as np
+from llvmlite import ir
 from numba import carray, types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from .kernels import (
     PAIR_TILE,
@@ -24,20 +28,18 @@ from .kernels import (
 )
 from .vectors import chunked, element, jit, load, multiply_add, store
 
-#: A layer of a network as the kernels take it, with the addresses of its arrays. For tables,
-#: ``values`` is [P, S, S, O], of 16-bit words where they are float16 (``is_half``), and
-#: ``knots_or_transposed`` the knots [S]. A linear layer has ``num_knots`` 0: ``values`` is its
-#: weight [O, I], ``knots_or_transposed`` the same as [I, O], ``bias`` is [O].
+#: A layer of a network: its sizes; where its inputs are cut; the addresses of its arrays, see the
+#: functions that make the steps; and those of ``forward(step, rows, x, out)`` and of
+#: ``backward(step, rows, x, grad_y, grad_x)``, whose arguments are addresses, too.
 STEP = np.dtype(
     [
         ("in_features", np.int64),
         ("out_features", np.int64),
         ("num_knots", np.int64),
-        ("is_half", np.bool_),
         ("bound", np.float64),
-        ("values", np.intp),
-        ("knots_or_transposed", np.intp),
-        ("bias", np.intp),
+        ("arrays", np.intp, 3),
+        ("forward", np.intp),
+        ("backward", np.intp),
     ],
     align=True,
 )
@@ -53,91 +55,46 @@ def _pointer(typing_context, address):
     return types.voidptr(types.intp), generate
 
 
-#: Room for a block of N rows on its way through a network: ``features``, the inputs of all layers,
-#: ``start[k]`` those of layer k; ``cut``, those of one layer, cut at its bound; ``cells``.
-_Room = namedtuple("_Room", "features, start, cut, cells")
+@intrinsic
+def _address(typing_context, array):
+    """The address of an array's first element."""
+
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(array)(context, builder, arguments[0]).data
+        return builder.ptrtoint(data, context.get_value_type(types.intp))
+
+    return types.intp(array), generate
+
+
+@intrinsic
+def _call(typing_context, function, arguments):
+    """Call the function at an address; its ``arguments`` are a tuple of numbers."""
+
+    def generate(context, builder, signature, values):
+        numbers = [builder.extract_value(values[1], k) for k in range(arguments.count)]
+        function_type = ir.FunctionType(ir.VoidType(), [each.type for each in numbers])
+        builder.call(builder.inttoptr(values[0], function_type.as_pointer()), numbers)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, arguments), generate
 
 
 @jit
-def _new_room(size, steps, x, keeps_all):
-    """Room for N = ``size`` rows; unless it ``keeps_all`` inputs, only those of two layers."""
-    widest = steps.in_features.max()
-    start = np.empty(steps.size, np.int64)
-    total = 0
-    for k in range(steps.size):
-        start[k] = total if keeps_all else k % 2 * size * widest
-        total += size * steps[k].in_features
-    features = np.empty(total if keeps_all else 2 * size * widest, x.dtype)
-    cells = new_cells(size, PAIR_TILE, x, x[:0])
-    return _Room(features, start, np.empty(size * widest, x.dtype), cells)
+def _step_at(address):
+    return carray(_pointer(address), (1,), STEP)[0]
 
 
 @jit
-def _matrix(buffer, start, rows, columns):
-    """A part of a buffer as a matrix [rows, columns]."""
-    return buffer[start : start + rows * columns].reshape((rows, columns))
-
-
-@jit
-def _grid(step, x):
-    return carray(_pointer(step.knots_or_transposed), (step.num_knots,), x.dtype)
-
-
-@jit
-def _standardise(x, shift, scale, out):
-    """``out = (x - shift) * scale``, rows [N, I]."""
-    size, in_features = x.shape
-    for n in range(size):
-        for i in range(in_features):
-            out[n, i] = (x[n, i] - shift[i]) * scale[i] if shift.size else x[n, i]
-
-
-@jit
-def _cut(x, bound, out):
-    """Cut rows [N, I] at ``+-bound``; a NaN passes."""
+def _cut(x, bound):
+    """The rows [N, I], cut at ``+-bound``; a NaN passes."""
+    cut = np.empty_like(x)
     size, in_features = x.shape
     for n in range(size):
         for i in range(in_features):
             value = x[n, i]
             value = bound if value > bound else value
-            out[n, i] = -bound if value < -bound else value
-
-
-@jit
-def _tables(step, dtype):
-    pairs = (step.in_features + 1) // 2
-    shape = (pairs, step.num_knots, step.num_knots, step.out_features)
-    return carray(_pointer(step.values), shape, dtype)
-
-
-def _of_step(walk):
-    """Turn ``walk(tables, x, *arguments)`` into a function that takes a step instead of tables."""
-
-    def call(step, x, *arguments):
-        pass
-
-    @overload(call)
-    def overloaded(step, x, *arguments):
-        if x.dtype == types.float64:
-            return lambda step, x, *arguments: walk(_tables(step, np.float64), x, *arguments)
-
-        def as_stored(step, x, *arguments):
-            if step.is_half:
-                walk(_tables(step, np.uint16), x, *arguments)
-            else:
-                walk(_tables(step, np.float32), x, *arguments)
-
-        return as_stored
-
-    return call
-
-
-@_of_step
-@jit
-def _gather_layer(tables, x, knots, cells, out):
-    """Write the outputs [N, O] of a layer for rows [N, I]."""
-    out[:] = 0
-    gather(tables, x, x[:0], knots, cells, out)
+            cut[n, i] = -bound if value < -bound else value
+    return cut
 
 
 @chunked(16, 4, 1)
@@ -157,71 +114,113 @@ def _multiply(width):
     return walk
 
 
-@jit
-def _apply(step, x, cut, cells, out):
-    """Write the outputs [N, O] of one layer for rows [N, I]."""
-    inputs, outputs = step.in_features, step.out_features
-    if step.num_knots == 0:
-        matrix = carray(_pointer(step.knots_or_transposed), (inputs, outputs), x.dtype)
-        bias = carray(_pointer(step.bias), (outputs,), x.dtype)
-        _multiply(0, outputs, x, matrix, bias, out)
-        return
-    knots = _grid(step, x)
-    _cut(x, x.dtype.type(step.bound), cut)
-    _gather_layer(step, cut, knots, cells, out)
+def tables_forward(dtype, stored_dtype):
+    """Make the forward of a layer with tables.
+
+    ``arrays`` are its tables [P, S, S, O], float16 as 16-bit words, and its knots [S].
+    """
+
+    def tables_forward(address, size, x, out):
+        step = _step_at(address)
+        inputs, outputs, num_knots = step.in_features, step.out_features, step.num_knots
+        shape = ((inputs + 1) // 2, num_knots, num_knots, outputs)
+        tables = carray(_pointer(step.arrays[0]), shape, stored_dtype)
+        knots = carray(_pointer(step.arrays[1]), (num_knots,), dtype)
+        cut = _cut(carray(_pointer(x), (size, inputs), dtype), dtype(step.bound))
+        out = carray(_pointer(out), (size, outputs), dtype)
+        out[:] = 0
+        none = cut[:0]
+        gather(tables, cut, none, knots, new_cells(size, PAIR_TILE, cut, none), out)
+
+    return tables_forward
+
+
+def tables_backward(dtype, stored_dtype):
+    """Make the backward of a layer with tables: the gradient of its inputs before the cut."""
+
+    def tables_backward(address, size, x, grad_y, grad_x):
+        step = _step_at(address)
+        inputs, outputs, num_knots = step.in_features, step.out_features, step.num_knots
+        shape = ((inputs + 1) // 2, num_knots, num_knots, outputs)
+        tables = carray(_pointer(step.arrays[0]), shape, stored_dtype)
+        knots = carray(_pointer(step.arrays[1]), (num_knots,), dtype)
+        x = carray(_pointer(x), (size, inputs), dtype)
+        grad_y = carray(_pointer(grad_y), (size, outputs), dtype)
+        grad_x = carray(_pointer(grad_x), (size, inputs), dtype)
+        bound = dtype(step.bound)
+        cut = _cut(x, bound)
+        block = new_block(size, knots)
+        slopes = np.empty((size, 4), dtype)
+        numbers = np.arange(size + 1)
+        each_alone = Groups(block.positions.cell, numbers, numbers, block.groups.weights)
+        for pair in range(tables.shape[0]):
+            tile = pair % PAIR_TILE
+            if tile == 0:
+                fetch(cut, pair, block.coordinates)
+            locate_pair(tile, size, knots, block)
+            slopes[:] = 0
+            add_slopes(0, outputs, size, each_alone, pair, grad_y, tables, slopes)
+            finish(pair, block.positions, slopes, cut[:0], False, grad_x)
+        for n in range(size):
+            for i in range(inputs):
+                if abs(x[n, i]) > bound:
+                    grad_x[n, i] = 0
+
+    return tables_backward
+
+
+def linear_forward(dtype, stored_dtype):
+    """Make the forward of a linear layer.
+
+    ``arrays`` are its weight [O, I], the same transposed [I, O], and its bias [O].
+    """
+
+    def linear_forward(address, size, x, out):
+        step = _step_at(address)
+        inputs, outputs = step.in_features, step.out_features
+        _multiply(
+            *(0, outputs, carray(_pointer(x), (size, inputs), dtype)),
+            carray(_pointer(step.arrays[1]), (inputs, outputs), dtype),
+            carray(_pointer(step.arrays[2]), (outputs,), dtype),
+            carray(_pointer(out), (size, outputs), dtype),
+        )
+
+    return linear_forward
+
+
+def linear_backward(dtype, stored_dtype):
+    """Make the backward of a linear layer."""
+
+    def linear_backward(address, size, x, grad_y, grad_x):
+        step = _step_at(address)
+        inputs, outputs = step.in_features, step.out_features
+        _multiply(
+            *(0, inputs, carray(_pointer(grad_y), (size, outputs), dtype)),
+            carray(_pointer(step.arrays[0]), (outputs, inputs), dtype),
+            np.zeros(inputs, dtype),
+            carray(_pointer(grad_x), (size, inputs), dtype),
+        )
+
+    return linear_backward
 
 
 @jit
-def _through(x, shift, scale, steps, room, out):
-    """Write the outputs [N, O] of a network for a block of rows [N, I]."""
-    size = x.shape[0]
-    last = steps.size - 1
-    rows = _matrix(room.features, room.start[0], size, x.shape[1])
-    _standardise(x, shift, scale, rows)
-    for k in range(steps.size):
-        step = steps[k]
-        if k == last:
-            following = out
-        else:
-            following = _matrix(room.features, room.start[k + 1], size, step.out_features)
-        _apply(step, rows, _matrix(room.cut, 0, size, step.in_features), room.cells, following)
-        rows = following
-
-
-@_of_step
-@jit
-def _pull_back_layer(tables, x, grad_y, knots, grad_x):
-    """Write ``grad_x`` [N, I], ``grad_y`` [N, O] pulled back to the inputs of a layer."""
-    size = x.shape[0]
-    block = new_block(size, knots)
-    slopes = np.empty((size, 4), x.dtype)
-    numbers = np.arange(size + 1)
-    each_alone = Groups(block.positions.cell, numbers, numbers, block.groups.weights)
-    for pair in range(tables.shape[0]):
-        tile = pair % PAIR_TILE
-        if tile == 0:
-            fetch(x, pair, block.coordinates)
-        locate_pair(tile, size, knots, block)
-        slopes[:] = 0
-        add_slopes(0, grad_y.shape[1], size, each_alone, pair, grad_y, tables, slopes)
-        finish(pair, block.positions, slopes, x[:0], False, grad_x)
-
-
-@jit
-def _pull_back(step, x, grad_y, cut, grad_x):
-    """Write ``grad_x`` [N, I], ``grad_y`` [N, O] pulled back to the uncut inputs of one layer."""
-    size, inputs = x.shape
-    if step.num_knots == 0:
-        matrix = carray(_pointer(step.values), (step.out_features, inputs), x.dtype)
-        _multiply(0, inputs, grad_y, matrix, np.zeros(inputs, x.dtype), grad_x)
-        return
-    bound = x.dtype.type(step.bound)
-    _cut(x, bound, cut)
-    _pull_back_layer(step, cut, grad_y, _grid(step, x), grad_x)
+def _standardise(x, shift, scale, out):
+    """``out = (x - shift) * scale``, rows [N, I]; without a shift, the rows as they are."""
+    size, in_features = x.shape
     for n in range(size):
-        for i in range(inputs):
-            if abs(x[n, i]) > bound:
-                grad_x[n, i] = 0
+        for i in range(in_features):
+            out[n * in_features + i] = (x[n, i] - shift[i]) * scale[i] if shift.size else x[n, i]
+
+
+@jit
+def _forward(size, steps, features, out):
+    """Take rows through all steps: inputs of step k are in ``features[k]``, results in ``out``."""
+    last = steps.size - 1
+    for k in range(steps.size):
+        following = out if k == last else _address(features[(k + 1) % len(features)])
+        step = _address(steps[k : k + 1])
+        _call(steps[k].forward, (step, size, _address(features[k % len(features)]), following))
 
 
 def network_kernel(begin, end, block, x, shift, scale, steps, out):
@@ -229,10 +228,11 @@ def network_kernel(begin, end, block, x, shift, scale, steps, out):
 
     They go through it ``block`` rows at a time, after ``(x - shift) * scale``.
     """
-    room = _new_room(min(block, end - begin), steps, x, False)
+    features = np.empty((2, min(block, end - begin) * steps.in_features.max()), x.dtype)
     for first in range(begin, end, block):
-        chosen = slice(first, min(first + block, end))
-        _through(x[chosen], shift, scale, steps, room, out[chosen])
+        size = min(block, end - first)
+        _standardise(x[first : first + size], shift, scale, features[0])
+        _forward(size, steps, features, _address(out[first:]))
 
 
 def network_grad_kernel(begin, end, block, x, grad_y, shift, scale, steps, out, grad_x):
@@ -240,21 +240,21 @@ def network_grad_kernel(begin, end, block, x, grad_y, shift, scale, steps, out, 
 
     That is ``grad_y`` [B, O] pulled back to ``x``.
     """
-    room = _new_room(min(block, end - begin), steps, x, True)
-    gradients = np.empty((2, room.cut.size), x.dtype)
+    room = min(block, end - begin) * steps.in_features.max()
+    features = np.empty((steps.size, room), x.dtype)
+    gradients = np.empty((2, room), x.dtype)
     one = x.dtype.type(1)
     for first in range(begin, end, block):
-        chosen = slice(first, min(first + block, end))
-        size = chosen.stop - chosen.start
-        _through(x[chosen], shift, scale, steps, room, out[chosen])
-        gradient = grad_y[chosen]
+        size = min(block, end - first)
+        _standardise(x[first : first + size], shift, scale, features[0])
+        _forward(size, steps, features, _address(out[first:]))
+        gradient = _address(grad_y[first:])
         for k in range(steps.size - 1, -1, -1):
-            step = steps[k]
-            inputs = step.in_features
-            rows = _matrix(room.features, room.start[k], size, inputs)
-            preceding = _matrix(gradients[k % 2], 0, size, inputs)
-            _pull_back(step, rows, gradient, _matrix(room.cut, 0, size, inputs), preceding)
+            preceding = _address(gradients[k % 2])
+            step = _address(steps[k : k + 1])
+            _call(steps[k].backward, (step, size, _address(features[k]), gradient, preceding))
             gradient = preceding
         for n in range(size):
             for i in range(x.shape[1]):
-                grad_x[first + n, i] = gradient[n, i] * (scale[i] if scale.size else one)
+                factor = scale[i] if scale.size else one
+                grad_x[first + n, i] = gradients[0, n * x.shape[1] + i] * factor
