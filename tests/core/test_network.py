@@ -106,7 +106,7 @@ def test_a_network_of_one_linear_layer_cuts_nothing(xp: Any) -> None:
     _equal(y, [[np.inf, -np.inf], [15.0, -5.0]])
 
 
-@pytest.mark.parametrize("bad", BAD_VALUES)
+@pytest.mark.parametrize("bad", BAD_VALUES.values(), ids=BAD_VALUES)
 @pytest.mark.parametrize("feature", range(_SIZES[0]))
 def test_a_bad_value_stays_in_its_row(
     xp: Any, rng: np.random.Generator, feature: int, bad: float
