@@ -69,7 +69,8 @@ def network_forward(
     x = network.x
     with on_device_of(x):
         shape = (*x.shape[:-1], network.out_features)
-        out = output(function, "out", out, shape, x.dtype, network.inputs())
+        inputs = {"x": x} if out is None else network.inputs()
+        out = output(function, "out", out, shape, x.dtype, inputs)
         if array_library(x) is np:
             engine_for(np).network_forward(network, samples(x), samples(out))
         else:

@@ -15,11 +15,17 @@ def stored(tables: Array) -> Array:
     return words
 
 
-def grid_of(tables: Array, dtype: np.dtype[Any]) -> Array:
-    """Return the knots of tables; a grid is made once, as making it takes microseconds."""
-    return _grid(tables.shape[1] - 1, dtype)
+def contiguous(array: Array) -> Array:
+    """Return the array C-contiguous, copied only where needed."""
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
 @cache
-def _grid(num_grids: int, dtype: np.dtype[Any]) -> Array:
+def grid(num_grids: int, dtype: np.dtype[Any]) -> Array:
+    """Return the knots of a grid, made once and kept, as making them takes microseconds."""
     return sigma_grid(num_grids, dtype=dtype)
+
+
+def grid_of(tables: Array, dtype: np.dtype[Any]) -> Array:
+    """Return the knots of tables."""
+    return grid(tables.shape[1] - 1, dtype)

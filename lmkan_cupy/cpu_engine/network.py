@@ -1,11 +1,14 @@
 """Networks on the CPU engine: what the kernels are told of the layers, and their threads."""
 
+from functools import cache, lru_cache
+from typing import Any
+
 import numpy as np
 
 from ..array_checks import LinearLayer, Network
 from ..array_library import Array
 from . import compiling, network_kernels
-from .layout import grid_of, stored
+from .layout import contiguous, grid, stored
 from .threads import in_ranges
 
 #: Rows that go through a network together: their inputs and cells stay in a core's caches.
@@ -43,47 +46,77 @@ def network_value_and_grad(
     )
 
 
-def _steps(network: Network, *, backward: bool) -> tuple[Array, list[Array], int]:
+def _steps(network: Network, *, backward: bool) -> tuple[Array, list[list[Array]], int]:
     """Return the layers as the kernels take them, and about how many elements a row touches.
 
-    The steps hold addresses, of the arrays in the list that comes second.
+    The steps hold addresses, of the arrays in the list that comes second among others.
     """
-    steps, kept, work = [], [], 0
-    dtype = network.x.dtype
-    features = network.x.shape[-1]
-    for layer, bound in zip(network.layers, network.bounds, strict=True):
-        if isinstance(layer, LinearLayer):
-            weight = np.ascontiguousarray(layer.weight)
-            out_features, num_knots = len(weight), 0
-            bias = np.zeros(out_features, dtype) if layer.bias is None else layer.bias
-            arrays = [weight, np.ascontiguousarray(weight.T), np.ascontiguousarray(bias)]
-            makers = network_kernels.linear_forward, network_kernels.linear_backward
-            work += features * out_features // 4
+    arrays = [_arrays(layer) for layer in network.layers]
+    layers = tuple((each[0].shape, each[0].dtype) for each in arrays)
+    x, bounds = network.x, tuple(network.bounds)
+    template, work = _template(x.shape[-1], x.dtype, layers, bounds, backward)
+    steps = template.copy()
+    places = steps["arrays"]
+    for k, some in enumerate(arrays):
+        for n, array in enumerate(some):
+            places[k, n] = array.__array_interface__["data"][0]
+    return steps, arrays, work
+
+
+def _arrays(layer: Array | LinearLayer) -> list[Array]:
+    """Return the arrays of a step that are a layer's own, in their order."""
+    if not isinstance(layer, LinearLayer):
+        return [stored(contiguous(layer))]
+    weight, bias = layer
+    bias = np.zeros(len(weight), weight.dtype) if bias is None else bias
+    return [contiguous(weight), contiguous(weight.T), contiguous(bias)]
+
+
+@lru_cache
+def _template(
+    in_features: int,
+    dtype: np.dtype[Any],
+    layers: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...],
+    bounds: tuple[float, ...],
+    backward: bool,
+) -> tuple[Array, int]:
+    """Return all of the steps that is the same in most calls, and the work of a row.
+
+    A layer is given by shape and dtype of its tables as they are stored, or of its weight.
+    """
+    steps, work = np.zeros(len(layers), network_kernels.STEP), 0
+    for step, (shape, stored_dtype), bound in zip(steps, layers, bounds, strict=True):
+        if len(shape) == 2:
+            out_features, num_knots = shape[0], 0
+            functions = network_kernels.linear_forward, network_kernels.linear_backward
+            work += in_features * out_features // 4
         else:
-            tables = stored(np.ascontiguousarray(layer))
-            num_knots, out_features = tables.shape[2:]
-            arrays = [tables, grid_of(tables, dtype), tables]
-            makers = network_kernels.tables_forward, network_kernels.tables_backward
-            work += len(tables) * (out_features + 16)
-        addresses = [each.__array_interface__["data"][0] for each in arrays]
-        functions = [
-            compiling.step_address(make, dtype, arrays[0].dtype) for make in makers[: 1 + backward]
-        ]
-        functions += [0] * (2 - len(functions))
-        steps.append((features, out_features, num_knots, bound, addresses, *functions))
-        kept += arrays
-        features = out_features
-    return np.array(steps, network_kernels.STEP), kept, work
+            pairs, num_knots, _, out_features = shape
+            functions = network_kernels.tables_forward, network_kernels.tables_backward
+            step["arrays"][1] = grid(num_knots - 1, dtype).ctypes.data
+            work += pairs * (out_features + 16)
+        for name, function in zip(("forward", "backward"), functions, strict=True):
+            if name == "forward" or backward:
+                step[name] = compiling.step_address(function, dtype, stored_dtype)
+        step["in_features"], step["out_features"] = in_features, out_features
+        step["num_knots"], step["bound"] = num_knots, bound
+        in_features = out_features
+    return steps, work
 
 
 def _standardisation(network: Network) -> tuple[Array, Array]:
     """Return shift and scale [I], both empty where there is neither."""
     x, shift, scale = network.x, network.shift, network.scale
     if shift is None and scale is None:
-        none = np.empty(0, x.dtype)
-        return none, none
+        return _none(x.dtype), _none(x.dtype)
     if shift is None:
         shift = np.zeros(x.shape[-1:], x.dtype)
     if scale is None:
         scale = np.ones(x.shape[-1:], x.dtype)
-    return np.ascontiguousarray(shift), np.ascontiguousarray(scale)
+    return contiguous(shift), contiguous(scale)
+
+
+@cache
+def _none(dtype: np.dtype[Any]) -> Array:
+    """Return the empty array that stands for None."""
+    return np.empty(0, dtype)

@@ -9,7 +9,6 @@ first met. The mathematics is that of :mod:`.kernels`, so the results are theirs
 The types are Numba's, not Python's, so this is not type-checked.
 """
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
