@@ -20,6 +20,14 @@ from .exchange import dtype_name
 # --- Kernels --------------------------------------------------------------------------------------
 
 
+def _not_needed(argument: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what stands for a gradient that is not needed, as an operator returns only tensors.
+
+    It is empty and has as many axes as the argument.
+    """
+    return argument.new_empty([0] * argument.ndim, dtype=dtype)
+
+
 def _forward(x: Tensor, tables: Tensor) -> Any:
     return exchange.run(lmkan_cupy.forward, x, tables)
 
@@ -34,10 +42,9 @@ def _backward(
     grad_x, grad_tables = exchange.run(
         lmkan_cupy.backward, grad_y, x, tables, need_x=need_x, need_tables=need_tables
     )
-    # An operator returns only tensors: an empty one with as many axes stands for "not needed".
     return (
-        x.new_empty([0] * x.ndim) if grad_x is None else grad_x,
-        x.new_empty([0] * tables.ndim) if grad_tables is None else grad_tables,
+        _not_needed(x, x.dtype) if grad_x is None else grad_x,
+        _not_needed(tables, x.dtype) if grad_tables is None else grad_tables,
     )
 
 
@@ -51,7 +58,7 @@ def _hessian_penalty(tables: Tensor, need_grad: bool) -> Any:
     if need_grad:
         return exchange.run(lmkan_cupy.hessian_penalty_and_grad, tables)
     penalty = exchange.run(lmkan_cupy.hessian_penalty, tables)
-    return penalty, penalty.new_empty([0] * tables.ndim)
+    return penalty, _not_needed(tables, penalty.dtype)
 
 
 # --- Shapes and dtypes only, for compilers, fake and meta tensors ---------------------------------
@@ -74,8 +81,8 @@ def _backward_like(
     grad_y: Tensor, x: Tensor, tables: Tensor, need_x: bool, need_tables: bool
 ) -> tuple[Tensor, Tensor]:
     return (
-        x.new_empty(x.shape if need_x else [0] * x.ndim),
-        x.new_empty(tables.shape if need_tables else [0] * tables.ndim),
+        x.new_empty(x.shape) if need_x else _not_needed(x, x.dtype),
+        x.new_empty(tables.shape) if need_tables else _not_needed(tables, x.dtype),
     )
 
 
@@ -90,7 +97,7 @@ def _hessian_penalty_like(tables: Tensor, need_grad: bool) -> tuple[Tensor, Tens
     dtype = torch.float64 if tables.dtype == torch.float64 else torch.float32
     return (
         tables.new_empty((), dtype=dtype),
-        tables.new_empty(tables.shape if need_grad else [0] * tables.ndim, dtype=dtype),
+        tables.new_empty(tables.shape, dtype=dtype) if need_grad else _not_needed(tables, dtype),
     )
 
 
@@ -181,9 +188,10 @@ def _backward_jvp(
     if tangent_x is not None or tangent_tables is not None:
         direction = tangent_x, _as_gradient(tangent_tables, x)
         terms.append(backward_backward(*direction, grad_y, x, tables)[1:])
-    return tuple(
-        sum(parts[1:], start=parts[0]) if need else None
-        for need, parts in zip((ctx.need_x, ctx.need_tables), zip(*terms, strict=True), strict=True)
+    of_x, of_tables = zip(*terms, strict=True)
+    return (
+        sum(of_x[1:], start=of_x[0]) if ctx.need_x else _not_needed(x, x.dtype),
+        sum(of_tables[1:], start=of_tables[0]) if ctx.need_tables else _not_needed(tables, x.dtype),
     )
 
 
@@ -218,9 +226,11 @@ def _hessian_penalty_vjp(
 
 def _hessian_penalty_jvp(
     ctx: Any, kept: Any, tangent_tables: Tensor, *need_grad: None
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     of_penalty = (_gradient(ctx, kept) * tangent_tables).sum()
-    return of_penalty, hessian_penalty(tangent_tables, True)[1] if ctx.need_grad else None
+    if ctx.need_grad:
+        return of_penalty, hessian_penalty(tangent_tables, True)[1]
+    return of_penalty, _not_needed(tangent_tables, of_penalty.dtype)
 
 
 def _gradient(ctx: Any, kept: Any) -> Tensor:
