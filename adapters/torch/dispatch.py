@@ -1,4 +1,4 @@
-"""Calls of an operator that go around torch's dispatcher where it has nothing to do.
+"""How autograd records an operator, and calls that go around torch's dispatcher.
 
 A round trip through the dispatcher and back into Python takes longer than a small kernel. Most
 calls need only autograd and the kernel, so they are made directly.

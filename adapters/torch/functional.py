@@ -19,6 +19,9 @@ _HALF = (torch.float16, torch.bfloat16)
 def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     """Evaluate an lmKAN layer; differentiable twice in ``x`` and ``tables``.
 
+    First derivatives work in forward and reverse mode, second derivatives with at most one of them
+    in forward mode.
+
     Parameters
     ----------
     x : Tensor [..., I]
@@ -42,6 +45,8 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
         If dtypes, shapes or devices do not fit: see :func:`lmkan_cupy.forward`.
     RuntimeError
         If the CUDA engine cannot run; the message says what to do.
+    NotImplementedError
+        For further derivatives, which engine "torch" has.
     """
     check_engine("lmkan", engine)
     _check_same_device(x, tables)

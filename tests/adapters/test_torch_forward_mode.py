@@ -99,6 +99,21 @@ def test_against_the_oracle(
         expected.check(same.detach().numpy())
 
 
+def test_half_tables_in_operators(rng: np.random.Generator) -> None:
+    """Operators get them as they are only on CUDA; tangents then have their dtype, too."""
+    problem = make_problem(rng, SMALL, HALF_TABLES)
+    x, tables, *tangents = tensors_of(problem)
+    grad_y = torch.from_numpy(problem.grad_y)
+    wide = [x, tables.float(), tangents[0], tangents[1].float()]
+    for operator in (
+        operators.forward,
+        lambda *layer: operators.backward(grad_y, *layer, True, True)[0],
+        lambda *layer: operators.backward(grad_y, *layer, True, True)[1],
+    ):
+        dy = along(operator, (x, tables), tangents)
+        assert torch.equal(dy, along(operator, wide[:2], wide[2:]))
+
+
 @pytest.mark.parametrize("state", STATES)
 class TestJacobiansAndHessians:
     """Those of forward mode are those of reverse mode."""
