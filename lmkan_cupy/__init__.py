@@ -15,6 +15,7 @@ from .functional import (
     hessian_penalty,
     hessian_penalty_and_grad,
     hessian_penalty_grad,
+    jvp,
     warmup,
 )
 from .grid import occupancy, sigma_grid
@@ -41,6 +42,7 @@ __all__ = [
     "hessian_penalty_and_grad",
     "hessian_penalty_grad",
     "init_tables",
+    "jvp",
     "memory",
     "num_parameters",
     "occupancy",

@@ -19,6 +19,9 @@ _HALF = (torch.float16, torch.bfloat16)
 def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     """Evaluate an lmKAN layer; differentiable twice in ``x`` and ``tables``.
 
+    First derivatives work in forward and reverse mode, second derivatives with at most one of them
+    in forward mode.
+
     Parameters
     ----------
     x : Tensor [..., I]
@@ -42,15 +45,21 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
         If dtypes, shapes or devices do not fit: see :func:`lmkan_cupy.forward`.
     RuntimeError
         If the CUDA engine cannot run; the message says what to do.
+    NotImplementedError
+        For further derivatives, which engine "torch" has.
     """
     check_engine("lmkan", engine)
     _check_same_device(x, tables)
+    evaluate = operators.forward
     if engine == "torch" or _to_onnx():
-        if torch.is_autocast_enabled(x.device.type):
-            return operators.under_autocast(plain_torch.forward, x, tables)
-        return plain_torch.forward(x, tables)
-    check_device("x", x)
-    return operators.forward(x, as_engine_takes(tables))
+        evaluate = plain_torch.forward
+    else:
+        check_device("x", x)
+        tables = as_engine_takes(tables)
+    # Here and not only in the dispatcher, which for torch.func would come to autocast last.
+    if _is_autocast_enabled(x.device.type):
+        return operators.under_autocast(evaluate, x, tables)
+    return evaluate(x, tables)
 
 
 def hessian_penalty_of(tables: Tensor, *, engine: Engine = None) -> Tensor:
@@ -76,6 +85,11 @@ def as_engine_takes(tables: Tensor) -> Tensor:
 def _to_onnx() -> bool:
     """Tell whether this is traced for ONNX, which knows only standard operators."""
     return torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
+
+
+def _is_autocast_enabled(device: str) -> bool:
+    """Tell whether a type of device is under autocast; torch raises for those that have none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def check_engine(function: str, engine: object) -> None:

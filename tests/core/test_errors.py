@@ -18,7 +18,7 @@ GRAD_Y = np.zeros((8, 4), np.float32)
 WEIGHT = np.zeros((4, 5), np.float32)
 
 forward, backward = lmkan_cupy.forward, lmkan_cupy.backward
-backward_backward = lmkan_cupy.backward_backward
+backward_backward, jvp = lmkan_cupy.backward_backward, lmkan_cupy.jvp
 
 
 class Case(NamedTuple):
@@ -91,6 +91,21 @@ CASES = {
         lambda: backward(GRAD_Y[:1], X, TABLES),
         ValueError,
         "backward: grad_y must have shape (8, 4), got (1, 4)",
+    ),
+    "tangent_x-shape": Case(
+        lambda: jvp(X[:, :4], None, X, TABLES),
+        ValueError,
+        "jvp: tangent_x must have shape (8, 5), got (8, 4)",
+    ),
+    "tangent_tables-shape": Case(
+        lambda: jvp(X, TABLES[:2], X, TABLES),
+        ValueError,
+        "jvp: tangent_tables must have shape (3, 7, 7, 4), got (2, 7, 7, 4)",
+    ),
+    "both-tangents-missing": Case(
+        lambda: jvp(None, None, X, TABLES),
+        ValueError,
+        "jvp: tangent_x and tangent_tables are both None, expected at least one array",
     ),
     "ggx-shape": Case(
         lambda: backward_backward(X[:, :4], None, GRAD_Y, X, TABLES),
@@ -181,6 +196,16 @@ CASES = {
         lambda: backward(GRAD_Y.astype("float64"), X, TABLES),
         TypeError,
         "backward: grad_y must be float32, got float64",
+    ),
+    "tangent_x-dtype": Case(
+        lambda: jvp(X.astype("float64"), None, X, TABLES),
+        TypeError,
+        "jvp: tangent_x must be float32, got float64",
+    ),
+    "tangent_tables-half-as-its-tables": Case(
+        lambda: jvp(None, TABLES.astype("float16"), X, TABLES.astype("float16")),
+        TypeError,
+        "jvp: tangent_tables must be float32, got float16",
     ),
     "ggt-half-as-its-tables": Case(
         lambda: backward_backward(
