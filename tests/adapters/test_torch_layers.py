@@ -1,4 +1,4 @@
-"""`LMKANConv2d`, `LMKAN2DLayer`, `replace_linear`, and what holds for every layer."""
+"""`LMKANConv2d`, `LMKAN2DLayer`, and what holds for every layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 adapter = pytest.importorskip("lmkan_cupy.adapters.torch")
 
 LMKAN2DLayer, LMKANConv2d = adapter.LMKAN2DLayer, adapter.LMKANConv2d
-LMKANLinear, lmkan, replace_linear = adapter.LMKANLinear, adapter.lmkan, adapter.replace_linear
+LMKANLinear, lmkan = adapter.LMKANLinear, adapter.lmkan
 nn = torch.nn
 
 ENGINES = [None, "torch"]
@@ -326,124 +326,3 @@ class TestEveryLayer:
         assert "engine='torch'" in repr(LAYERS[name](engine="torch"))
         with pytest.raises(ValueError, match="engine must be None or 'torch', got 'cuda'"):
             LAYERS[name](engine="cuda")
-
-
-class TestReplaceLinear:
-    @pytest.mark.parametrize("num_grids", [4, 5])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-    def test_computes_the_same(self, num_grids: int, dtype: Any) -> None:
-        model = nn.Sequential(
-            nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 7, bias=False), nn.Tanh(), nn.Linear(7, 3)
-        ).to(dtype)
-        x = 3 * torch.randn(33, 5, dtype=dtype)
-        y = model(x)
-        assert replace_linear(model, num_grids=num_grids) is model
-        torch.testing.assert_close(model(x), y)
-        kinds = [type(each).__name__ for each in model]
-        middle = "Identity" if num_grids % 2 == 0 else "ReLU"
-        assert kinds == ["LMKANLinear", middle, "LMKANLinear", "Tanh", "LMKANLinear"]
-        assert [name.rpartition(".")[2] for name, _ in model.named_parameters()] == ["tables"] * 3
-        assert all(each.dtype == dtype for each in model.parameters())
-        model(x).square().sum().backward()
-        assert all(each.grad is not None for each in model.parameters())
-
-    def test_of_a_nested_model_by_name(self) -> None:
-        class Model(nn.Module):  # type: ignore[misc]
-            def __init__(self) -> None:
-                super().__init__()
-                self.head = nn.Linear(5, 5)
-                self.body = nn.ModuleDict(
-                    {"deep": nn.Sequential(nn.ReLU(), nn.Linear(5, 5)), "wide": nn.Linear(5, 2)}
-                )
-
-            def forward(self, x: Any) -> Any:
-                return self.body["wide"](self.body["deep"](self.head(x)))
-
-        model, seen = Model().eval(), []
-
-        def chosen(name: str, layer: Any) -> bool:
-            assert isinstance(layer, nn.Linear)
-            seen.append(name)
-            return name.startswith("body")
-
-        x = torch.randn(33, 5)
-        y = model(x)
-        replace_linear(model, filter=chosen)
-        torch.testing.assert_close(model(x), y)
-        assert sorted(seen) == ["body.deep.1", "body.wide", "head"]
-        assert isinstance(model.head, nn.Linear)
-        assert isinstance(model.body["deep"][0], nn.Identity)
-        assert isinstance(model.body["wide"], LMKANLinear)
-        assert not model.body["wide"].training
-
-    def test_a_layer_in_several_places_is_one_again(self) -> None:
-        """A ReLU is absorbed only if there is one before the layer in all its places."""
-        shared = nn.Linear(5, 5)
-        for second in (nn.Tanh(), nn.ReLU()):
-            model = nn.Sequential(nn.ReLU(), shared, second, shared)
-            x = torch.randn(33, 5)
-            y = model(x)
-            replace_linear(model)
-            torch.testing.assert_close(model(x), y)
-            assert model[1] is model[3]
-            assert isinstance(model[0], nn.ReLU if isinstance(second, nn.Tanh) else nn.Identity)
-
-    def test_only_a_sequence_says_what_is_before(self) -> None:
-        model = nn.ModuleDict({"relu": nn.ReLU(), "linear": nn.Linear(5, 3)})
-        x = torch.randn(33, 5)
-        y = model["linear"](x)
-        replace_linear(model)
-        assert isinstance(model["relu"], nn.ReLU)
-        torch.testing.assert_close(model["linear"](x), y)
-
-    def test_of_a_single_layer(self) -> None:
-        linear, x = nn.Linear(5, 3), torch.randn(33, 5)
-        torch.testing.assert_close(replace_linear(linear)(x), linear(x))
-        assert replace_linear(linear, filter=lambda name, layer: name != "") is linear
-
-    def test_frozen_layers_stay_frozen(self) -> None:
-        model = nn.Sequential(nn.Linear(5, 3).requires_grad_(False))
-        assert not replace_linear(model)[0].tables.requires_grad
-
-    def test_subclasses_stay(self) -> None:
-        """Attention reads the weight of its output layer directly."""
-        model, x = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), torch.randn(2, 3, 4)
-        model.eval()
-        y = model(x)
-        replace_linear(model)
-        assert isinstance(model.linear1, LMKANLinear)
-        assert isinstance(model.self_attn.out_proj, nn.Linear)
-        model.train()  # in eval mode torch takes a fast path for linear layers only
-        for each in model.modules():
-            if isinstance(each, nn.Dropout):
-                each.p = 0.0
-        model.self_attn.dropout = 0.0
-        torch.testing.assert_close(model(x), y)
-
-    def test_random_numbers_are_left_alone(self) -> None:
-        model = nn.Sequential(nn.Linear(5, 3))
-        torch.manual_seed(1)
-        replace_linear(model)
-        after = torch.rand(3)
-        torch.manual_seed(1)
-        assert torch.equal(torch.rand(3), after)
-
-    @pytest.mark.parametrize(
-        ("call", "error", "text"),
-        [
-            (
-                lambda: replace_linear(nn.Sequential(nn.Linear(5, 3)).bfloat16()),
-                TypeError,
-                r"replace_linear: 0 must be float32 or float64, got torch\.bfloat16",
-            ),
-            (
-                lambda: replace_linear(nn.Linear(5, 3), num_grids=2),
-                ValueError,
-                "num_grids must be at least 3, got 2",
-            ),
-        ],
-        ids=["half", "grids"],
-    )
-    def test_errors(self, call: Callable[[], Any], error: type[Exception], text: str) -> None:
-        with pytest.raises(error, match=text):
-            call()
