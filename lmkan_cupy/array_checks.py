@@ -103,6 +103,7 @@ def check_array(function: str, name: str, value: Any) -> Array:
     Raises a RuntimeError if the array is in CUDA memory and CuPy cannot run.
     """
     if is_array(value):
+        check_unmasked(function, name, value)
         array: Array = value
         return array
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
@@ -112,6 +113,8 @@ def check_array(function: str, name: str, value: Any) -> Array:
         )
     on_cuda = False
     try:
+        if getattr(value, "is_neg", bool)():  # torch would export it without its sign
+            raise BufferError("its negative bit is set")
         on_cuda = is_in_cuda_memory(value)
         array = (import_module("cupy") if on_cuda else np).from_dlpack(value)
     except (ImportError, AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
@@ -123,6 +126,17 @@ def check_array(function: str, name: str, value: Any) -> Array:
             f"{function}: {name}, a {kind}, cannot be read by DLPack: {error}{hint}"
         ) from error
     return array
+
+
+def check_unmasked(function: str, name: str, value: object) -> None:
+    """Refuse an array that masks elements, which must not be taken for values."""
+    # Only subclasses can; others must not wait for numpy.ma, which takes long to import.
+    is_subclass = isinstance(value, np.ndarray) and type(value) is not np.ndarray
+    if is_subclass and np.ma.is_masked(value):
+        raise ValueError(
+            f"{function}: {name} must not have masked elements, got {np.ma.count_masked(value)}: "
+            "leave them out or fill them"
+        )
 
 
 def check_same_place(function: str, name: str, array: AnyArray, reference: Array) -> Array:
