@@ -321,6 +321,33 @@ class TestEveryLayer:
         ):
             torch.testing.assert_close(grad, same)
 
+    @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_in_half_precision(self, name: str, half: Any, engine: str | None) -> None:
+        """Computed in float32. Rounded are the tables' part, the branch and their sum."""
+        layer = LAYERS[name](engine=engine).to(half)
+        x = torch.randn(INPUTS[name]).to(half).requires_grad_()
+        y = layer(x)
+        assert y.dtype == half
+        wide = copy.deepcopy(layer).float()(x.float())
+        roundings = 3 * torch.finfo(half).eps * wide.abs().max().item()
+        torch.testing.assert_close(y.float(), wide, rtol=0, atol=roundings)
+        (y.float().square().sum() + layer.hessian_penalty()).backward()
+        assert all(each.grad.dtype == half for each in (x, *layer.parameters()))
+        layer.load_state_dict(layer.state_dict())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+
+    def test_is_a_leaf_of_traced_graphs(self, name: str) -> None:
+        model, x = nn.Sequential(nn.Identity(), LAYERS[name]()), torch.randn(INPUTS[name])
+        traced = torch.fx.symbolic_trace(model)
+        operations = [(node.op, node.target) for node in traced.graph.nodes]
+        assert ("call_module", "1") in operations
+        assert torch.equal(traced(x), model(x))
+        assert torch.equal(adapter.hessian_penalty(traced), adapter.hessian_penalty(model))
+        with pytest.raises(TypeError, match=f"symbolic_trace: a {type(model[1]).__name__} is not"):
+            torch.fx.symbolic_trace(model[1])
+
     def test_names_its_engine(self, name: str) -> None:
         assert "engine='cpu'" in repr(LAYERS[name]())
         assert "engine='torch'" in repr(LAYERS[name](engine="torch"))
