@@ -224,8 +224,9 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
 
     Notes
     -----
-    The same ``random_state`` gives the same numbers on the same machine. After Ctrl-C the estimator
-    is fitted with its best state so far, but ``fit`` still raises KeyboardInterrupt.
+    The same ``random_state`` gives the same numbers on the same machine, whatever other threads do
+    and whatever torch's default dtype and device are. After Ctrl-C the estimator is fitted with its
+    best state so far, but ``fit`` still raises KeyboardInterrupt.
     """
 
     def fit(self, X: Any, y: Any, *, X_val: Any = None, y_val: Any = None) -> "LMKANRegressor":

@@ -130,11 +130,11 @@ def check_array(function: str, name: str, value: Any) -> Array:
 
 def check_unmasked(function: str, name: str, value: object) -> None:
     """Refuse an array that masks elements, which must not be taken for values."""
-    # Only subclasses can; others must not wait for numpy.ma, which takes long to import.
-    is_subclass = isinstance(value, np.ndarray) and type(value) is not np.ndarray
-    if is_subclass and np.ma.is_masked(value):
+    if not isinstance(value, np.ndarray) or type(value) is np.ndarray:
+        return  # only subclasses can; others must not wait for numpy.ma, which takes long to import
+    if masked := np.ma.getmaskarray(value).sum():
         raise ValueError(
-            f"{function}: {name} must not have masked elements, got {np.ma.count_masked(value)}: "
+            f"{function}: {name} must not have masked elements, got {masked}: "
             "leave them out or fill them"
         )
 

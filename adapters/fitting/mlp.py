@@ -32,7 +32,10 @@ def make_mlp(
 
 def _linear(in_features: int, out_features: int, generator: torch.Generator | None) -> nn.Linear:
     """Return a linear layer with the parameters that its constructor would draw."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, in_features, out_features, dtype=torch.float32)
+    # Without drawing from torch's own generator.
+    layer: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        nn.Linear, in_features, out_features, dtype=torch.float32
+    )
     nn.init.kaiming_uniform_(layer.weight, math.sqrt(5), generator=generator)
     bound = 1 / math.sqrt(in_features)
     nn.init.uniform_(layer.bias, -bound, bound, generator)

@@ -34,7 +34,8 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     Returns
     -------
     Tensor [..., O]
-        In the dtype of ``x``; under autocast in the autocast dtype.
+        In the dtype of ``x``; under autocast in the autocast dtype. Of a subclass of Tensor if an
+        argument is.
 
     Raises
     ------

@@ -60,13 +60,14 @@ class TablesModule(nn.Module):
 
     def _as_leaf(self, x: Proxy) -> Any:
         """Return the result of one node of a traced graph: ``torch.fx`` looks into no layer."""
-        path = x.tracer.path_of_module(self)
+        tracer: Any = x.tracer
+        path = tracer.path_of_module(self)
         if not path:
             raise TypeError(
                 f"symbolic_trace: a {type(self).__name__} is not traced itself: trace a model that "
                 "holds it"
             )
-        return x.tracer.create_proxy("call_module", path, (x,), {})
+        return tracer.create_proxy("call_module", path, (x,), {})
 
 
 class Layer(TablesModule):

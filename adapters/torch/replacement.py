@@ -65,9 +65,9 @@ def replace_linear(
         new += [(parent, key, layer) for parent, key in places]
         if absorbs:
             parents = (parent for parent, _ in places)
-            new += [(*each, nn.Identity()) for each in zip(parents, activations, strict=True)]
-    for parent, key, layer in new:
-        setattr(parent, key, layer)
+            new += [(*place, nn.Identity()) for place in zip(parents, activations, strict=True)]
+    for parent, key, each in new:
+        setattr(parent, key, each)
     _leave_fast_paths(module)
     return module
 
