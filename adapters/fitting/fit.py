@@ -206,12 +206,11 @@ def fit(
 
 
 def _untrained_mlp(sizes: list[int], lmkan: ModelDescription, seed: int) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        # Drawn and dropped, so that the MLP gets the random numbers that follow those of the
-        # tables: all committed results have been computed so.
-        block_chain(lmkan.sizes, lmkan.num_grids, lmkan.bound, residual=None)
-        return mlp.make_mlp(sizes, nn.SiLU)
+    generator = torch.Generator().manual_seed(seed)
+    # Drawn and dropped, so that the MLP gets the random numbers that follow those of the tables:
+    # all committed results have been computed so.
+    block_chain(lmkan.sizes, lmkan.num_grids, lmkan.bound, residual=None, generator=generator)
+    return mlp.make_mlp(sizes, nn.SiLU, generator)
 
 
 def _rows_per_second(networks: dict[str, nn.Sequential], features: Tensor) -> dict[str, float]:

@@ -69,7 +69,8 @@ class FittedModel:
         InputError
             If the shape does not fit or a value is missing or infinite.
         """
-        features = np.asarray(features, np.float64)
+        # Masked values are missing ones.
+        features = np.ma.asarray(features, np.float64).filled(np.nan)
         names = self.description.feature_names
         if features.ndim != 2 or features.shape[1] != len(names):
             raise InputError(f"features must have shape [N, {len(names)}], got {features.shape}")

@@ -156,7 +156,7 @@ def _nothing_to_dispatch(tensors: Sequence[Tensor]) -> bool:
     if (
         device.type not in ("cpu", "cuda")
         or _state() not in _USUAL_STATES
-        or torch._C._len_torch_function_stack()
+        or torch.overrides.has_torch_function(tensors)  # of a subclass, or of a mode
     ):
         return False
     usual = _usual_keys(device)
@@ -185,6 +185,6 @@ _USUAL_STATES = _in_new_thread(_state)
 def _usual_keys(device: torch.device) -> tuple[int, int]:
     """Return the dispatch keys of plain tensors on a device.
 
-    Subclasses, tensors with a mapped axis, tensors still to be negated, ... have other keys.
+    Tensors with a mapped axis, tensors still to be negated, sparse ones, ... have other keys.
     """
     return _in_new_thread(lambda: torch._C._dispatch_keys(torch.empty(0, device=device)).raw_repr())

@@ -25,7 +25,7 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     Parameters
     ----------
     x : Tensor [..., I]
-        float32 or float64.
+        float32, float64, or float16 or bfloat16, which are widened to float32.
     tables : Tensor [P, S, S, O]
         On the device of ``x`` and in its dtype, or float16 or bfloat16 with float32 ``x``. Half
         tables are summed in float32; on the CPU they are widened to float32 first.
@@ -37,12 +37,14 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     Returns
     -------
     Tensor [..., O]
-        In the dtype of ``x``; under autocast in the autocast dtype.
+        In the dtype of ``x``; under autocast in the autocast dtype. Of a subclass of Tensor if an
+        argument is.
 
     Raises
     ------
     TypeError, ValueError
-        If dtypes, shapes or devices do not fit: see :func:`lmkan_cupy.forward`.
+        If dtypes, shapes or devices do not fit: see :func:`lmkan_cupy.forward`; or if a tensor is
+        sparse.
     RuntimeError
         If the CUDA engine cannot run; the message says what to do.
     NotImplementedError
@@ -50,6 +52,11 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     """
     check_engine("lmkan", engine)
     _check_same_device(x, tables)
+    _check_dense("x", x)
+    _check_dense("tables", tables)
+    is_half = x.dtype in _HALF and x.dtype == tables.dtype
+    if is_half and not _is_autocast_enabled(x.device.type):
+        return lmkan(x.float(), tables, engine=engine).to(x.dtype)
     evaluate = operators.forward
     if engine == "torch" or _to_onnx():
         evaluate = plain_torch.forward
@@ -104,6 +111,14 @@ def check_device(name: str, tensor: Tensor) -> None:
         raise TypeError(
             f"lmkan: {name} is on {tensor.device}, which has no engine: use engine='torch', or "
             f"{name}.cpu()"
+        )
+
+
+def _check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.layout is not torch.strided:
+        raise TypeError(
+            f"lmkan: {name} must be a dense tensor, got one of layout {tensor.layout}: "
+            f"{name}.to_dense()"
         )
 
 

@@ -94,6 +94,23 @@ def test_subclasses_and_traces_see_the_operator(x: Any, tables: Any) -> None:
     assert torch.equal(traced(x, tables), lmkan(x, tables))
 
 
+class Labelled(torch.Tensor):  # type: ignore[misc]
+    """A subclass that changes nothing; torch's own functions return it."""
+
+
+@pytest.mark.parametrize("engine", [None, "torch"])
+@pytest.mark.parametrize("which", ["x", "tables"])
+def test_subclasses_come_back_as_such(x: Any, tables: Any, which: str, engine: str | None) -> None:
+    expected = lmkan(x.requires_grad_(), tables, engine=engine)
+    kinds = {"x": x, "tables": tables}
+    kinds[which] = kinds[which].as_subclass(Labelled)
+    y = lmkan(**kinds, engine=engine)
+    assert type(y) is Labelled
+    assert torch.equal(y.as_subclass(torch.Tensor), expected)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(grad, torch.autograd.grad(expected.sum(), x)[0])
+
+
 def test_tensors_still_to_be_negated(x: Any, tables: Any) -> None:
     """Their memory holds the values with the opposite sign."""
     negated = torch._neg_view(-x)

@@ -361,6 +361,18 @@ CASES = {
         ValueError,
         "memory: batch must be at least 0, got -1",
     ),
+    "x-masked": Case(
+        lambda: forward(np.ma.masked_array(X, X == X), TABLES),
+        ValueError,
+        "forward: x must not have masked elements, got 40: leave them out or fill them",
+    ),
+    "point-masked": Case(
+        lambda: lmkan_cupy.evaluate(
+            TABLES, 0, 0, 0.0, np.ma.masked_array([0.0, 1.0], [False, True])
+        ),
+        ValueError,
+        "evaluate: x2 must not have masked elements, got 1: leave them out or fill them",
+    ),
     "device-unknown": Case(
         lambda: lmkan_cupy.warmup(4, 4, 8, device="tpu"),
         ValueError,
@@ -374,6 +386,13 @@ def test_error(case: Case) -> None:
     with pytest.raises(case.error, match=re.escape(case.text)) as caught:
         case.call()
     assert type(caught.value) is case.error
+
+
+def test_an_array_that_masks_nothing_is_an_array() -> None:
+    x = np.linspace(-1, 1, 40, dtype=np.float32).reshape(8, 5)
+    tables = lmkan_cupy.init_tables(5, 4, 6, rng=0)
+    y = forward(np.ma.masked_array(x), tables)
+    np.testing.assert_array_equal(y, forward(x, tables))
 
 
 def test_an_error_comes_before_anything_is_written() -> None:
