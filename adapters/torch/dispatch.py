@@ -57,13 +57,9 @@ def recorder(
         # Torch has switched forward mode off, but an outer transform may be in forward mode, too.
         # What was saved still has the tangents of this one.
         with forward_ad._set_fwd_grad_enabled(True):
-            kept = [
-                each if each is None else forward_ad.unpack_dual(each, level=0).primal
-                for each in ctx.saved_tensors
-            ]
-            return jvp(ctx, kept, *tangents)
+            return jvp(ctx, [*map(_primal, ctx.saved_tensors)], *tangents)
 
-    methods = {"forward": forward, "backward": backward, "jvp": push}
+    methods: dict[str, Callable[..., Any]] = {"forward": forward, "backward": backward, "jvp": push}
     function: Any = type(
         f"lmkan_cupy_{name}",
         (torch.autograd.Function,),
@@ -73,6 +69,15 @@ def recorder(
     # torch.func, which the dispatcher takes care of.
     recorded: Callable[..., Any] = super(torch.autograd.Function, function).apply
     return recorded
+
+
+def _primal(tensor: Tensor | None) -> Tensor | None:
+    """Return a tensor without its tangent."""
+    if tensor is None:
+        return None
+    primal: Tensor
+    primal, _ = forward_ad.unpack_dual(tensor, level=0)  # type: ignore[no-untyped-call]
+    return primal
 
 
 def autograd_kernel(name: str, recorded: Callable[..., Any]) -> Callable[..., Any]:

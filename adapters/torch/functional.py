@@ -63,8 +63,9 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     else:
         check_device("x", x)
         tables = as_engine_takes(tables)
-    # Here and not only in the dispatcher, which for torch.func would come to autocast last.
-    if _is_autocast_enabled(x.device.type):
+    # Here and not only in the dispatcher, which for torch.func would come to autocast last. Meta
+    # tensors have no autocast, and torch raises if it is asked.
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         return operators.under_autocast(evaluate, x, tables)
     return evaluate(x, tables)
 
@@ -92,11 +93,6 @@ def as_engine_takes(tables: Tensor) -> Tensor:
 def _to_onnx() -> bool:
     """Tell whether this is traced for ONNX, which knows only standard operators."""
     return torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
-
-
-def _is_autocast_enabled(device: str) -> bool:
-    """Tell whether a type of device is under autocast; torch raises for those that have none."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def check_engine(function: str, engine: object) -> None:

@@ -376,7 +376,8 @@ _OPERATORS = {
     ),
 }
 
-_library: Any = torch.library.Library("lmkan_cupy", "DEF")  # the operators exist as long as it does
+#: The operators exist as long as it does.
+_library: Any = torch.library.Library("lmkan_cupy", "DEF")  # type: ignore[no-untyped-call]
 
 
 def _define(name: str) -> Callable[..., Any]:

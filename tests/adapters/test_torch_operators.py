@@ -253,12 +253,15 @@ class TestRegistration:
                 lmkan(torch.empty(4, 5, device=device), tables)
         assert seen == [half, torch.float32]
 
-    def test_meta_tensors(self) -> None:
-        layer = LMKANLinear(5, 7, device="meta")
-        assert layer(torch.empty(4, 5, device="meta")).shape == (4, 7)
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_meta_tensors(self, engine: str | None) -> None:
+        layer = LMKANLinear(5, 7, device="meta", engine=engine)
+        for enabled in (False, True):
+            with torch.autocast("cpu", enabled=enabled):
+                assert layer(torch.empty(4, 5, device="meta")).shape == (4, 7)
         assert layer.hessian_penalty().shape == ()
         with pytest.raises(ValueError, match="tables has 3 pairs, but x has 7 features"):
-            lmkan(torch.empty(4, 7, device="meta"), layer.tables)
+            lmkan(torch.empty(4, 7, device="meta"), layer.tables, engine=engine)
 
     @pytest.mark.parametrize("device", ["mps", "xpu"])
     def test_device_without_an_engine(self, device: str) -> None:
