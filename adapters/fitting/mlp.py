@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
@@ -14,12 +15,14 @@ LR = 3e-2
 def make_mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Return an MLP whose layers have ``sizes`` features, from inputs to outputs.
 
-    Between its linear layers are batch normalisation and an activation.
+    Between its linear layers are batch normalisation and an activation. It is float32 and on the
+    CPU, whatever torch's defaults are.
     """
+    place: Any = {"device": "cpu", "dtype": torch.float32}
     modules: list[nn.Module] = []
     for in_features, out_features in pairwise(sizes):
-        layer = nn.Linear(in_features, out_features)
-        modules += [layer, nn.BatchNorm1d(out_features), activation()]
+        layer = nn.Linear(in_features, out_features, **place)
+        modules += [layer, nn.BatchNorm1d(out_features, **place), activation()]
     return nn.Sequential(*modules[:-2])
 
 
