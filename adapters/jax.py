@@ -27,7 +27,6 @@ from jax.interpreters import ad, batching, mlir
 
 import lmkan_cupy
 from lmkan_cupy import array_checks
-from lmkan_cupy.array_library import array_library
 
 #: Operation -> its derivative in x and tables.
 _DERIVATIVES = {"forward": "push", "pull": "curve"}
@@ -111,10 +110,11 @@ def _evaluate(
         results["x"], results["tables"] = lmkan_cupy.backward(
             grad_y, x, tables, need_x="x" in outputs, need_tables="tables" in outputs
         )
+    elif operation == "push":
+        results["y"] = lmkan_cupy.jvp(*direction, x, tables)
     else:
-        if grad_y is None:  # push does not depend on it
-            grad_y = array_library(x).zeros((*x.shape[:-1], tables.shape[3]), x.dtype)
-        results["y"], results["x"], results["tables"] = lmkan_cupy.backward_backward(
+        assert grad_y is not None
+        _, results["x"], results["tables"] = lmkan_cupy.backward_backward(
             *direction, grad_y, x, tables
         )
     return tuple(results[name] for name in outputs)

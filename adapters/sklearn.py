@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import issparse  # type: ignore[import-untyped]
 from sklearn.base import (  # type: ignore[import-untyped]
     BaseEstimator,
     ClassifierMixin,
@@ -24,7 +25,7 @@ from sklearn.utils.validation import (  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 import lmkan_cupy
-from lmkan_cupy.array_checks import check_num_grids, check_size
+from lmkan_cupy.array_checks import check_num_grids, check_size, check_unmasked
 
 from .torch.training import (
     BOUND,
@@ -73,6 +74,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.verbose = verbose
 
+    @torch.inference_mode(False)  # also enables gradients, whatever the caller's mode
     def _train(
         self,
         X: NDArray[np.float64],
@@ -84,16 +86,15 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         self._check_parameters()
         seed = self._seed()
         # Rows are held back of small tables too: without that some overfit badly, and others lose
-        # little by it.
+        # little by it. Batch normalisation trains on two rows at least.
         held_out = int(self.validation_fraction * len(X)) if self.early_stopping else 0
+        held_out = min(held_out, len(X) - 2)
         if validation is None and held_out:
             order = np.random.default_rng(seed).permutation(len(X))
             some, rest = order[:held_out], order[held_out:]
             X, y, validation = X[rest], y[rest], (X[some], y[some])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            sizes = [X.shape[1], *[self.width] * (self.layers - 1), outputs]
-            model = TableNetwork(sizes, self.num_grids, self.bound, residual="linear")
+        sizes = [X.shape[1], *[self.width] * (self.layers - 1), outputs]
+        model = TableNetwork(sizes, self.num_grids, self.bound, residual="linear", seed=seed)
         model.standardise_features_by(X)
         loss: Callable[[Tensor, Tensor], Tensor]
         targets: Callable[[NDArray[Any]], Tensor]
@@ -128,10 +129,22 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
     def _output(self, X: Any) -> NDArray[np.float64]:
         """Return the network's output [N, K] for rows [N, I]: targets, or logits of classes."""
         check_is_fitted(self)
+        self._check_arrays(X=X)
         output: NDArray[np.float64] = self.model_.predict(
             validate_data(self, X, reset=False, dtype=np.float64)
         )
         return output
+
+    def _check_arrays(self, **arrays: Any) -> None:
+        """Require what scikit-learn does not: nothing masked, and dense targets."""
+        name = type(self).__name__
+        for argument, values in arrays.items():
+            check_unmasked(name, argument, values)
+            if issparse(values):
+                raise TypeError(
+                    f"{name}: {argument} must be dense, got a sparse {type(values).__name__}: "
+                    f"{argument}.toarray()"
+                )
 
     def _check_parameters(self) -> None:
         name = type(self).__name__
@@ -188,7 +201,7 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         Whether to hold rows back for validation, keep the state that is best on them and stop when
         none better has come for long. Otherwise all rows are trained on until the last epoch.
     validation_fraction : float
-        The share of the rows to hold back, rounded down to whole rows.
+        The share of the rows to hold back, rounded down to whole rows; two are always trained on.
     n_iter_no_change : int, optional
         Stop after so many validations without a better one. A training to the last epoch has 50 of
         them; those in the first 15 % of the steps do not count. None trains to the last epoch.
@@ -211,8 +224,9 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
 
     Notes
     -----
-    The same ``random_state`` gives the same numbers on the same machine. After Ctrl-C the estimator
-    is fitted with its best state so far, but ``fit`` still raises KeyboardInterrupt.
+    The same ``random_state`` gives the same numbers on the same machine, whatever other threads do
+    and whatever torch's default dtype and device are. After Ctrl-C the estimator is fitted with its
+    best state so far, but ``fit`` still raises KeyboardInterrupt.
     """
 
     def fit(self, X: Any, y: Any, *, X_val: Any = None, y_val: Any = None) -> "LMKANRegressor":
@@ -221,6 +235,7 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         ``X_val`` and ``y_val``, if given, are the validation rows, and none are held back. A
         parameter that is out of range, or unusable data, is a TypeError or a ValueError.
         """
+        self._check_arrays(X=X, y=y, X_val=X_val, y_val=y_val)
         checks = {"dtype": np.float64, "multi_output": True, "y_numeric": True}
         X, y = validate_data(self, X, y, ensure_min_samples=2, **checks)
         validation = None
@@ -267,6 +282,7 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         ``X_val`` and ``y_val``, if given, are the validation rows, and none are held back. A
         parameter that is out of range, or unusable data, is a TypeError or a ValueError.
         """
+        self._check_arrays(X=X, y=y, X_val=X_val, y_val=y_val)
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, numbers_of_classes = np.unique(
@@ -287,6 +303,11 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         """Return the probabilities [N, K] of the classes, in the order of ``classes_``."""
         probabilities: NDArray[np.float64] = torch.from_numpy(self._output(X)).softmax(1).numpy()
         return probabilities
+
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the logarithms [N, K] of :meth:`predict_proba`, finite where those are 0."""
+        logarithms: NDArray[np.float64] = torch.from_numpy(self._output(X)).log_softmax(1).numpy()
+        return logarithms
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable labels [N] for rows [N, I]."""

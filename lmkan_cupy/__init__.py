@@ -15,6 +15,7 @@ from .functional import (
     hessian_penalty,
     hessian_penalty_and_grad,
     hessian_penalty_grad,
+    jvp,
     warmup,
 )
 from .grid import occupancy, sigma_grid
@@ -42,6 +43,7 @@ __all__ = [
     "hessian_penalty_and_grad",
     "hessian_penalty_grad",
     "init_tables",
+    "jvp",
     "memory",
     "network_forward",
     "network_value_and_grad",

@@ -1,8 +1,11 @@
 """The command line, ``python -m lmkan_cupy info | fit | predict``: it only calls the commands."""
 
 import argparse
+import io
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from .array_checks import COMPUTE_DTYPE
 
@@ -10,7 +13,24 @@ from .array_checks import COMPUTE_DTYPE
 def main() -> int:
     """Run the sub-command that the arguments name; return the exit code."""
     arguments = vars(_parser().parse_args())
-    command = arguments.pop("command")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # in UTF-8 as files are, whatever the locale
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        code = _run(arguments.pop("command"), arguments)
+        print(end="", flush=True)
+        return code
+    except KeyboardInterrupt:
+        _fail("interrupted before there was a result; nothing was written")
+        return 130
+    except OSError as error:
+        # Python flushes standard output once more when it ends, and that must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 141  # as any program that writes to `head` when that has seen enough
+        return _fail(str(error))
+
+
+def _run(command: str, arguments: dict[str, Any]) -> int:
     if command == "info":
         if (sizes := arguments["plan"]) is None:
             from .configuration import show_config
@@ -26,14 +46,13 @@ def main() -> int:
         return 0
     try:
         from .adapters import fitting
-
-        return (fitting.run_fit if command == "fit" else fitting.run_predict)(**arguments)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         return _fail(f"{command} needs {package}: pip install 'lmkan-cupy[fit]'")
-    except KeyboardInterrupt:
-        _fail("interrupted before there was a result; nothing was written")
-        return 130
+    except (ImportError, OSError) as error:
+        return _fail(f"{command} needs a package that is installed but cannot be loaded: {error}")
+    try:
+        return (fitting.run_fit if command == "fit" else fitting.run_predict)(**arguments)
     except fitting.InputError as error:
         return _fail(str(error))
 
@@ -67,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         help="fit a network of lmKAN layers to a table of numbers",
         description="Fit a network of lmKAN layers to a table, and an MLP of equal inference FLOPs "
         "beside it; write the model, metrics.json and pictures. Exit code: 0; 2 for a wrong "
-        "argument or file; 130 after Ctrl-C, which keeps the best model so far.",
+        "argument or file; 130 after Ctrl-C, SIGTERM or SIGHUP, which keep the best model so far.",
     )
     fit.add_argument(
         "path",
@@ -79,7 +98,18 @@ def _parser() -> argparse.ArgumentParser:
         "methane sample",
     )
     fit.add_argument(
-        "--target", metavar="NAME", help="default: the last column, or the last array [rows]"
+        "--target",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="default: the last column, or the last array [rows]",
+    )
+    fit.add_argument(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a column to leave out, such as a number of the row; for several, once for each",
     )
     fit.add_argument("--width", type=int, default=32, metavar="N", help="default: %(default)s")
     fit.add_argument("--layers", type=int, default=3, metavar="N", help="default: %(default)s")

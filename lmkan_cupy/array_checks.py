@@ -108,6 +108,7 @@ def check_array(function: str, name: str, value: Any) -> Array:
     Raises a RuntimeError if the array is in CUDA memory and CuPy cannot run.
     """
     if is_array(value):
+        check_unmasked(function, name, value)
         array: Array = value
         return array
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
@@ -117,6 +118,8 @@ def check_array(function: str, name: str, value: Any) -> Array:
         )
     on_cuda = False
     try:
+        if getattr(value, "is_neg", bool)():  # torch would export it without its sign
+            raise BufferError("its negative bit is set")
         on_cuda = is_in_cuda_memory(value)
         array = (import_module("cupy") if on_cuda else np).from_dlpack(value)
     except (ImportError, AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
@@ -132,6 +135,17 @@ def check_array(function: str, name: str, value: Any) -> Array:
             f"{function}: {name}, a {kind}, cannot be read by DLPack: {error}{hint}"
         ) from error
     return array
+
+
+def check_unmasked(function: str, name: str, value: object) -> None:
+    """Refuse an array that masks elements, which must not be taken for values."""
+    if not isinstance(value, np.ndarray) or type(value) is np.ndarray:
+        return  # only subclasses can; others must not wait for numpy.ma, which takes long to import
+    if masked := np.ma.getmaskarray(value).sum():
+        raise ValueError(
+            f"{function}: {name} must not have masked elements, got {masked}: "
+            "leave them out or fill them"
+        )
 
 
 def check_same_place(

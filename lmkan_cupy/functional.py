@@ -113,6 +113,49 @@ def forward(x: AnyArray, tables: AnyArray, *, out: AnyArray | None = None) -> Ar
     return out
 
 
+def jvp(
+    tangent_x: AnyArray | None,
+    tangent_tables: AnyArray | None,
+    x: AnyArray,
+    tables: AnyArray,
+) -> Array:
+    """Differentiate :func:`forward` along a direction (Jacobian-vector product, forward mode).
+
+    With f_1, f_2 the derivatives of an inner function and F_Z the layer with tables
+    ``tangent_tables``::
+
+        dy[b, o] = sum_p (tangent_x[b, 2p] f_1 + tangent_x[b, 2p+1] f_2) + F_Z(x)[b, o]
+
+    Parameters
+    ----------
+    tangent_x : array [..., I] or None
+        Direction in ``x``, dtype and shape of ``x``; None stands for zeros.
+    tangent_tables : array [P, S, S, O] or None
+        Direction in ``tables``, in the dtype of ``x``; None stands for zeros.
+    x : array [..., I]
+    tables : array [P, S, S, O]
+
+    Returns
+    -------
+    array [..., O]
+        In the dtype of ``x``. At a knot the derivative is one of the two one-sided ones.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`forward`; ValueError where both tangents are None.
+    """
+    x, tables = array_checks.check_layer("jvp", x, tables)
+    engine = engine_for(array_library(x))
+    with on_device_of(tables):
+        direction = _check_direction(
+            "jvp", {"tangent_x": tangent_x, "tangent_tables": tangent_tables}, x, tables
+        )
+        tangent_y = allocation.empty((*x.shape[:-1], tables.shape[3]), x.dtype, x)
+        engine.jvp(*direction, samples(x), contiguous(tables), samples(tangent_y))
+    return tangent_y
+
+
 def backward(
     grad_y: AnyArray,
     x: AnyArray,
@@ -226,23 +269,13 @@ def backward_backward(
     x, tables = array_checks.check_layer(function, x, tables)
     engine = engine_for(array_library(x))
     grad_y = _check_grad_y(function, grad_y, x, tables)
-    if ggx is None and ggt is None:
-        raise ValueError(f"{function}: ggx and ggt are both None, expected at least one array")
     with on_device_of(tables):
-        if ggx is not None:
-            ggx = samples(
-                array_checks.check_companion(function, "ggx", ggx, x.shape, x.dtype, tables)
-            )
-        if ggt is not None:
-            ggt = contiguous(
-                array_checks.check_companion(function, "ggt", ggt, tables.shape, x.dtype, tables)
-            )
+        direction = _check_direction(function, {"ggx": ggx, "ggt": ggt}, x, tables)
         grad_grad_y = allocation.empty(grad_y.shape, x.dtype, x)
         grad_x = allocation.empty(x.shape, x.dtype, x)
         grad_tables = allocation.empty(tables.shape, x.dtype, x)
         engine.backward_backward(
-            ggx,
-            ggt,
+            *direction,
             samples(grad_y),
             samples(x),
             contiguous(tables),
@@ -330,6 +363,28 @@ def _hessian(tables: Array, scale: float, grad: Array | None, *, accumulate: boo
 def _check_grad_y(function: str, grad_y: AnyArray, x: Array, tables: Array) -> Array:
     shape = (*x.shape[:-1], tables.shape[3])
     return array_checks.check_companion(function, "grad_y", grad_y, shape, x.dtype, tables)
+
+
+def _check_direction(
+    function: str, direction: dict[str, AnyArray | None], x: Array, tables: Array
+) -> tuple[Array | None, Array | None]:
+    """Return a direction in x and one in tables as an engine takes them, at least one not None."""
+    (name_x, of_x), (name_tables, of_tables) = direction.items()
+    if of_x is None and of_tables is None:
+        raise ValueError(
+            f"{function}: {name_x} and {name_tables} are both None, expected at least one array"
+        )
+    if of_x is not None:
+        of_x = samples(
+            array_checks.check_companion(function, name_x, of_x, x.shape, x.dtype, tables)
+        )
+    if of_tables is not None:
+        of_tables = contiguous(
+            array_checks.check_companion(
+                function, name_tables, of_tables, tables.shape, x.dtype, tables
+            )
+        )
+    return of_x, of_tables
 
 
 def warmup(

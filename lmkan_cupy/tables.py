@@ -38,7 +38,7 @@ def init_tables(
         Size of the outputs at the start for standardised inputs, up to a factor near 1.
     dtype : dtype
         float32, float64, float16 or, with ``xp=cupy``, bfloat16.
-    rng : None, int or Generator
+    rng : None, int, Generator or RandomState
         A ``numpy.random`` or ``cupy.random`` generator, or the seed of a new one of ``xp``'s.
     xp : module
         ``numpy`` or ``cupy``.
@@ -56,7 +56,11 @@ def init_tables(
     dtype = array_checks.table_dtype("init_tables", dtype)
     if rng is None or isinstance(rng, int | np.integer):
         rng = xp.random.default_rng(rng)
-    tables: Array = xp.asarray(rng.random(shape, dtype=array_checks.compute_dtype_of(dtype)))
+    drawn_as = array_checks.compute_dtype_of(dtype)
+    # A RandomState draws float64 only.
+    legacy = getattr(rng, "random_sample", None)
+    drawn = legacy(shape) if legacy else rng.random(shape, dtype=drawn_as)
+    tables: Array = xp.asarray(drawn, dtype=drawn_as)
     bound = init_bound(in_features, init_scale)
     tables *= 2 * bound
     tables -= bound
@@ -182,10 +186,12 @@ def evaluate(tables: AnyArray, pair: int, output: int, x1: Any, x2: Any) -> Arra
     Raises
     ------
     TypeError, ValueError
-        If an index is out of range or ``tables`` is not an array of tables.
+        If an index is out of range, ``tables`` is not an array of tables or points are masked.
     """
     tables = array_checks.check_tables("evaluate", tables)
     array_checks.check_pair_and_output("evaluate", tables, pair, output)
+    for name, points in (("x1", x1), ("x2", x2)):
+        array_checks.check_unmasked("evaluate", name, points)
     xp = array_library(tables)
     dtype = array_checks.compute_dtype_of(tables.dtype)
     knots = sigma_grid(tables.shape[1] - 1, dtype=dtype, xp=xp)

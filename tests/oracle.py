@@ -104,6 +104,18 @@ def backward(grad_y: Array, at: Basis, tables: Array) -> tuple[Array, Array]:
     return by_feature(grad_pairs, at.in_features), grad_tables
 
 
+def jvp(tangent_x: Array, tangent_tables: Array, at: Basis, tables: Array) -> Array:
+    """The derivative [B, O] of y along a direction in x and one in the tables."""
+    (u, v), (du, dv) = at.value, at.slope
+    along_first, along_second = by_pair(tangent_x)
+    return np.sum(
+        along_first[..., None] * per_pair(du, v, tables)
+        + along_second[..., None] * per_pair(u, dv, tables)
+        + per_pair(u, v, tangent_tables),
+        axis=1,
+    )
+
+
 def backward_backward(
     ggx: Array, ggt: Array, grad_y: Array, at: Basis, tables: Array
 ) -> tuple[Array, Array, Array]:
@@ -112,12 +124,6 @@ def backward_backward(
     along_first, along_second = by_pair(ggx)
     weigh = along_first[..., None], along_second[..., None]
 
-    grad_grad_y = np.sum(
-        weigh[0] * per_pair(du, v, tables)
-        + weigh[1] * per_pair(u, dv, tables)
-        + per_pair(u, v, ggt),
-        axis=1,
-    )
     mixed = per_pair(du, dv, tables)
     grad_pairs = np.stack(
         [
@@ -129,7 +135,7 @@ def backward_backward(
     grad_tables = grad_tables + np.einsum(
         "bo,bps,bpt->psto", grad_y, u, weigh[1] * dv, optimize=True
     )
-    return grad_grad_y, by_feature(grad_pairs, at.in_features), grad_tables
+    return jvp(ggx, ggt, at, tables), by_feature(grad_pairs, at.in_features), grad_tables
 
 
 class Stencils(NamedTuple):

@@ -98,11 +98,13 @@ def make_problem(
 def all_results(problem: Problem) -> list[Any]:
     """What all functions give that promise the same bits for the same arguments.
 
-    In this order: y; grad_x, grad_tables; the three of `backward_backward`; R and its gradient.
+    In this order: y; `jvp`; grad_x, grad_tables; the three of `backward_backward`; R and its
+    gradient.
     """
     x, tables, grad_y, ggx, ggt = problem
     return [
         lmkan_cupy.forward(x, tables),
+        lmkan_cupy.jvp(ggx, ggt, x, tables),
         *lmkan_cupy.backward(grad_y, x, tables),
         *lmkan_cupy.backward_backward(ggx, ggt, grad_y, x, tables),
         *lmkan_cupy.hessian_penalty_and_grad(tables),

@@ -215,6 +215,18 @@ def backward(grad_y: Any, x: Any, tables: Any) -> tuple[Expected, ...]:
     return _each_expected(values, magnitudes, (4 * out_features, additions_over(batch)), x.dtype)
 
 
+def jvp(tangent_x: Any, tangent_tables: Any, x: Any, tables: Any) -> Expected:
+    """The derivative of y [B, O] along both tangents; no x may be `near_knot`."""
+    x = host(x)
+    tangent_x, tangent_tables, tables = map(to_float64, (tangent_x, tangent_tables, tables))
+    knots = knots_of(tables, x.dtype)
+    value = oracle.jvp(tangent_x, tangent_tables, oracle.basis(x, knots), tables)
+    magnitude = oracle.jvp(
+        np.abs(tangent_x), np.abs(tangent_tables), rounded_basis(x, knots), np.abs(tables)
+    )
+    return expected(value, magnitude, 12 * len(tables), x.dtype)
+
+
 def backward_backward(ggx: Any, ggt: Any, grad_y: Any, x: Any, tables: Any) -> tuple[Expected, ...]:
     """Cotangents of grad_y [B, O], x [B, I] and tables [P, S, S, O]; no x may be `near_knot`."""
     x = host(x)

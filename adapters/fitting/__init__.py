@@ -1,15 +1,18 @@
 """Networks of lmKAN layers for tables of numbers: ``python -m lmkan_cupy fit`` and ``predict``.
 
-============ =====================================================================================
-module       what
-============ =====================================================================================
-``command``  the two commands: folders, files, the printed report
-``fit``      ``fit``: trains the network, and an MLP of equal FLOPs beside it
-``model``    ``FittedModel``, ``load``: a fitted network on disk and in memory
-``dataset``  tables from CSV, Parquet and npz files, checked
-``pictures`` pictures of a fit
-``mlp``      the MLPs that lmKAN networks are compared with
-============ =====================================================================================
+================ =================================================================================
+module           what
+================ =================================================================================
+``command``      the two commands, and the printed report
+``fit``          ``fit``: trains the network, and an MLP of equal FLOPs beside it
+``model``        ``FittedModel``, ``load``: a fitted network on disk and in memory
+``dataset``      tables from CSV, Parquet and npz files, checked
+``npz``          arrays of npz files
+``files``        folders and files that are written
+``interruption`` Ctrl-C and other signals that end a training
+``pictures``     pictures of a fit
+``mlp``          the MLPs that lmKAN networks are compared with
+================ =================================================================================
 """
 
 from .command import run_fit, run_predict

@@ -1,51 +1,79 @@
 """The commands ``python -m lmkan_cupy fit`` and ``predict``."""
 
-import itertools
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 import lmkan_cupy
 
 from .dataset import InputError, read_dataset, read_features
-from .fit import TITLES, fit
+from .files import check_empty, check_file, new_folder, write_text
+from .fit import TITLES, FitResult, check_options, fit
+from .interruption import held_back
 from .model import load
 
 
-def run_fit(path: Path | None, target: str | None, out: Path | None, **options: Any) -> int:
-    """Run ``python -m lmkan_cupy fit``; return its exit code, 130 after Ctrl-C.
+def run_fit(
+    path: Path | None,
+    target: Sequence[str],
+    drop: Sequence[str],
+    out: Path | None,
+    baseline: bool,
+    **options: Any,
+) -> int:
+    """Run ``python -m lmkan_cupy fit``; return its exit code, 130 after Ctrl-C or a signal like it.
 
-    ``path`` is a table, None for the bundled methane sample; ``options`` are those of :func:`fit`.
+    ``path`` is a table, None for the bundled methane sample; ``target`` has the name of one column
+    or none. The other options are those of :func:`~.dataset.read_dataset`,
+    :func:`~.files.new_folder` and :func:`fit`.
     """
     if path is None:
         path = Path(lmkan_cupy.__file__).with_name("data") / "methane.npz"
-    data = read_dataset(path, target)
-    out = _free_folder() if out is None else out
-    with _new_folder(out) as folder:
-        result = fit(data, **options)
-        result.save(folder)
-    if result.interrupted:
-        print("Interrupted: this is the best model so far.")
-    print(_report(result.metrics, data.target_name))
-    print(f"The model, its metrics and pictures are in {out}{os.sep}")
-    return 130 if result.interrupted else 0
+    if len(target) > 1:
+        raise InputError(f"--target: one column can be the target, got {', '.join(target)}")
+    data = read_dataset(path, target[0] if target else None, drop)
+    check_options(data, **options)
+    names = ", ".join(data.feature_names)
+    with held_back("SIGINT", "SIGTERM", "SIGHUP") as interruption:
+        with new_folder(out) as folder:
+            print(f"{data.target_name} is learned from {names}", flush=True)
+            result = fit(data, baseline=baseline, **options)
+            _save(result, folder)
+        if result.interrupted:
+            print("Interrupted: this is the best model so far.")
+        print(_report(result.metrics, data.target_name))
+        print(f"The model, its metrics and pictures are in {folder}{os.sep}")
+    return 130 if interruption.came or result.interrupted else 0
 
 
 def run_predict(model: Path, data: Path, out: Path | None) -> int:
     """Run ``python -m lmkan_cupy predict``, which writes a CSV file of one column; return 0."""
+    if out is not None:
+        check_file(out)
     fitted = load(model)
     predictions = fitted.predict(read_features(data, fitted.description.feature_names))
-    text = "\n".join([fitted.description.target_name, *(f"{each:.9g}" for each in predictions)])
+    column = pd.DataFrame({fitted.description.target_name: predictions})
+    text = column.to_csv(index=False, float_format="%.9g", lineterminator="\n")
     if out is None:
-        print(text)
+        print(text, end="")
     else:
-        part = _part(out)
-        part.write_text(text + "\n")
-        part.replace(out)
+        write_text(out, text)
     return 0
+
+
+def _save(result: FitResult, folder: Path) -> None:
+    """Save to ``folder``, or to one for temporary files if it was filled or went away meanwhile."""
+    try:
+        check_empty(folder)
+        result.save(folder)
+    except (InputError, OSError) as error:
+        rescued = Path(tempfile.mkdtemp(prefix="lmkan_fit-"))
+        result.save(rescued)
+        raise InputError(f"{error}; the model is in {rescued}{os.sep}") from error
 
 
 def _report(metrics: dict[str, Any], target_name: str) -> str:
@@ -68,36 +96,3 @@ def _report(metrics: dict[str, Any], target_name: str) -> str:
         f"{count['train']:,} rows to train, {count['test']:,} to test; {metrics['seconds']:.0f} s"
     )
     return "\n".join(lines)
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder to fill; at the end it becomes ``out``, after an exception it is removed."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists already; choose another --out")
-    part = _part(out)
-    try:
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror})") from error
-    try:
-        yield part
-        if out.exists():
-            out.rmdir()
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _part(out: Path) -> Path:
-    """Return the path where ``out`` is written until it is complete."""
-    return out.with_name(f"{out.name}.part{os.getpid()}")
-
-
-def _free_folder() -> Path:
-    """Return the first of ``lmkan_fit``, ``lmkan_fit-2``, ... that does not exist."""
-    numbers = itertools.count(2)
-    out = Path("lmkan_fit")
-    while out.exists():
-        out = Path(f"lmkan_fit-{next(numbers)}")
-    return out

@@ -1,25 +1,45 @@
 """Tables of numbers from CSV, Parquet and npz files, checked before anything is fitted to them."""
 
+import csv
+import logging
+import re
 import zipfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from . import npz
+
+_log = logging.getLogger("lmkan_cupy")
 
 #: Fewer rows than this leave too few to test on.
 MIN_ROWS = 50
+
+#: The name of a column that has none, as it stands in a file or as pandas writes it.
+_NO_NAME = re.compile(r"\s*|Unnamed: [\d.]+")
 
 
 class InputError(ValueError):
     """The user's file or argument cannot be used; the message says why, in one sentence."""
 
 
+def one_line(error: Exception) -> str:
+    """Return the message of an error for the end of a sentence."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Features and a target to predict from them.
+
+    Arrays of other dtypes, sequences and masked arrays are converted; what is masked is missing.
 
     Attributes
     ----------
@@ -31,8 +51,8 @@ class Dataset:
     Raises
     ------
     InputError
-        If shapes do not fit, there are fewer than 50 rows or no feature, a value is missing or
-        infinite, or a column is constant.
+        If shapes do not fit, there are fewer than 50 rows or no feature, a name occurs twice, a
+        value is missing or infinite, or a column is constant.
     """
 
     features: NDArray[np.float64]
@@ -41,6 +61,10 @@ class Dataset:
     target_name: str = "target"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "features", as_numbers(self.features))
+        object.__setattr__(self, "target", as_numbers(self.target))
+        object.__setattr__(self, "feature_names", [*map(str, self.feature_names)])
+        object.__setattr__(self, "target_name", str(self.target_name))
         if self.features.ndim != 2 or self.features.shape != (
             *self.target.shape,
             len(self.feature_names),
@@ -54,6 +78,7 @@ class Dataset:
         if len(self.target) < MIN_ROWS:
             raise InputError(f"{len(self.target)} rows are too few; at least {MIN_ROWS} are needed")
         names = [*self.feature_names, self.target_name]
+        _check_unique(names)
         values = np.column_stack([self.features, self.target])
         check_finite(values, names)
         for name, spread in zip(names, np.ptp(values, axis=0), strict=True):
@@ -61,33 +86,39 @@ class Dataset:
                 raise InputError(f"column {name!r} is constant; leave it out")
 
 
-def read_dataset(path: Path, target: str | None = None) -> Dataset:
+def read_dataset(path: Path, target: str | None = None, drop: Sequence[str] = ()) -> Dataset:
     """Read a table with a target.
+
+    A column without a name is left out, with a warning: pandas and R write row numbers so.
 
     Parameters
     ----------
     path : Path
-        A ``.csv`` file, whose first line names the columns, or a ``.parquet`` file: all columns but
-        the target are features. Or an ``.npz`` file: its array ``features`` [N, I] holds the
-        features, its array ``feature_names`` [I] their names, if there is one, and each array [N]
-        can be the target.
+        A ``.csv`` file in UTF-8, whose first line names the columns, or a ``.parquet`` file: all
+        columns but the target are features. Or an ``.npz`` file: its array ``features`` [N, I]
+        holds the features, its array ``feature_names`` [I] their names, if there is one, and each
+        array [N] can be the target.
     target : str, optional
         Name of the target; by default the last column, or the last array [N].
+    drop : sequence of str
+        Names of columns to leave out.
 
     Raises
     ------
     InputError
-        If the file cannot be read, has no such target, or :class:`Dataset` refuses its numbers.
+        If the file cannot be read, lacks one of these columns, or :class:`Dataset` refuses its
+        numbers.
     """
-    features, targets = _read(path)
-    try:
-        target = _target_name(targets, target)
-        features = features.drop(columns=target, errors="ignore")
+    with _reading(path):
+        frame = _without(_read_frame(path), drop, path)
+        _check_unique(frame)
+        if path.suffix == ".npz":
+            values = _read_npz_target(path, target, len(frame))
+        else:
+            values = frame.pop(_chosen([*frame], target))
         return Dataset(
-            _numbers(features), _numbers(targets[[target]])[:, 0], _names(features), target
+            _numbers(frame), _numbers(values.to_frame())[:, 0], [*frame], str(values.name)
         )
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def read_features(path: Path, feature_names: Sequence[str]) -> NDArray[np.float64]:
@@ -98,18 +129,26 @@ def read_features(path: Path, feature_names: Sequence[str]) -> NDArray[np.float6
     Raises
     ------
     InputError
-        If the file cannot be read, lacks a column, or a value is not a finite number.
+        If the file cannot be read, lacks a column or has two of its name, or a value is not a
+        finite number.
     """
-    features, _ = _read(path)
-    try:
+    with _reading(path):
+        frame = _read_frame(path)
         for name in feature_names:
-            if name not in features:
+            if name not in frame:
                 raise InputError(f"there is no column {name!r}, which the model needs")
-        values = _numbers(features[list(feature_names)])
+        _check_unique(name for name in frame if name in feature_names)
+        values = _numbers(frame[[*feature_names]])
         check_finite(values, feature_names)
         return values
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+
+
+def as_numbers(values: ArrayLike) -> NDArray[np.float64]:
+    """Return a C-contiguous float64 array of ``values``, NaN where they are masked.
+
+    PyTorch can read neither masks nor negative strides, and rounds differently in other layouts.
+    """
+    return np.asarray(np.ma.asarray(values, np.float64, "C").filled(np.nan))
 
 
 def check_finite(values: NDArray[np.float64], names: Sequence[str]) -> None:
@@ -122,51 +161,105 @@ def check_finite(values: NDArray[np.float64], names: Sequence[str]) -> None:
         )
 
 
-def _read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the columns that can be features and those that can be the target."""
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
+def _check_unique(names: Iterable[object]) -> None:
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise InputError(f"{times} columns are called {name!r}; give each a name of its own")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn errors into an InputError that names the file."""
     try:
-        if path.suffix == ".npz":
-            return _read_npz(path)
-        if path.suffix == ".csv":
-            frame = pd.read_csv(path)
-        elif path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
+        if not path.is_file():
+            raise InputError("there is no such file")
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    # The libraries that read these formats raise errors of nearly every kind at damaged files.
+    except Exception as error:
+        raise InputError(
+            f"{path}: cannot be read as {path.suffix[1:]}: {one_line(error)}"
+        ) from error
+
+
+def _read_frame(path: Path) -> pd.DataFrame:
+    """Read all columns that can be features; their names are text."""
+    if path.suffix == ".csv":
+        return _read_csv(path)
+    if path.suffix == ".npz":
+        return _read_npz_features(path)
+    if path.suffix != ".parquet":
+        raise InputError("the file name must end in .csv, .parquet or .npz")
+    frame = pd.read_parquet(path)
+    if frame.columns.nlevels > 1:
+        raise InputError("its columns have names of several levels; give them names of one")
+    return frame.set_axis([*map(str, frame)], axis=1)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file)
+        names = next(filter(None, lines), [])
+        for values in lines:
+            if any(map(str.strip, values[len(names) :])):
+                raise InputError(
+                    f"line {lines.line_num} holds {len(values)} values, but the first line names "
+                    f"{len(names)} columns"
+                )
+    if names and all(map(_is_number, names)):
+        raise InputError("the first line holds numbers, but must name the columns")
+    # Without `index_col` the first column of a file whose lines end in a comma names its rows.
+    frame = pd.read_csv(path, index_col=False, usecols=[*range(len(names))])
+    return frame.set_axis(names, axis=1)
+
+
+def _read_npz_features(path: Path) -> pd.DataFrame:
+    with zipfile.ZipFile(path) as archive:
+        shapes = npz.read_shapes(archive)
+        features = npz.read_array(archive, "features") if "features" in shapes else np.empty(0)
+        if features.ndim != 2:
+            raise InputError("there is no array 'features' of shape [rows, columns]")
+        if "feature_names" in shapes:
+            names = [*map(str, npz.read_array(archive, "feature_names"))]
         else:
-            raise InputError(f"{path}: the file name must end in .csv, .parquet or .npz")
-    except InputError:
-        raise
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: cannot be read as {path.suffix[1:]}: {reason}") from error
-    if path.suffix == ".csv" and all(map(_is_number, _names(frame))):
-        raise InputError(f"{path}: the first line holds numbers, but must name the columns")
-    return frame, frame
+            names = [f"x{i + 1}" for i in range(features.shape[1])]
+    return pd.DataFrame(features, columns=names)
 
 
-def _read_npz(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    with np.load(path) as arrays:  # refuses pickled objects, so that reading runs no code
-        columns = {name: arrays[name] for name in arrays.files}
-    features = columns.pop("features", np.empty(0))
-    if features.ndim != 2:
-        raise InputError(f"{path}: there is no array 'features' of shape [rows, columns]")
-    names = columns.pop("feature_names", [f"x{i + 1}" for i in range(features.shape[1])])
-    targets = {name: each for name, each in columns.items() if each.shape == features.shape[:1]}
-    return pd.DataFrame(features, columns=list(map(str, names))), pd.DataFrame(targets)
+def _read_npz_target(path: Path, target: str | None, rows: int) -> "pd.Series[Any]":
+    with zipfile.ZipFile(path) as archive:
+        shapes = npz.read_shapes(archive)
+        columns = [name for name, shape in shapes.items() if shape == (rows,)]
+        name = _chosen([name for name in columns if name != "feature_names"], target)
+        return pd.Series(npz.read_array(archive, name), name=name)
 
 
-def _names(frame: pd.DataFrame) -> list[str]:
-    return [str(name) for name in frame]
+def _without(frame: pd.DataFrame, drop: Sequence[str], path: Path) -> pd.DataFrame:
+    """Leave out the columns to ``drop``, and those that have no name."""
+    names = [*map(str, frame)]
+    for name in drop:
+        if name not in names:
+            raise InputError(
+                f"there is no column {name!r} to drop; those there are: {', '.join(names)}"
+            )
+    nameless = [i for i, name in enumerate(names, 1) if _NO_NAME.fullmatch(name)]
+    if nameless:
+        _log.warning(
+            "%s: columns without a name, as pandas and R write row numbers, are left out: %s",
+            path,
+            ", ".join(map(str, nameless)),
+        )
+    return frame.loc[:, [not _NO_NAME.fullmatch(name) and name not in drop for name in names]]
 
 
-def _target_name(targets: pd.DataFrame, name: str | None) -> str:
-    names = _names(targets)
+def _chosen(names: Sequence[str], target: str | None) -> str:
+    """Return the name of the target, by default the last."""
     if not names:
         raise InputError("there is no array with one target value per row")
-    if name is not None and name not in names:
-        raise InputError(f"there is no target {name!r}; those there are: {', '.join(names)}")
-    return name or names[-1]
+    if target is not None and target not in names:
+        raise InputError(f"there is no target {target!r}; those there are: {', '.join(names)}")
+    return target or names[-1]
 
 
 def _numbers(frame: pd.DataFrame) -> NDArray[np.float64]:

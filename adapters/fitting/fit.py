@@ -5,9 +5,14 @@ same loop with the same steps, batches and schedule.
 """
 
 import json
+import logging
+import math
+import operator
+import os
 import platform
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,8 +37,12 @@ from ..torch.training import (
     evaluate,
 )
 from . import mlp, pictures
-from .dataset import Dataset, InputError
+from .dataset import Dataset, InputError, one_line
+from .files import written
+from .interruption import held_back
 from .model import FittedModel, ModelDescription
+
+_log = logging.getLogger("lmkan_cupy")
 
 #: Names of the networks in reports and pictures.
 TITLES = {"lmkan": "lmKAN", "mlp": "MLP"}
@@ -66,16 +75,28 @@ class FitResult:
     test_predictions: dict[str, NDArray[np.float64]]
 
     def save(self, folder: Path) -> None:
-        """Write the model, ``metrics.json``, ``parity.png`` and ``functions.png``."""
+        """Write the model, ``metrics.json``, and last ``parity.png`` and ``functions.png``.
+
+        A picture that cannot be drawn is left out, with a warning.
+        """
         self.model.save(folder)
-        (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
-        pictures.save_parity_picture(
-            folder / "parity.png",
-            self.model.description.target_name,
-            self.test_target,
-            {TITLES[name]: each for name, each in self.test_predictions.items()},
+        with written(folder / "metrics.json") as path:
+            path.write_text(json.dumps(self.metrics, indent=2) + "\n", encoding="utf-8")
+        draw_parity = partial(
+            pictures.save_parity_picture,
+            target_name=self.model.description.target_name,
+            target=self.test_target,
+            predictions={TITLES[name]: each for name, each in self.test_predictions.items()},
         )
-        pictures.save_functions_picture(folder / "functions.png", self.model, self.test_features)
+        draw_functions = partial(
+            pictures.save_functions_picture, model=self.model, features=self.test_features
+        )
+        for name, draw in (("parity.png", draw_parity), ("functions.png", draw_functions)):
+            try:
+                with written(folder / name) as path:
+                    draw(path)
+            except Exception as error:  # whatever it is, the model is worth more
+                _log.warning("%s is left out: %s", folder / name, one_line(error))
 
 
 def fit(
@@ -93,7 +114,8 @@ def fit(
 
     A tenth of the rows is kept for the test and another tenth for validation, which picks the best
     state of each network. The MLP (SiLU, batch normalisation) gets the same steps, batches and
-    schedule, but its own learning rate. Ctrl-C ends the training; what was trained is returned.
+    schedule, but its own learning rate. Ctrl-C ends the training; what was trained is returned,
+    even if Ctrl-C is pressed again.
 
     Parameters
     ----------
@@ -103,7 +125,7 @@ def fit(
     epochs : int, optional
         Passes over the rows; by default as many as make about 10,000 steps.
     seed : int
-        Seed of the split, of the initial parameters and of the order of the rows.
+        Seed of the split, of the initial parameters and of the order of the rows, below 2^64.
     device : {"cpu"}
         Where to compute.
     baseline : bool
@@ -117,11 +139,21 @@ def fit(
     Raises
     ------
     InputError
-        If an argument is out of range.
+        If an argument is out of range, or the network takes more memory than this machine has.
     KeyboardInterrupt
         If Ctrl-C comes before there is any model.
     """
-    _check_options(width=width, layers=layers, num_grids=num_grids, epochs=epochs, device=device)
+    # Integers of NumPy, too, but JSON takes Python's alone.
+    width, layers, num_grids, seed = map(operator.index, (width, layers, num_grids, seed))
+    check_options(
+        data,
+        width=width,
+        layers=layers,
+        num_grids=num_grids,
+        epochs=epochs,
+        seed=seed,
+        device=device,
+    )
     started = time.perf_counter()
     tenth = len(data.target) // 10
     order = np.random.default_rng(seed).permutation(len(data.target))
@@ -140,78 +172,127 @@ def fit(
         verbose=1,
     )
     completed = True
-    try:
-        regressor.fit(
-            data.features[training],
-            data.target[training],
-            X_val=data.features[validation],
-            y_val=data.target[validation],
-        )
-    except KeyboardInterrupt:
-        if not hasattr(regressor, "model_"):
-            raise
-        completed = False
+    with held_back("SIGINT") as interruption:
+        try:
+            with interruption.let_through():
+                regressor.fit(
+                    data.features[training],
+                    data.target[training],
+                    X_val=data.features[validation],
+                    y_val=data.target[validation],
+                )
+        except KeyboardInterrupt:
+            if not hasattr(regressor, "model_"):
+                raise
+            completed = False
 
-    module = regressor.model_
-    networks = {"lmkan": module.network}
-    flops = {"lmkan": sum(lmkan_cupy.flops(i, o) for i, o in pairwise(description.sizes))}
-    features = module.standardised(data.features)
-    if completed and baseline:
-        sizes = mlp.mlp_sizes(description.sizes, flops["lmkan"])
-        flops["mlp"] = mlp.mlp_flops(sizes)
-        network = _untrained_mlp(sizes, description, seed)
-        target = module.standardised_targets(data.target[:, None])
-        rows = Rows(features[training], target[training], seed)
-        trainer = Trainer(
-            batches=rows,
-            steps=epochs * rows.steps_per_epoch,
-            validation=(features[validation], target[validation]),
-            loss=nn.functional.mse_loss,
-            penalty=0.0,  # an MLP has none
-            shown=module.error_in_units,
-        )
-        groups = [{"params": [*network.parameters()], "lr": mlp.LR}]
-        completed = trainer.train(TITLES["mlp"], network, groups).completed
-        if completed:
-            networks["mlp"] = mlp.fused(network)
+        module = regressor.model_
+        networks = {"lmkan": module.network}
+        flops = {"lmkan": sum(lmkan_cupy.flops(i, o) for i, o in pairwise(description.sizes))}
+        features = module.standardised(data.features)
+        if completed and baseline:
+            sizes = mlp.mlp_sizes(description.sizes, flops["lmkan"])
+            flops["mlp"] = mlp.mlp_flops(sizes)
+            network = _untrained_mlp(sizes, description, seed)
+            target = module.standardised_targets(data.target[:, None])
+            rows = Rows(features[training], target[training], seed)
+            trainer = Trainer(
+                batches=rows,
+                steps=epochs * rows.steps_per_epoch,
+                validation=(features[validation], target[validation]),
+                loss=nn.functional.mse_loss,
+                penalty=0.0,  # an MLP has none
+                shown=module.error_in_units,
+            )
+            groups = [{"params": [*network.parameters()], "lr": mlp.LR}]
+            try:
+                with interruption.let_through():
+                    completed = trainer.train(TITLES["mlp"], network, groups).completed
+            except KeyboardInterrupt:
+                completed = False
+            if completed:
+                networks["mlp"] = mlp.fused(network)
 
-    speeds = _rows_per_second(networks, features[np.resize(order, ROWS_AT_ONCE)])
-    metrics: dict[str, Any] = {}
-    predictions = {}
-    for name, network in networks.items():
-        predictions[name] = module.in_units(evaluate(network, features[test]))[:, 0]
-        errors = predictions[name] - data.target[test]
-        metrics[name] = {
-            "rmse": float(np.sqrt((errors**2).mean())),
-            "mae": float(np.abs(errors).mean()),
-            "parameters": sum(each.numel() for each in network.parameters()),
-            "flops": flops[name],
-            "rows_per_second": speeds[name],
+        speeds = _rows_per_second(networks, features[np.resize(order, ROWS_AT_ONCE)])
+        metrics: dict[str, Any] = {}
+        predictions = {}
+        for name, network in networks.items():
+            predictions[name] = module.in_units(evaluate(network, features[test]))[:, 0]
+            errors = predictions[name] - data.target[test]
+            metrics[name] = {
+                "rmse": float(np.sqrt((errors**2).mean())),
+                "mae": float(np.abs(errors).mean()),
+                "parameters": sum(each.numel() for each in network.parameters()),
+                "flops": flops[name],
+                "rows_per_second": speeds[name],
+            }
+        metrics["rows"] = {"train": len(data.target) - tenth, "test": tenth}
+        metrics["seed"] = seed
+        metrics["seconds"] = time.perf_counter() - started
+        metrics["versions"] = {
+            "python": platform.python_version(),
+            **{name: installed_version(name) for name in ("lmkan-cupy", "numpy", "numba", "torch")},
         }
-    metrics["rows"] = {"train": len(data.target) - tenth, "test": tenth}
-    metrics["seed"] = seed
-    metrics["seconds"] = time.perf_counter() - started
-    metrics["versions"] = {
-        "python": platform.python_version(),
-        **{name: installed_version(name) for name in ("lmkan-cupy", "numpy", "numba", "torch")},
-    }
-    return FitResult(
-        FittedModel(description, module),
-        metrics,
-        not completed,
-        data.features[test],
-        data.target[test],
-        predictions,
+        return FitResult(
+            FittedModel(description, module),
+            metrics,
+            interruption.came or not completed,
+            data.features[test],
+            data.target[test],
+            predictions,
+        )
+
+
+def check_options(
+    data: Dataset,
+    *,
+    width: int,
+    layers: int,
+    num_grids: int,
+    epochs: int | None,
+    seed: int,
+    device: str,
+) -> None:
+    """Require options with which :func:`fit` can train on ``data``, or raise an InputError."""
+    for name, size, least in (
+        ("width", width, 1),
+        ("layers", layers, 1),
+        ("num_grids", num_grids, 3),
+        ("epochs", epochs, 1),
+    ):
+        if size is not None and size < least:
+            raise InputError(f"{name} must be at least {least}, got {size}")
+    if not 0 <= seed < 2**64:
+        raise InputError(f"seed must be at least 0 and below 2^64, got {seed}")
+    if device != "cpu":
+        raise InputError(f"device must be 'cpu' in this version, got {device!r}")
+    description = ModelDescription(
+        list(data.feature_names), data.target_name, width, layers, num_grids, BOUND
     )
+    needed = sum(
+        count * sum(lmkan_cupy.memory(*sizes, num_grids, batch=0).values())
+        for sizes, count in description.layer_counts.items()
+    )
+    if needed > (memory := _memory_of_machine()):
+        raise InputError(
+            f"width {width}, layers {layers} and num_grids {num_grids} take {needed / 2**30:,.0f} "
+            f"GiB of memory to train, but this machine has {memory / 2**30:,.0f} GiB"
+        )
+
+
+def _memory_of_machine() -> float:
+    """Return the bytes of memory, infinite on Windows, which does not tell."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _untrained_mlp(sizes: list[int], lmkan: ModelDescription, seed: int) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        # Drawn and dropped, so that the MLP gets the random numbers that follow those of the
-        # tables: all committed results have been computed so.
-        block_chain(lmkan.sizes, lmkan.num_grids, lmkan.bound, residual=None)
-        return mlp.make_mlp(sizes, nn.SiLU)
+    generator = torch.Generator().manual_seed(seed)
+    # Drawn and dropped, so that the MLP gets the random numbers that follow those of the tables:
+    # all committed results have been computed so.
+    block_chain(lmkan.sizes, lmkan.num_grids, lmkan.bound, residual=None, generator=generator)
+    return mlp.make_mlp(sizes, nn.SiLU, generator)
 
 
 def _rows_per_second(networks: dict[str, nn.Sequential], features: Tensor) -> dict[str, float]:
@@ -223,12 +304,3 @@ def _rows_per_second(networks: dict[str, nn.Sequential], features: Tensor) -> di
             evaluate(network, features)
             seconds[name].append(time.perf_counter() - start)
     return {name: len(features) / min(each) for name, each in seconds.items()}
-
-
-def _check_options(*, device: str, **sizes: int | None) -> None:
-    for name, size in sizes.items():
-        least = 3 if name == "num_grids" else 1
-        if size is not None and size < least:
-            raise InputError(f"{name} must be at least {least}, got {size}")
-    if device != "cpu":
-        raise InputError(f"device must be 'cpu' in this version, got {device!r}")

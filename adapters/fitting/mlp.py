@@ -1,9 +1,11 @@
 """The multilayer perceptrons that lmKAN networks are compared with."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
@@ -11,16 +13,33 @@ from torch.nn.utils.fusion import fuse_linear_bn_eval
 LR = 3e-2
 
 
-def make_mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Return an MLP whose layers have ``sizes`` features, from inputs to outputs.
+def make_mlp(
+    sizes: Sequence[int],
+    activation: type[nn.Module] = nn.ReLU,
+    generator: torch.Generator | None = None,
+) -> nn.Sequential:
+    """Return an MLP whose layers have ``sizes`` features, from inputs to outputs, in float32.
 
-    Between its linear layers are batch normalisation and an activation.
+    Between its linear layers are batch normalisation and an activation. ``generator`` draws the
+    parameters, by default torch's own.
     """
     modules: list[nn.Module] = []
     for in_features, out_features in pairwise(sizes):
-        layer = nn.Linear(in_features, out_features)
-        modules += [layer, nn.BatchNorm1d(out_features), activation()]
+        norm = nn.BatchNorm1d(out_features, device="cpu", dtype=torch.float32)
+        modules += [_linear(in_features, out_features, generator), norm, activation()]
     return nn.Sequential(*modules[:-2])
+
+
+def _linear(in_features: int, out_features: int, generator: torch.Generator | None) -> nn.Linear:
+    """Return a linear layer with the parameters that its constructor would draw."""
+    # Without drawing from torch's own generator.
+    layer: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        nn.Linear, in_features, out_features, dtype=torch.float32
+    )
+    nn.init.kaiming_uniform_(layer.weight, math.sqrt(5), generator=generator)
+    bound = 1 / math.sqrt(in_features)
+    nn.init.uniform_(layer.bias, -bound, bound, generator)
+    return layer
 
 
 def fused(mlp: nn.Sequential) -> nn.Sequential:

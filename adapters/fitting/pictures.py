@@ -43,11 +43,12 @@ def save_parity_picture(
             extent=(*limits, *limits),
         )
         axes.axline((limits[0], limits[0]), slope=1, color="black", linewidth=0.7)
-        axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel=f"true {target_name}")
+        axes.set(xlim=limits, ylim=limits, aspect="equal")
+        axes.set_xlabel(f"true {target_name}", parse_math=False)
         axes.set_title(f"{title}, test MAE {np.abs(prediction - target).mean():.3g}")
-    panels[0].set_ylabel(f"predicted {target_name}")
+    panels[0].set_ylabel(f"predicted {target_name}", parse_math=False)
     figure.colorbar(rows, ax=panels, label="test rows")
-    figure.savefig(path)
+    figure.savefig(path, format="png")
 
 
 def save_functions_picture(path: Path, model: FittedModel, features: NDArray[np.float64]) -> None:
@@ -84,12 +85,12 @@ def save_functions_picture(path: Path, model: FittedModel, features: NDArray[np.
         units = [float(centre[i]) + float(scale[i]) * points[:, i % 2] for i in features_of_pair]
         dots = [float(centre[i]) + float(scale[i]) * x[:_DOTS, i] for i in features_of_pair]
         axes.set_title(f"output {output + 1}")
-        axes.set_xlabel(names[2 * pair])
+        axes.set_xlabel(names[2 * pair], parse_math=False)
         if len(units) == 1:
             axes.plot(*units, lmkan_cupy.evaluate(tables, pair, output, points[:, 0], 0.0))
             axes.plot(*dots, np.full(len(dots[0]), axes.get_ylim()[0]), "|", color="black")
             continue
-        axes.set_ylabel(names[2 * pair + 1])
+        axes.set_ylabel(names[2 * pair + 1], parse_math=False)
         values = lmkan_cupy.evaluate(tables, pair, output, points[:, 0], points[:, 1, None])
         mesh = axes.pcolormesh(*units, values, cmap="viridis", shading="gouraud", rasterized=True)
         axes.contour(*units, values, 12, colors="white", linewidths=0.4, linestyles="solid")
@@ -98,4 +99,4 @@ def save_functions_picture(path: Path, model: FittedModel, features: NDArray[np.
     for axes in panels[len(most_bent) :]:
         axes.remove()
     figure.suptitle("Learned by the first layer: functions of two features (dots: rows)")
-    figure.savefig(path)
+    figure.savefig(path, format="png")

@@ -11,7 +11,7 @@ module              what
 ``convolution``     ``LMKANConv2d``
 ``functional``      ``lmkan``: checks its arguments and chooses the engine
 ``operators``       ``torch.ops.lmkan_cupy``: kernels, fake kernels, derivatives, autocast, vmap
-``dispatch``        calls of these operators that go around torch's dispatcher
+``dispatch``        how autograd records these operators, and calls around torch's dispatcher
 ``exchange``        calls the core on tensors: shared memory, torch's stream and allocator
 ``plain_torch``     ``engine="torch"``: the same function in torch's own operations
 ``authors_layer``   ``LMKAN2DLayer``, for checkpoints of the authors' package

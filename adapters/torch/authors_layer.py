@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from lmkan_cupy.grid import sigma_grid
 from lmkan_cupy.tables import init_bound, tables_shape
@@ -80,7 +81,7 @@ class LMKAN2DLayer(TablesModule):
         self.init_scale = init_scale
         self.engine = engine
         self.func_parameter = nn.Parameter(torch.empty(num_knots, num_knots, output_dim, pairs))
-        self.register_buffer("borders", torch.empty(num_knots))
+        self.register_buffer("borders", torch.empty(num_knots, dtype=torch.float32))
         self.register_load_state_dict_pre_hook(_check_borders)  # type: ignore[no-untyped-call]
         self.reset_parameters()
 
@@ -98,6 +99,8 @@ class LMKAN2DLayer(TablesModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[O, B]`` for ``x [I, B]``."""
+        if isinstance(x, Proxy):
+            return self._as_leaf(x)
         if x.ndim != 2 or x.shape[0] != self.input_dim:
             raise ValueError(
                 f"LMKAN2DLayer: x must have shape [{self.input_dim}, batch], "
@@ -123,7 +126,8 @@ def _check_borders(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> 
     if borders is None or borders.shape != module.borders.shape:
         return  # torch itself says what is wrong
     knots = torch.from_numpy(sigma_grid(module.num_grids))
-    rounding = torch.finfo(torch.float32).eps * (1 + knots.abs())
+    precision = max(torch.finfo(each.dtype).eps for each in (borders, knots))
+    rounding = precision * (1 + knots.abs())
     if not ((borders.cpu() - knots).abs() <= rounding).all():
         raise ValueError(
             f"LMKAN2DLayer: borders are not the knots of num_grids={module.num_grids}: {borders}"

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from . import functional
 from .functional import Engine
@@ -84,6 +85,8 @@ class LMKANConv2d(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[N, O, H', W']`` for ``x [N, C, H, W]``; both may lack the axis N."""
+        if isinstance(x, Proxy):
+            return self._as_leaf(x)
         if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
             raise ValueError(
                 f"LMKANConv2d: x must have shape [N, {self.in_channels}, H, W] or "

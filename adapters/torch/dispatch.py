@@ -1,4 +1,4 @@
-"""Calls of an operator that go around torch's dispatcher where it has nothing to do.
+"""How autograd records an operator, and calls that go around torch's dispatcher.
 
 A round trip through the dispatcher and back into Python takes longer than a small kernel. Most
 calls need only autograd and the kernel, so they are made directly.
@@ -13,15 +13,107 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+
+
+def recorder(
+    name: str,
+    *,
+    saved: Callable[..., Sequence[Tensor | None]],
+    vjp: Callable[..., Any],
+    jvp: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Return a function that computes an operator and gives autograd its derivatives.
+
+    Its arguments are a function that computes the operator, and then the operator's arguments.
+
+    Parameters
+    ----------
+    name : str
+        Name of the operator, for autograd's graph.
+    saved : callable
+        ``saved(ctx, arguments, output)`` returns the tensors that the derivatives need.
+    vjp : callable
+        ``vjp(ctx, kept, *cotangents)`` pulls cotangents of the results back to the arguments.
+        ``kept`` are the saved tensors; here and below None stands for zeros. The first element of
+        ``ctx.needs_input_grad`` belongs to the function that computes the operator.
+    jvp : callable
+        ``jvp(ctx, kept, *tangents)`` pushes tangents of the arguments forward to the results.
+    """
+
+    def forward(ctx: Any, compute: Callable[..., Any], *arguments: Any) -> Any:
+        output = compute(*arguments)
+        kept = saved(ctx, arguments, output)
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+        ctx.set_materialize_grads(False)
+        return output
+
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        return None, *vjp(ctx, ctx.saved_tensors, *cotangents)
+
+    def push(ctx: Any, compute: None, *tangents: Tensor | None) -> Any:
+        # Torch has switched forward mode off, but an outer transform may be in forward mode, too.
+        # What was saved still has the tangents of this one.
+        with forward_ad._set_fwd_grad_enabled(True):
+            return jvp(ctx, [*map(_primal, ctx.saved_tensors)], *tangents)
+
+    methods: dict[str, Callable[..., Any]] = {"forward": forward, "backward": backward, "jvp": push}
+    function: Any = type(
+        f"lmkan_cupy_{name}",
+        (torch.autograd.Function,),
+        {method: staticmethod(each) for method, each in methods.items()},
+    )
+    # Not the `apply` of this class itself: it takes a microsecond to look for transforms of
+    # torch.func, which the dispatcher takes care of.
+    recorded: Callable[..., Any] = super(torch.autograd.Function, function).apply
+    return recorded
+
+
+def _primal(tensor: Tensor | None) -> Tensor | None:
+    """Return a tensor without its tangent."""
+    if tensor is None:
+        return None
+    primal: Tensor
+    primal, _ = forward_ad.unpack_dual(tensor, level=0)  # type: ignore[no-untyped-call]
+    return primal
+
+
+def autograd_kernel(name: str, recorded: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what torch's dispatcher has to call for an operator to be differentiated.
+
+    It serves one transform of torch.func at a time, as autograd does for torch's own operators.
+
+    Parameters
+    ----------
+    name : str
+        Name of the operator, which is registered in ``torch.ops.lmkan_cupy``.
+    recorded : callable
+        From :func:`recorder`.
+    """
+    overload = getattr(torch.ops.lmkan_cupy, name).default
+
+    def kernel(keys: Any, *arguments: Any) -> Any:
+        modes = torch.is_grad_enabled(), forward_ad._is_fwd_grad_enabled()
+
+        def compute(*arguments: Any) -> Any:
+            # An `autograd.Function` switches these modes off, but outer transforms need them.
+            with (
+                torch.set_grad_enabled(modes[0]),
+                forward_ad._set_fwd_grad_enabled(modes[1]),
+                torch._C._AutoDispatchBelowAutograd(),
+            ):
+                return overload.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+
+        with enable_single_level_autograd_function():
+            return recorded(compute, *arguments)
+
+    return kernel
 
 
 def call(
-    name: str,
-    *,
-    kernel: Callable[..., Any],
-    vjp: Callable[..., Any],
-    saved: Callable[..., None],
-    vmap: Callable[..., Any],
+    name: str, *, kernel: Callable[..., Any], recorded: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Return a function that calls an operator in the cheapest way that torch's state allows.
 
@@ -29,44 +121,33 @@ def call(
     ----------
     name : str
         Name of the operator, which is registered in ``torch.ops.lmkan_cupy``.
-    kernel, vjp, saved, vmap : callable
-        What was registered for it: the functions that compute its value and its derivative, save
-        tensors for the latter, and evaluate it under vmap.
+    kernel : callable
+        Computes the operator on tensors with nothing to dispatch.
+    recorded : callable
+        From :func:`recorder`.
     """
     overload = getattr(torch.ops.lmkan_cupy, name).default
-
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        output = kernel(*arguments)
-        saved(ctx, arguments, output)
-        return output
-
-    # With `setup_context`, which torch.func needs, each call would look at the signature.
-    recorded = _function(name, forward=forward, backward=vjp)
-    transformed = _function(name, forward=overload, setup_context=saved, backward=vjp, vmap=vmap)
 
     def cheapest(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return overload(*arguments)
         tensors = [each for each in arguments if isinstance(each, Tensor)]
         if _nothing_to_dispatch(tensors):
-            if torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
-                return recorded.apply(*arguments)
+            if _is_differentiated(tensors):
+                return recorded(kernel, *arguments)
             return kernel(*arguments)
         if "torch.distributed.tensor" in sys.modules:  # else there is no DTensor
             _register_sharding_rules()
-        if torch._C._are_functorch_transforms_active():
-            # torch.func differentiates an `autograd.Function`, but no operator registered from
-            # Python. Inside `torch.compile` neither works: there it needs `engine="torch"`.
-            return transformed.apply(*arguments)
         return overload(*arguments)
 
     return cheapest
 
 
-def _function(name: str, **methods: Callable[..., Any]) -> Any:
-    """Return an ``autograd.Function`` with these methods."""
-    static = {method: staticmethod(each) for method, each in methods.items()}
-    return type(f"lmkan_cupy_{name}", (torch.autograd.Function,), static)
+def _is_differentiated(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether autograd has anything to do, in reverse or in forward mode."""
+    if forward_ad._current_level >= 0:  # any of the tensors may have a tangent
+        return True
+    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
 
 
 @cache
@@ -80,7 +161,7 @@ def _nothing_to_dispatch(tensors: Sequence[Tensor]) -> bool:
     if (
         device.type not in ("cpu", "cuda")
         or _state() not in _USUAL_STATES
-        or torch._C._len_torch_function_stack()
+        or torch.overrides.has_torch_function(tensors)  # of a subclass, or of a mode
     ):
         return False
     usual = _usual_keys(device)
@@ -109,6 +190,6 @@ _USUAL_STATES = _in_new_thread(_state)
 def _usual_keys(device: torch.device) -> tuple[int, int]:
     """Return the dispatch keys of plain tensors on a device.
 
-    Subclasses, tensors with a mapped axis, tensors still to be negated, ... have other keys.
+    Tensors with a mapped axis, tensors still to be negated, sparse ones, ... have other keys.
     """
     return _in_new_thread(lambda: torch._C._dispatch_keys(torch.empty(0, device=device)).raw_repr())

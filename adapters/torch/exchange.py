@@ -70,9 +70,12 @@ class _Memory:
         return _NO_CHANGE if self.device.type == "cpu" else _cupy_joins_torch(self.device)
 
     def array(self, tensor: Tensor) -> Array:
-        """Return an array over the memory of a tensor, copied only if it is not contiguous."""
-        if not tensor.is_contiguous():
-            tensor = tensor.contiguous()
+        """Return an array over the memory of a tensor, copied only if it has to be.
+
+        That is, if it is not contiguous, or if its memory holds the opposite numbers.
+        """
+        if not tensor.is_contiguous() or tensor.is_neg():
+            tensor = tensor.resolve_neg().contiguous()
         if self.device.type == "cpu":
             return np.asarray(_ArrayInterface(tensor))
         return cupy_array(tensor, self.device.index)

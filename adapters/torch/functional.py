@@ -19,10 +19,13 @@ _HALF = (torch.float16, torch.bfloat16)
 def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     """Evaluate an lmKAN layer; differentiable twice in ``x`` and ``tables``.
 
+    First derivatives work in forward and reverse mode, second derivatives with at most one of them
+    in forward mode.
+
     Parameters
     ----------
     x : Tensor [..., I]
-        float32 or float64.
+        float32, float64, or float16 or bfloat16, which are widened to float32.
     tables : Tensor [P, S, S, O]
         On the device of ``x`` and in its dtype, or float16 or bfloat16 with float32 ``x``. Half
         tables are summed in float32; on the CPU they are widened to float32 first.
@@ -34,23 +37,37 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     Returns
     -------
     Tensor [..., O]
-        In the dtype of ``x``; under autocast in the autocast dtype.
+        In the dtype of ``x``; under autocast in the autocast dtype. Of a subclass of Tensor if an
+        argument is.
 
     Raises
     ------
     TypeError, ValueError
-        If dtypes, shapes or devices do not fit: see :func:`lmkan_cupy.forward`.
+        If dtypes, shapes or devices do not fit: see :func:`lmkan_cupy.forward`; or if a tensor is
+        sparse.
     RuntimeError
         If the CUDA engine cannot run; the message says what to do.
+    NotImplementedError
+        For further derivatives, which engine "torch" has.
     """
     check_engine("lmkan", engine)
     _check_same_device(x, tables)
+    _check_dense("x", x)
+    _check_dense("tables", tables)
+    is_half = x.dtype in _HALF and x.dtype == tables.dtype
+    if is_half and not _is_autocast_enabled(x.device.type):
+        return lmkan(x.float(), tables, engine=engine).to(x.dtype)
+    evaluate = operators.forward
     if engine == "torch" or _to_onnx():
-        if torch.is_autocast_enabled(x.device.type):
-            return operators.under_autocast(plain_torch.forward, x, tables)
-        return plain_torch.forward(x, tables)
-    check_device("x", x)
-    return operators.forward(x, as_engine_takes(tables))
+        evaluate = plain_torch.forward
+    else:
+        check_device("x", x)
+        tables = as_engine_takes(tables)
+    # Here and not only in the dispatcher, which for torch.func would come to autocast last. Meta
+    # tensors have no autocast, and torch raises if it is asked.
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        return operators.under_autocast(evaluate, x, tables)
+    return evaluate(x, tables)
 
 
 def hessian_penalty_of(tables: Tensor, *, engine: Engine = None) -> Tensor:
@@ -90,6 +107,14 @@ def check_device(name: str, tensor: Tensor) -> None:
         raise TypeError(
             f"lmkan: {name} is on {tensor.device}, which has no engine: use engine='torch', or "
             f"{name}.cpu()"
+        )
+
+
+def _check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.layout is not torch.strided:
+        raise TypeError(
+            f"lmkan: {name} must be a dense tensor, got one of layout {tensor.layout}: "
+            f"{name}.to_dense()"
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from typing_extensions import Self
 
 import lmkan_cupy
@@ -32,7 +33,9 @@ def hessian_penalty(module: nn.Module) -> Tensor:
     """
     layers = [each for each in module.modules() if isinstance(each, TablesModule)]
     penalties = [each.hessian_penalty() for each in layers]
-    return sum(penalties[1:], penalties[0]) if penalties else torch.zeros(())
+    # A number on the CPU can be added to tensors on any device.
+    none = torch.zeros((), dtype=torch.float32, device="cpu")
+    return sum(penalties[1:], penalties[0]) if penalties else none
 
 
 class TablesModule(nn.Module):
@@ -54,6 +57,17 @@ class TablesModule(nn.Module):
     def engine_name(self) -> str:
         """Return the name of what computes the layer: a device's engine, or plain torch."""
         return self.engine or self.tables.device.type
+
+    def _as_leaf(self, x: Proxy) -> Any:
+        """Return the result of one node of a traced graph: ``torch.fx`` looks into no layer."""
+        tracer: Any = x.tracer
+        path = tracer.path_of_module(self)
+        if not path:
+            raise TypeError(
+                f"symbolic_trace: a {type(self).__name__} is not traced itself: trace a model that "
+                "holds it"
+            )
+        return tracer.create_proxy("call_module", path, (x,), {})
 
 
 class Layer(TablesModule):
@@ -110,14 +124,17 @@ class Layer(TablesModule):
             self.bias = nn.Parameter(torch.empty(outputs, device=device, dtype=dtype))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Draw new parameters; those of the branch as torch's own layers draw theirs."""
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw new parameters; those of the branch as torch's own layers draw theirs.
+
+        ``generator`` draws them, by default torch's own.
+        """
         bound = init_bound(self._features, self.init_scale)
-        nn.init.uniform_(self.tables, -bound, bound)
+        nn.init.uniform_(self.tables, -bound, bound, generator)
         for parameter in (self.weight, self.bias):
             if parameter is not None:
                 bound = 1 / math.sqrt(self._features)
-                nn.init.uniform_(parameter, -bound, bound)
+                nn.init.uniform_(parameter, -bound, bound, generator)
 
     @torch.no_grad()
     def fold_(self) -> Self:
@@ -148,8 +165,13 @@ class Layer(TablesModule):
         ------
         ValueError
             If the grid is too coarse, or odd where there is a ReLU branch.
+        TypeError
+            If the optimiser keeps anything but numbers and moments of the parameters' shapes, as
+            LBFGS and Adafactor do.
         """
         _check_residual("refine_", self.residual, num_grids)
+        if optimizer is not None:
+            _check_moments(optimizer)
         states = optimizer.state.get(self.tables, {}) if optimizer is not None else {}
         for name, state in states.items():
             if isinstance(state, Tensor) and state.shape == self.tables.shape:
@@ -236,6 +258,8 @@ class LMKANLinear(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``y [..., O]`` for ``x [..., I]``."""
+        if isinstance(x, Proxy):
+            return self._as_leaf(x)
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(
                 f"LMKANLinear: x must have {self.in_features} features on its last axis, "
@@ -327,6 +351,18 @@ def _resampled(moments: Tensor, num_grids: int) -> Tensor:
     weights = weights.to(wide)  # [S, new S]
     resampled = torch.einsum("...ijo,ik,jl->...klo", wide, weights, weights).to(moments.dtype)
     return resampled.contiguous()  # as the tables are: fused optimisers need it
+
+
+def _check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Require a state that consists of numbers and of one value per element of a parameter."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            per_element = isinstance(value, Tensor) and value.shape in ((), parameter.shape)
+            if not (per_element or value is None or isinstance(value, int | float)):
+                raise TypeError(
+                    f"refine_: {type(optimizer).__name__} keeps {name!r}, which cannot be moved to "
+                    "another grid: leave out optimizer, and make a new one after refining"
+                )
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ its rule for vmap; the table ``_OPERATORS`` lists them. Operators are defined by
 not by ``torch.library.custom_op``, which costs more time per call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +20,20 @@ from .exchange import dtype_name
 # --- Kernels --------------------------------------------------------------------------------------
 
 
+def _not_needed(argument: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what stands for a gradient that is not needed, as an operator returns only tensors.
+
+    It is empty and has as many axes as the argument.
+    """
+    return argument.new_empty([0] * argument.ndim, dtype=dtype)
+
+
 def _forward(x: Tensor, tables: Tensor) -> Any:
     return exchange.run(lmkan_cupy.forward, x, tables)
+
+
+def _jvp(tangent_x: Tensor | None, tangent_tables: Tensor | None, x: Tensor, tables: Tensor) -> Any:
+    return exchange.run(lmkan_cupy.jvp, tangent_x, tangent_tables, x, tables)
 
 
 def _backward(
@@ -30,10 +42,9 @@ def _backward(
     grad_x, grad_tables = exchange.run(
         lmkan_cupy.backward, grad_y, x, tables, need_x=need_x, need_tables=need_tables
     )
-    # An operator returns only tensors: an empty one with as many axes stands for "not needed".
     return (
-        x.new_empty([0] * x.ndim) if grad_x is None else grad_x,
-        x.new_empty([0] * tables.ndim) if grad_tables is None else grad_tables,
+        _not_needed(x, x.dtype) if grad_x is None else grad_x,
+        _not_needed(tables, x.dtype) if grad_tables is None else grad_tables,
     )
 
 
@@ -47,7 +58,7 @@ def _hessian_penalty(tables: Tensor, need_grad: bool) -> Any:
     if need_grad:
         return exchange.run(lmkan_cupy.hessian_penalty_and_grad, tables)
     penalty = exchange.run(lmkan_cupy.hessian_penalty, tables)
-    return penalty, penalty.new_empty([0] * tables.ndim)
+    return penalty, _not_needed(tables, penalty.dtype)
 
 
 # --- Shapes and dtypes only, for compilers, fake and meta tensors ---------------------------------
@@ -60,12 +71,18 @@ def _forward_like(x: Tensor, tables: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], tables.shape[3]))
 
 
+def _jvp_like(
+    tangent_x: Tensor | None, tangent_tables: Tensor | None, x: Tensor, tables: Tensor
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], tables.shape[3]))
+
+
 def _backward_like(
     grad_y: Tensor, x: Tensor, tables: Tensor, need_x: bool, need_tables: bool
 ) -> tuple[Tensor, Tensor]:
     return (
-        x.new_empty(x.shape if need_x else [0] * x.ndim),
-        x.new_empty(tables.shape if need_tables else [0] * tables.ndim),
+        x.new_empty(x.shape) if need_x else _not_needed(x, x.dtype),
+        x.new_empty(tables.shape) if need_tables else _not_needed(tables, x.dtype),
     )
 
 
@@ -80,69 +97,146 @@ def _hessian_penalty_like(tables: Tensor, need_grad: bool) -> tuple[Tensor, Tens
     dtype = torch.float64 if tables.dtype == torch.float64 else torch.float32
     return (
         tables.new_empty((), dtype=dtype),
-        tables.new_empty(tables.shape if need_grad else [0] * tables.ndim, dtype=dtype),
+        tables.new_empty(tables.shape, dtype=dtype) if need_grad else _not_needed(tables, dtype),
     )
 
 
 # --- Derivatives ----------------------------------------------------------------------------------
-# Gradients of half tables are float32; autograd expects them in the dtype of the tables.
+# Each operator has its derivative in reverse mode (vjp) and in forward mode (jvp); `recorder` of
+# `dispatch` says how they are called. Gradients of half tables are float32; autograd expects
+# gradients and tangents in the dtype of the tables.
 
 
-def _save_tensors(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*(each for each in inputs if isinstance(each, Tensor)))
+def _inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Sequence[Tensor | None]:
+    return inputs
 
 
-def _forward_vjp(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    x, tables = ctx.saved_tensors
-    need_x, need_tables = ctx.needs_input_grad
+def _forward_vjp(ctx: Any, kept: Any, grad_y: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_y is None:
+        return None, None
+    x, tables = kept
+    _, need_x, need_tables = ctx.needs_input_grad
     grad_x, grad_tables = backward(grad_y, x, tables, need_x, need_tables)
     return grad_x if need_x else None, grad_tables.to(tables.dtype) if need_tables else None
 
 
-def _save_for_backward_vjp(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _save_tensors(ctx, inputs, output)
-    ctx.set_materialize_grads(False)
-    *_, ctx.need_x, ctx.need_tables = inputs
+def _forward_jvp(
+    ctx: Any, kept: Any, tangent_x: Tensor | None, tangent_tables: Tensor | None
+) -> Tensor:
+    x, tables = kept
+    return jvp(tangent_x, _as_gradient(tangent_tables, x), x, tables)
 
 
-def _backward_vjp(ctx: Any, ggx: Tensor | None, ggt: Tensor | None) -> tuple[Any, ...]:
+def _as_gradient(tangent_tables: Tensor | None, x: Tensor) -> Tensor | None:
+    """Return a tangent of tables in the dtype of their gradient."""
+    return None if tangent_tables is None else tangent_tables.to(x.dtype)
+
+
+def _jvp_vjp(ctx: Any, kept: Any, grad_y: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_y is None:
+        return (None,) * 4
+    *direction, x, tables = kept
+    _, *of_direction, need_x, need_tables = ctx.needs_input_grad
+    grads: list[Tensor | None] = [None] * 4
+    if any(of_direction):
+        grads[:2] = backward(grad_y, x, tables, *of_direction)
+    if need_x or need_tables:
+        _, grad_x, grad_tables = backward_backward(*direction, grad_y, x, tables)
+        grads[2:] = grad_x, grad_tables.to(tables.dtype)
+    return tuple(
+        grad if need else None
+        for grad, need in zip(grads, (*of_direction, need_x, need_tables), strict=True)
+    )
+
+
+def _jvp_jvp(ctx: Any, kept: Any, *tangents: Tensor | None) -> None:
+    raise NotImplementedError(
+        "lmkan: forward mode inside forward mode is not implemented: take reverse mode inside, as "
+        "torch.func.hessian does, or engine='torch'"
+    )
+
+
+def _tensors_and_needs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Sequence[Tensor]:
+    *tensors, ctx.need_x, ctx.need_tables = inputs
+    return tensors
+
+
+def _backward_vjp(
+    ctx: Any, kept: Any, ggx: Tensor | None, ggt: Tensor | None
+) -> tuple[Tensor | None, ...]:
     ggx, ggt = ggx if ctx.need_x else None, ggt if ctx.need_tables else None
     if ggx is None and ggt is None:
         return (None,) * 5
-    grad_y, x, tables = ctx.saved_tensors
+    grad_y, x, tables = kept
     grad_grad_y, grad_x, grad_tables = backward_backward(ggx, ggt, grad_y, x, tables)
     return grad_grad_y, grad_x, grad_tables.to(tables.dtype), None, None
 
 
-def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    pass
+def _backward_jvp(
+    ctx: Any,
+    kept: Any,
+    tangent_y: Tensor | None,
+    tangent_x: Tensor | None,
+    tangent_tables: Tensor | None,
+    *needs: None,
+) -> tuple[Tensor | None, ...]:
+    """The backward is linear in ``grad_y``; its derivative in the layer is symmetric."""
+    grad_y, x, tables = kept
+    terms = []
+    if tangent_y is not None:
+        terms.append(backward(tangent_y, x, tables, ctx.need_x, ctx.need_tables))
+    if tangent_x is not None or tangent_tables is not None:
+        direction = tangent_x, _as_gradient(tangent_tables, x)
+        terms.append(backward_backward(*direction, grad_y, x, tables)[1:])
+    of_x, of_tables = zip(*terms, strict=True)
+    return (
+        sum(of_x[1:], start=of_x[0]) if ctx.need_x else _not_needed(x, x.dtype),
+        sum(of_tables[1:], start=of_tables[0]) if ctx.need_tables else _not_needed(tables, x.dtype),
+    )
 
 
-def _backward_backward_vjp(ctx: Any, *cotangents: Tensor | None) -> None:
+def _nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Sequence[Tensor]:
+    return ()
+
+
+def _no_third_derivative(ctx: Any, kept: Any, *cotangents_or_tangents: Tensor | None) -> None:
     raise NotImplementedError(
         "lmkan: third derivatives are not implemented; engine='torch' has them"
     )
 
 
-def _save_for_penalty_vjp(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.set_materialize_grads(False)
+def _tables_or_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Sequence[Tensor]:
     tables, ctx.need_grad = inputs
     ctx.dtype = tables.dtype
-    ctx.save_for_backward(output[1] if ctx.need_grad else tables)
+    return [output[1] if ctx.need_grad else tables]
 
 
 def _hessian_penalty_vjp(
-    ctx: Any, of_penalty: Tensor | None, of_grad: Tensor | None
+    ctx: Any, kept: Any, of_penalty: Tensor | None, of_grad: Tensor | None
 ) -> tuple[Tensor | None, None]:
     """The penalty is a quadratic form: its gradient is linear and symmetric in the tables."""
     terms = []
     if of_penalty is not None:
-        (kept,) = ctx.saved_tensors
-        grad = kept if ctx.need_grad else hessian_penalty(kept, True)[1]
-        terms.append(of_penalty * grad)  # not in place: there may be a second backward
+        # Not in place: there may be a second backward.
+        terms.append(of_penalty * _gradient(ctx, kept))
     if of_grad is not None and ctx.need_grad:
         terms.append(hessian_penalty(of_grad, True)[1])
     return sum(terms[1:], start=terms[0]).to(ctx.dtype) if terms else None, None
+
+
+def _hessian_penalty_jvp(
+    ctx: Any, kept: Any, tangent_tables: Tensor, *need_grad: None
+) -> tuple[Tensor, Tensor]:
+    of_penalty = (_gradient(ctx, kept) * tangent_tables).sum()
+    if ctx.need_grad:
+        return of_penalty, hessian_penalty(tangent_tables, True)[1]
+    return of_penalty, _not_needed(tangent_tables, of_penalty.dtype)
+
+
+def _gradient(ctx: Any, kept: Any) -> Tensor:
+    """Return the gradient of a penalty from what was kept of its call."""
+    (each,) = kept
+    return each if ctx.need_grad else hessian_penalty(each, True)[1]
 
 
 # --- Autocast -------------------------------------------------------------------------------------
@@ -199,6 +293,21 @@ def _forward_vmap(info: Any, axes: Any, x: Tensor, tables: Tensor) -> Any:
     return _one_by_one(forward, info, axes, (x, tables))
 
 
+def _jvp_vmap(
+    info: Any,
+    axes: Any,
+    tangent_x: Tensor | None,
+    tangent_tables: Tensor | None,
+    x: Tensor,
+    tables: Tensor,
+) -> Any:
+    if axes[1] is None and axes[3] is None:
+        if tangent_x is not None:
+            tangent_x = _in_front(tangent_x, axes[0], info.batch_size)
+        return jvp(tangent_x, tangent_tables, _in_front(x, axes[2], info.batch_size), tables), 0
+    return _one_by_one(jvp, info, axes, (tangent_x, tangent_tables, x, tables))
+
+
 def _backward_vmap(
     info: Any, axes: Any, grad_y: Tensor, x: Tensor, tables: Tensor, *needs: bool
 ) -> Any:
@@ -226,68 +335,72 @@ def _hessian_penalty_vmap(info: Any, axes: Any, *arguments: Any) -> Any:
 class _Operator(NamedTuple):
     """What torch is told about an operator.
 
-    ``like`` gives results of the right shapes and dtypes without values; ``vjp`` is the derivative
-    (vector-Jacobian product), from what ``saved`` kept of a call.
+    ``like`` gives results of the right shapes and dtypes without values; ``saved``, ``vjp`` and
+    ``jvp`` are its derivatives, see :func:`.dispatch.recorder`.
     """
 
     schema: str
     kernel: Callable[..., Any]
     like: Callable[..., Any]
+    saved: Callable[..., Sequence[Tensor | None]]
     vjp: Callable[..., Any]
-    saved: Callable[..., None]
+    jvp: Callable[..., Any]
     vmap: Callable[..., Any]
 
 
 _OPERATORS = {
     "forward": _Operator(
         "(Tensor x, Tensor tables) -> Tensor",
-        *(_forward, _forward_like, _forward_vjp, _save_tensors, _forward_vmap),
+        *(_forward, _forward_like, _inputs, _forward_vjp, _forward_jvp, _forward_vmap),
+    ),
+    "jvp": _Operator(
+        "(Tensor? tangent_x, Tensor? tangent_tables, Tensor x, Tensor tables) -> Tensor",
+        *(_jvp, _jvp_like, _inputs, _jvp_vjp, _jvp_jvp, _jvp_vmap),
     ),
     "backward": _Operator(
         "(Tensor grad_y, Tensor x, Tensor tables, bool need_x, bool need_tables)"
         " -> (Tensor, Tensor)",
-        *(_backward, _backward_like, _backward_vjp, _save_for_backward_vjp, _backward_vmap),
+        *(_backward, _backward_like, _tensors_and_needs, _backward_vjp, _backward_jvp),
+        _backward_vmap,
     ),
     "backward_backward": _Operator(
         "(Tensor? ggx, Tensor? ggt, Tensor grad_y, Tensor x, Tensor tables)"
         " -> (Tensor, Tensor, Tensor)",
-        *(_backward_backward, _backward_backward_like, _backward_backward_vjp, _save_nothing),
-        _backward_backward_vmap,
+        *(_backward_backward, _backward_backward_like, _nothing),
+        *(_no_third_derivative, _no_third_derivative, _backward_backward_vmap),
     ),
     "hessian_penalty": _Operator(
         "(Tensor tables, bool need_grad) -> (Tensor, Tensor)",
-        *(_hessian_penalty, _hessian_penalty_like, _hessian_penalty_vjp, _save_for_penalty_vjp),
-        _hessian_penalty_vmap,
+        *(_hessian_penalty, _hessian_penalty_like, _tables_or_gradient),
+        *(_hessian_penalty_vjp, _hessian_penalty_jvp, _hessian_penalty_vmap),
     ),
 }
 
+#: The operators exist as long as it does.
+_library: Any = torch.library.Library("lmkan_cupy", "DEF")  # type: ignore[no-untyped-call]
 
-def _register() -> Any:
-    """Register the operators; they exist as long as the returned library does."""
+
+def _define(name: str) -> Callable[..., Any]:
+    """Register an operator; return a function that calls it the cheapest way."""
+    schema, kernel, like, saved, vjp, jvp, vmap = _OPERATORS[name]
     to: Any = torch.library
-    library = to.Library("lmkan_cupy", "DEF")
-    for name, operator in _OPERATORS.items():
-        library.define(name + operator.schema, tags=torch.Tag.pt2_compliant_tag)
-        library.impl(name, operator.kernel, "CPU")
-        library.impl(name, operator.kernel, "CUDA")
-        qualified = f"lmkan_cupy::{name}"
-        to.register_fake(qualified, operator.like, lib=library)
-        to.register_autograd(qualified, operator.vjp, setup_context=operator.saved, lib=library)
-        to.register_vmap(qualified, operator.vmap, lib=library)
-    library.impl("forward", _forward_under_autocast, "AutocastCPU")
-    library.impl("forward", _forward_under_autocast, "AutocastCUDA")
-    return library
+    _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+    _library.impl(name, kernel, "CPU")
+    _library.impl(name, kernel, "CUDA")
+    qualified = f"lmkan_cupy::{name}"
+    to.register_fake(qualified, like, lib=_library)
+    to.register_vmap(qualified, vmap, lib=_library)
+    recorded = dispatch.recorder(name, saved=saved, vjp=vjp, jvp=jvp)
+    differentiated = dispatch.autograd_kernel(name, recorded)
+    _library.impl(name, differentiated, "Autograd", with_keyset=True)
+    return dispatch.call(name, kernel=kernel, recorded=recorded)
 
 
-def _call(name: str) -> Callable[..., Any]:
-    """Return a function that calls an operator the cheapest way, see :mod:`.dispatch`."""
-    _, kernel, _, vjp, saved, vmap = _OPERATORS[name]
-    return dispatch.call(name, kernel=kernel, vjp=vjp, saved=saved, vmap=vmap)
+forward: Callable[..., Tensor] = _define("forward")
+jvp: Callable[..., Tensor] = _define("jvp")
+backward: Callable[..., tuple[Tensor, Tensor]] = _define("backward")
+backward_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = _define("backward_backward")
+hessian_penalty: Callable[..., tuple[Tensor, Tensor]] = _define("hessian_penalty")
 
-
-_library = _register()
-
-forward: Callable[..., Tensor] = _call("forward")
-backward: Callable[..., tuple[Tensor, Tensor]] = _call("backward")
-backward_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = _call("backward_backward")
-hessian_penalty: Callable[..., tuple[Tensor, Tensor]] = _call("hessian_penalty")
+_library.impl("forward", _forward_under_autocast, "AutocastCPU")
+_library.impl("forward", _forward_under_autocast, "AutocastCUDA")

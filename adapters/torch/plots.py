@@ -58,7 +58,7 @@ def plot_function(
     Raises
     ------
     TypeError, ValueError
-        If an index is out of range, or ``data`` lacks the features of the pair.
+        If an index is out of range, or ``data`` lacks the features of the pair or masks some.
     """
     tables = _all_tables(layer)
     array_checks.check_pair_and_output("plot_function", tables, pair, output)
@@ -151,7 +151,10 @@ def _draw_density(ax: "Axes", samples: NDArray[Any], far: float) -> None:
 
 def _samples_of(data: Tensor | ArrayLike, pair: int) -> NDArray[Any]:
     """Return the inputs [B, 2] of a pair; the missing partner of a last odd feature is 0."""
-    array = data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
+    array_checks.check_unmasked("plot_function", "data", data)
+    if isinstance(data, Tensor):
+        data = data.to(_real(data)).numpy(force=True)
+    array = np.asarray(data)
     columns = array.reshape(-1, array.shape[-1])[:, 2 * pair : 2 * pair + 2]
     if columns.shape[1] == 0:
         raise ValueError(
@@ -168,5 +171,5 @@ def _all_tables(layer: TablesModule) -> Tensor:
     return layer.tables.detach().flatten(0, -4)
 
 
-def _real(tables: Tensor) -> torch.dtype:
-    return torch.float64 if tables.dtype == torch.float64 else torch.float32
+def _real(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

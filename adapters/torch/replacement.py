@@ -1,5 +1,6 @@
 """From a network of linear layers to one of lmKAN layers that computes the same function."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from torch import nn
 
 from .layers import LMKANLinear, Residual
+
+_log = logging.getLogger("lmkan_cupy")
 
 
 def replace_linear(
@@ -19,7 +22,11 @@ def replace_linear(
 
     Tables on any grid can hold a linear function, so the network's output changes only by rounding
     until it is trained further. In an ``nn.Sequential`` the tables also absorb a ReLU directly
-    before a replaced layer, if ``num_grids`` is even, and an ``nn.Identity`` takes its place.
+    before a replaced layer, if ``num_grids`` is even, and an ``nn.Identity`` takes its place. The
+    sequence has to be called as a whole: if its children are called one by one, leave the layer
+    out. A subclass with a ``forward`` of its own keeps its ReLUs.
+
+    The logger ``lmkan_cupy`` tells what was replaced (info), and what was not, and why (warning).
 
     Parameters
     ----------
@@ -27,8 +34,9 @@ def replace_linear(
     num_grids : int
         Grid intervals per axis, G >= 3.
     filter : callable, optional
-        ``filter(name, layer)`` tells whether to replace a layer; None replaces all. Subclasses of
-        ``nn.Linear`` are never replaced, since other modules may use more than their ``forward``.
+        ``filter(name, layer)`` tells whether to replace a layer; None replaces all. Never replaced
+        are subclasses of ``nn.Linear``, since other modules may use more than their ``forward``,
+        and layers with hooks.
 
     Returns
     -------
@@ -43,20 +51,62 @@ def replace_linear(
     TypeError
         If a layer is neither float32 nor float64, or on a device without an engine.
     """
-    if type(module) is nn.Linear:
-        chosen = filter is None or filter("", module)
-        return _lmkan_of("", module, num_grids, "linear") if chosen else module
+    if isinstance(module, nn.Linear):
+        if not _is_replaced("", module, filter):
+            return module
+        return _lmkan_of("", module, num_grids, "linear")
+    new: list[tuple[nn.Module, str, nn.Module]] = []  # all made before any is put in its place
     for (name, linear), places in _places(module).items():
-        if filter is not None and not filter(name, linear):
+        if not _is_replaced(name, linear, filter):
             continue
         activations = [_relu_before(*place) for place in places]
         absorbs = num_grids % 2 == 0 and all(activations)
         layer = _lmkan_of(name, linear, num_grids, "relu" if absorbs else "linear")
-        for (parent, key), activation in zip(places, activations, strict=True):
-            setattr(parent, key, layer)
-            if absorbs:
-                setattr(parent, activation, nn.Identity())
+        new += [(parent, key, layer) for parent, key in places]
+        if absorbs:
+            parents = (parent for parent, _ in places)
+            new += [(*place, nn.Identity()) for place in zip(parents, activations, strict=True)]
+    for parent, key, each in new:
+        setattr(parent, key, each)
+    _leave_fast_paths(module)
     return module
+
+
+def _is_replaced(
+    name: str, linear: nn.Linear, filter: Callable[[str, nn.Linear], bool] | None
+) -> bool:
+    """Tell whether to replace a layer, and log why not."""
+    if type(linear) is not nn.Linear:
+        reason = f"it is a {type(linear).__name__}, which may be used in other ways"
+    elif filter is not None and not filter(name, linear):
+        _log.info("replace_linear: %s stays: the filter leaves it out", name or "module")
+        return False
+    elif _is_altered(linear):
+        reason = "it has hooks or a forward of its own"
+    else:
+        return True
+    _log.warning("replace_linear: %s stays: %s", name or "module", reason)
+    return False
+
+
+def _is_altered(module: nn.Module) -> bool:
+    """Tell whether a call of a module does more than its class says."""
+    hooks = (value for name, value in vars(module).items() if name.endswith("_hooks"))
+    return "forward" in vars(module) or any(hooks)
+
+
+def _leave_fast_paths(module: nn.Module) -> None:
+    """Have torch's transformers call all their layers, also in evaluation.
+
+    Their fast paths read the weights of linear layers instead.
+    """
+    for each in module.modules():
+        if not any(isinstance(layer, LMKANLinear) for layer in each.modules()):
+            continue
+        if isinstance(each, nn.TransformerEncoderLayer):
+            each.activation_relu_or_gelu = 0  # torch then takes it for neither, and goes slowly
+        elif isinstance(each, nn.TransformerEncoder):
+            each.use_nested_tensor = False
 
 
 def _places(module: nn.Module) -> dict[tuple[str, nn.Linear], list[tuple[nn.Module, str]]]:
@@ -65,20 +115,22 @@ def _places(module: nn.Module) -> dict[tuple[str, nn.Linear], list[tuple[nn.Modu
     places: dict[Any, Any] = {}
     for path, parent in module.named_modules():
         for key, child in parent._modules.items():
-            if type(child) is nn.Linear:
+            if isinstance(child, nn.Linear):
                 name = names.setdefault(child, f"{path}.{key}" if path else key)
                 places.setdefault((name, child), []).append((parent, key))
     return places
 
 
 def _relu_before(parent: nn.Module, key: str) -> str:
-    """Return the key of the ReLU directly before a place in an ``nn.Sequential``, else ""."""
+    """Return the key of the ReLU that runs directly before a place, "" where none is known to."""
     keys = list(parent._modules)
     position = keys.index(key)
-    if not isinstance(parent, nn.Sequential) or position == 0:
+    runs_in_order = type(parent).forward is nn.Sequential.forward and "forward" not in vars(parent)
+    if not runs_in_order or position == 0:
         return ""
     before = keys[position - 1]
-    return before if type(parent._modules[before]) is nn.ReLU else ""
+    activation = parent._modules[before]
+    return before if type(activation) is nn.ReLU and not _is_altered(activation) else ""
 
 
 @torch.no_grad()
@@ -104,4 +156,6 @@ def _lmkan_of(name: str, linear: nn.Linear, num_grids: int, residual: Residual) 
         parameter = layer.get_parameter(part)
         parameter.zero_() if value is None else parameter.copy_(value)
     layer.tables.requires_grad_(linear.weight.requires_grad)
+    absorbed = ", with the ReLU before it" if residual == "relu" else ""
+    _log.info("replace_linear: %s becomes an lmKAN layer%s", name or "module", absorbed)
     return layer.fold_().train(linear.training)

@@ -26,6 +26,23 @@ def forward(x: Array, tables: Array, out: Array) -> None:
     _evaluate(x, tables, None, False, out)
 
 
+def jvp(
+    tangent_x: Array | None,
+    tangent_tables: Array | None,
+    x: Array,
+    tables: Array,
+    tangent_y: Array,
+) -> None:
+    """Overwrite ``tangent_y`` [B, O] with the layer's derivative along both tangents together.
+
+    Along ``tangent_tables`` it is the layer with these tables.
+    """
+    if tangent_x is not None:
+        _evaluate(x, tables, tangent_x, False, tangent_y)
+    if tangent_tables is not None:
+        _evaluate(x, tangent_tables, None, tangent_x is not None, tangent_y)
+
+
 def backward(
     grad_y: Array,
     x: Array,
@@ -49,20 +66,18 @@ def backward_backward(
 ) -> None:
     """Overwrite ``grad_grad_y`` [B, O], ``grad_x`` [B, I] and ``grad_tables`` [P, S, S, O].
 
-    They are the results of :func:`lmkan_cupy.backward_backward`. For ``ggx`` they are a forward and
-    a backward in which the layer's derivative in the direction ``ggx`` takes the place of the
-    layer. ``ggt`` adds the forward of the layer with tables ``ggt`` to the first result, and the
-    ``grad_x`` of that layer's backward to the second.
+    They are the results of :func:`lmkan_cupy.backward_backward`. The first is :func:`jvp` along
+    ``ggx`` and ``ggt``. For ``ggx`` the others are a backward in which the layer's derivative in
+    the direction ``ggx`` takes the place of the layer; ``ggt`` adds to ``grad_x`` that of the layer
+    with tables ``ggt``.
     """
-    has_ggx = ggx is not None
-    if has_ggx:
-        _evaluate(x, tables, ggx, False, grad_grad_y)
+    jvp(ggx, ggt, x, tables, grad_grad_y)
+    if ggx is not None:
         _pull_back(grad_y, x, tables, ggx, False, grad_x, grad_tables)
     else:
         grad_tables.fill(0)
     if ggt is not None:
-        _evaluate(x, ggt, None, has_ggx, grad_grad_y)
-        _pull_back(grad_y, x, ggt, None, has_ggx, grad_x, None)
+        _pull_back(grad_y, x, ggt, None, ggx is not None, grad_x, None)
 
 
 def hessian_penalty(

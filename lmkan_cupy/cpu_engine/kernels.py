@@ -310,7 +310,7 @@ def forward_kernel(begin, end, x, tables, knots, ggx, accumulate, out):
         _add_rows(0, out.shape[1], num_groups, block.groups, pair, tables, out)
 
 
-@chunked(64, 32, 16, 8, 4, 2, 1)
+@chunked(64, 32, 16, 8, 4, 1)
 def _add_rows(width):
     """``out[b] += sum of w_n T[p, n]`` over the four corners n, for the samples of all groups."""
 
@@ -351,7 +351,7 @@ def gather(tables, x, ggx, knots, cells, out):
         _gather_rows(*(0, out.shape[1]), *(pair, end_pair, cells.cell, cells.weights, tables, out))
 
 
-@chunked(16, 8, 4, 2, 1)
+@chunked(16, 8, 4, 1)
 def _gather_rows(width):
     """``out[b] += sum of w_n T[p, n]`` over the corners n, for the pairs ``begin <= p < end``."""
 
@@ -428,7 +428,7 @@ def backward_kernel(
                 finish(pair, block.positions, slopes, ggx[chosen], accumulate, grad_x[chosen])
 
 
-@chunked(64, 32, 16, 8, 4, 2, 1)
+@chunked(64, 32, 16, 8, 4, 1)
 def _add_row_gradients(width):
     """``grad_tables[p, n] += sum over b of w_n grad_y[b]`` for the corners n of all groups.
 

@@ -30,6 +30,23 @@ def forward(x: Array, tables: Array, out: Array) -> None:
     evaluate(x, tables, None, False, out)
 
 
+def jvp(
+    tangent_x: Array | None,
+    tangent_tables: Array | None,
+    x: Array,
+    tables: Array,
+    tangent_y: Array,
+) -> None:
+    """Overwrite ``tangent_y`` [B, O] with the layer's derivative along both tangents together.
+
+    Along ``tangent_tables`` it is the layer with these tables.
+    """
+    if tangent_x is not None:
+        evaluate(x, tables, tangent_x, False, tangent_y)
+    if tangent_tables is not None:
+        evaluate(x, tangent_tables, None, tangent_x is not None, tangent_y)
+
+
 def backward(
     grad_y: Array,
     x: Array,
@@ -53,19 +70,17 @@ def backward_backward(
 ) -> None:
     """Overwrite ``grad_grad_y`` [B, O], ``grad_x`` [B, I] and ``grad_tables`` [P, S, S, O].
 
-    They are the results of :func:`lmkan_cupy.backward_backward`. For ``ggx`` they are a forward and
-    a backward in which the layer's derivative along ``ggx`` takes the place of the layer. ``ggt``
-    adds the forward of the layer with tables ``ggt`` to the first result, and the ``grad_x`` of
-    that layer's backward to the second; one walk along the samples does both backwards.
+    They are the results of :func:`lmkan_cupy.backward_backward`. The first is :func:`jvp` along
+    ``ggx`` and ``ggt``. For ``ggx`` the others are a backward in which the layer's derivative along
+    ``ggx`` takes the place of the layer; ``ggt`` adds to ``grad_x`` that of the layer with tables
+    ``ggt``. One walk along the samples does both backwards.
     """
+    jvp(ggx, ggt, x, tables, grad_grad_y)
     if ggx is not None:
-        evaluate(x, tables, ggx, False, grad_grad_y)
         pull_back(grad_y, x, ggx, tables, ggt, grad_x, grad_tables)
     else:
         clear(grad_tables)
         pull_back(grad_y, x, None, None, ggt, grad_x, None)
-    if ggt is not None:
-        evaluate(x, ggt, None, ggx is not None, grad_grad_y)
 
 
 def hessian_penalty(

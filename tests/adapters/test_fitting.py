@@ -5,10 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,68 +14,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lmkan_cupy.adapters.fitting import Dataset, InputError, fit, load, mlp, pictures, read_dataset
+from fits import (
+    FILES,
+    QUICK,
+    QUICK_ARGUMENTS,
+    WRITERS,
+    check_refusal,
+    dataset,
+    table,
+    with_cell,
+    write_csv,
+)
+from lmkan_cupy.adapters.fitting import Dataset, fit, load, mlp, read_dataset
 from lmkan_cupy.adapters.torch import training
 from problems import first_short
 
 import lmkan_cupy
-from lmkan_cupy.__main__ import main
-
-QUICK = {"width": 4, "epochs": 3}
-QUICK_ARGUMENTS = ["--width", "4", "--epochs", "3"]
-FILES = {"model.safetensors", "model.json", "metrics.json", "parity.png", "functions.png"}
-
-
-def table(rows: int = 60, features: int = 3) -> pd.DataFrame:
-    """Columns a, b, ... and a smooth function of them, "y"."""
-    x = np.random.default_rng(0).normal(size=(rows, features))
-    frame = pd.DataFrame(x, columns=list("abcdefgh"[:features]))
-    return frame.assign(y=np.sin(x[:, 0]) + x[:, 0] * x[:, -1])
-
-
-def dataset(rows: int = 60, features: int = 3) -> Dataset:
-    frame = table(rows, features)
-    names = list(frame)[:-1]
-    return Dataset(frame[names].to_numpy(), frame["y"].to_numpy(), names, "y")
-
-
-def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_csv(path, index=False)
-
-
-def write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_parquet(path)
-
-
-def write_npz(frame: pd.DataFrame, path: Path) -> None:
-    names = list(frame)[:-1]
-    np.savez(path, features=frame[names].to_numpy(), feature_names=names, y=frame["y"].to_numpy())
-
-
-WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
-    ".csv": write_csv,
-    ".parquet": write_parquet,
-    ".npz": write_npz,
-}
-
-
-@pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run `python -m lmkan_cupy` with arguments in `tmp_path`: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lmkan_cupy", *arguments])
-        capsys.readouterr()
-        try:
-            code = main()
-        except SystemExit as exit_by_argparse:
-            code = int(exit_by_argparse.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def without_timing(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -147,25 +97,6 @@ def test_bundled_sample(command: Any) -> None:
     assert metrics["lmkan"]["mae"] < 1.0
 
 
-@pytest.mark.long
-def test_the_default_folder_is_a_new_one_every_time(tmp_path: Path, command: Any) -> None:
-    write_csv(table(), tmp_path / "data.csv")
-    for _ in range(3):
-        assert command("fit", "data.csv", "--no-baseline", *QUICK_ARGUMENTS)[0] == 0
-    assert {each.name for each in tmp_path.iterdir() if each.is_dir()} == {
-        "lmkan_fit",
-        "lmkan_fit-2",
-        "lmkan_fit-3",
-    }
-
-
-def test_an_empty_folder_is_filled(tmp_path: Path, command: Any) -> None:
-    write_csv(table(), tmp_path / "data.csv")
-    (tmp_path / "empty").mkdir()
-    assert command("fit", "data.csv", "--out", "empty", *QUICK_ARGUMENTS)[0] == 0
-    assert {each.name for each in (tmp_path / "empty").iterdir()} == FILES
-
-
 @pytest.mark.parametrize(
     ("features", "layers", "num_grids"),
     first_short([(1, 3, 8), (2, 1, 8), (3, 1, 3), (5, 2, 7)]),
@@ -179,6 +110,12 @@ def test_awkward_sizes(tmp_path: Path, features: int, layers: int, num_grids: in
     np.testing.assert_array_equal(
         load(tmp_path).predict(data.features), result.model.predict(data.features)
     )
+
+
+def test_sizes_can_be_integers_of_numpy(tmp_path: Path) -> None:
+    sizes = {name: np.int64(value) for name, value in {**QUICK, "layers": 2, "seed": 1}.items()}
+    fit(dataset(), baseline=False, **sizes).save(tmp_path)
+    assert load(tmp_path).description.width == QUICK["width"]
 
 
 # The same numbers again
@@ -266,59 +203,7 @@ def test_predict_follows_the_units_of_the_table() -> None:
     np.testing.assert_allclose((again - 3.0) / 1e-6, prediction, atol=1e-2)
 
 
-def test_load_says_what_is_wrong(tmp_path: Path, command: Any) -> None:
-    fit(dataset(), baseline=False, **QUICK).save(tmp_path)
-    description, weights = tmp_path / "model.json", tmp_path / "model.safetensors"
-    text, data = description.read_text(), weights.read_bytes()
-
-    description.write_text(text.replace('"format_version": 2', '"format_version": 3'))
-    with pytest.raises(InputError, match="format version 3, but this version of lmkan_cupy reads"):
-        load(tmp_path)
-    for damaged in ("{", "[]", text.replace('"width": 4', '"width": 5')):
-        description.write_text(damaged)
-        with pytest.raises(InputError, match="damaged"):
-            load(tmp_path)
-    description.write_text(text)
-    weights.write_bytes(data[:-1])
-    with pytest.raises(InputError, match="damaged"):
-        load(tmp_path)
-    weights.unlink()
-    with pytest.raises(InputError, match=r"there is no model\.safetensors"):
-        load(tmp_path)
-    write_csv(table(), tmp_path / "data.csv")
-    code, _, err = command("predict", str(tmp_path), "data.csv", "--out", "y.csv")
-    assert (code, err.count("\n")) == (2, 1)
-    assert not (tmp_path / "y.csv").exists()
-
-
 # Errors: one sentence, exit code 2, nothing written
-
-
-def with_cell(row: int, column: str, value: object) -> pd.DataFrame:
-    frame = table().astype(object)
-    frame.loc[row, column] = value
-    return frame
-
-
-BAD_TABLES: dict[str, tuple[pd.DataFrame, str]] = {
-    "text": (with_cell(6, "b", "n/k"), "column 'b' is not numeric: row 7 holds 'n/k'"),
-    "missing": (with_cell(6, "b", None), "missing or infinite in 1 rows, first in row 7, colum"),
-    "infinite": (with_cell(6, "b", np.inf), "missing or infinite in 1 rows, first in row 7, col"),
-    "constant": (table().assign(b=4.0), "column 'b' is constant; leave it out"),
-    "constant-target": (table().assign(y=4.0), "column 'y' is constant; leave it out"),
-    "few-rows": (table(49), "49 rows are too few; at least 50 are needed"),
-    "no-rows": (table(60)[:0], "0 rows are too few; at least 50 are needed"),
-    "no-features": (table()[["y"]], "there is no column beside the target 'y'"),
-    "no-header": (table().set_axis(["1.5", "2", "-3", "1e3"], axis=1), "must name the columns"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_TABLES)
-def test_bad_tables(tmp_path: Path, command: Any, name: str) -> None:
-    frame, sentence = BAD_TABLES[name]
-    write_csv(frame, tmp_path / "data.csv")
-    check_refusal(command("fit", "data.csv"), "data.csv: ", sentence)
-    assert os.listdir(tmp_path) == ["data.csv"]
 
 
 @pytest.mark.parametrize(
@@ -332,13 +217,18 @@ def test_bad_tables(tmp_path: Path, command: Any, name: str) -> None:
         (["pickled.npz"], "pickled.npz: cannot be read as npz: "),
         (["other.npz"], "other.npz: there is no array 'features' of shape [rows, columns]"),
         (["data.csv", "--target", "z"], "there is no target 'z'; those there are: a, b, c, y"),
+        (["data.csv", "--target", "a", "--target", "b"], "one column can be the target, got a, b"),
+        (["data.csv", "--drop", "y", "--target", "y"], "there is no target 'y'; those there are"),
         (["data.csv", "--out", "taken"], "taken: exists already; choose another --out"),
-        (["data.csv", "--out", "data.csv"], "data.csv: exists already; choose another --out"),
-        (["data.csv", "--out", "data.csv/x"], "data.csv/x: cannot be written"),
         (["data.csv", "--layers", "0"], "layers must be at least 1, got 0"),
         (["data.csv", "--width", "0"], "width must be at least 1, got 0"),
         (["data.csv", "--epochs", "0"], "epochs must be at least 1, got 0"),
         (["data.csv", "--num-grids", "2"], "num_grids must be at least 3, got 2"),
+        (["data.csv", "--seed", "-1"], "seed must be at least 0 and below 2^64, got -1"),
+        (["data.csv", "--seed", f"{2**64}"], "seed must be at least 0 and below 2^64, got 18"),
+        (["data.csv", "--width", "100000"], "GiB of memory to train, but this machine has"),
+        (["data.csv", "--layers", f"{10**12}"], "GiB of memory to train, but this machine has"),
+        (["data.csv", "--num-grids", f"{10**9}"], "GiB of memory to train, but this machine has"),
         (["data.csv", "--device", "cuda"], "device must be 'cpu' in this version, got 'cuda'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
@@ -354,15 +244,6 @@ def test_bad_arguments(tmp_path: Path, command: Any, arguments: list[str], sente
     before = sorted(tmp_path.rglob("*"))
     check_refusal(command("fit", *arguments), sentence)
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def check_refusal(outcome: tuple[int, str, str], *sentences: str) -> None:
-    code, out, err = outcome
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1, err
-    for sentence in sentences:
-        assert sentence in err
 
 
 def test_predict_refuses_tables_that_do_not_fit(tmp_path: Path, command: Any) -> None:
@@ -397,51 +278,24 @@ def test_a_missing_package_is_named_with_the_command_to_install_it(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_failure_leaves_nothing_behind(
-    tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    write_csv(table(), tmp_path / "data.csv")
-    monkeypatch.setattr(pictures, "save_functions_picture", fail)
-    with pytest.raises(OSError, match="disk full"):
-        command("fit", "data.csv", "--out", "here", *QUICK_ARGUMENTS)
-    assert os.listdir(tmp_path) == ["data.csv"]
-
-
-# Ctrl-C
-
-
-@pytest.mark.long
-def test_ctrl_c_keeps_the_best_model_so_far(tmp_path: Path) -> None:
-    write_csv(table(), tmp_path / "data.csv")
-    arguments = ["fit", "data.csv", "--epochs", "1000000", "--out", "here"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lmkan_cupy", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(fresh_process.ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+@pytest.mark.parametrize("error", ["ImportError", "OSError"])
+def test_a_broken_package_is_a_sentence(tmp_path: Path, error: str) -> None:
+    (tmp_path / "torch.py").write_text(f"raise {error}('libtorch.so: no such file')")
+    code = """
+        import sys
+        sys.argv = ["lmkan_cupy", "fit"]
+        sys.stderr = sys.stdout
+        from lmkan_cupy.__main__ import main
+        assert main() == 2
+    """
+    out = fresh_process.run(code, tmp_path)
+    assert out == (
+        "error: fit needs a package that is installed but cannot be loaded: "
+        "libtorch.so: no such file\n"
     )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    try:
-        progress = b""
-        while b"step/s" not in progress:
-            more = os.read(process.stderr.fileno(), 4096)
-            assert more, progress
-            progress += more
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate()
-    finally:
-        process.kill()  # a failure must not leave it training beside the other tests
-    assert process.returncode == 130, err
-    assert b"Interrupted: this is the best model so far." in out
-    assert b"Traceback" not in err
-    assert {each.name for each in (tmp_path / "here").iterdir()} == FILES
-    assert "mlp" not in json.loads((tmp_path / "here" / "metrics.json").read_text())
-    assert np.isfinite(load(tmp_path / "here").predict(table().to_numpy()[:, :3])).all()
+
+
+# The training
 
 
 def test_ctrl_c_during_the_baseline_leaves_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -509,3 +363,19 @@ def test_the_deployed_mlp_is_the_trained_one() -> None:
     fused = mlp.fused(trained)
     assert not any(isinstance(each, torch.nn.BatchNorm1d) for each in fused)
     torch.testing.assert_close(fused(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_mlp_does_not_depend_on_torchs_default_dtype(dtype: torch.dtype) -> None:
+    def parameters() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        return [*mlp.make_mlp([3, 8, 1]).parameters()]
+
+    expected, before = parameters(), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        given = parameters()
+    finally:
+        torch.set_default_dtype(before)
+    for each, other in zip(given, expected, strict=True):
+        torch.testing.assert_close(each, other, rtol=0, atol=0)

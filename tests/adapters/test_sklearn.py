@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,7 @@ import pytest
 from problems import first_short
 
 pytest.importorskip("sklearn")
+csr_array = pytest.importorskip("scipy.sparse").csr_array
 torch = pytest.importorskip("torch")
 
 from lmkan_cupy.adapters.sklearn import LMKANClassifier, LMKANRegressor  # noqa: E402
@@ -86,6 +91,25 @@ def test_several_targets_in_their_own_units() -> None:
     )
 
 
+@pytest.mark.parametrize("power", [664, -558], ids=["e200", "e-168"])
+def test_targets_of_any_size(power: int) -> None:
+    """Multiplied by a power of two they give the same bits, though their squares are inf or 0."""
+    x, y = make_friedman1(100, random_state=0)
+    regressor = LMKANRegressor(**QUICK).fit(x, np.ldexp(y, power))
+    expected = LMKANRegressor(**QUICK).fit(x, y).predict(x)
+    np.testing.assert_array_equal(regressor.predict(x), np.ldexp(expected, power))
+
+
+@pytest.mark.parametrize("constant", [0.1, 123456789.1])
+def test_a_constant_feature_changes_nothing_when_it_is_rounded(constant: float) -> None:
+    x, y = make_friedman1(200, random_state=0)
+    rounded = float(np.float32(constant))
+    assert rounded != constant
+    given, later = (np.column_stack([x, np.full(200, each)]) for each in (constant, rounded))
+    regressor = LMKANRegressor(**QUICK).fit(given, y)
+    np.testing.assert_allclose(regressor.predict(later), regressor.predict(given), rtol=1e-3)
+
+
 def test_probabilities_are_in_the_order_of_the_labels() -> None:
     x, y = rows(300)
     names = np.array(["wine", "ale", "mead"])[np.where(x[:, 2] > 1, 2, y)]
@@ -97,6 +121,17 @@ def test_probabilities_are_in_the_order_of_the_labels() -> None:
         classifier.predict(x), classifier.classes_[probabilities.argmax(1)]
     )
     assert classifier.score(x, names) > 0.9
+    np.testing.assert_allclose(np.exp(classifier.predict_log_proba(x)), probabilities)
+
+
+def test_logarithms_of_probabilities_are_finite() -> None:
+    """Where the probabilities themselves are 0 and 1."""
+    x, y = rows()
+    classifier = LMKANClassifier(**QUICK).fit(x, y)
+    last = classifier.model_.network[-1].layer
+    last.tables.data *= 1e6
+    assert (classifier.predict_proba(x) == 0).any()
+    assert np.isfinite(classifier.predict_log_proba(x)).all()
 
 
 def test_a_larger_penalty_gives_smoother_functions() -> None:
@@ -160,6 +195,67 @@ def test_random_state(kind: Any) -> None:
     assert (predictions(generator) != predictions(generator)).any()
 
 
+def test_threads_that_draw_in_turn_do_not_disturb_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, y = rows(50)
+
+    def predictions(seed: int) -> Any:
+        return LMKANRegressor(**{**QUICK, "random_state": seed}).fit(x, y).predict(x)
+
+    expected = [predictions(seed) for seed in (3, 4)]
+    barrier, draw = Barrier(2), torch.nn.init.uniform_
+
+    def draw_in_turn(*arguments: Any) -> Any:
+        barrier.wait()
+        drawn = draw(*arguments)
+        barrier.wait()
+        return drawn
+
+    def predictions_in_thread(seed: int) -> Any:
+        try:
+            return predictions(seed)
+        except BaseException:
+            barrier.abort()
+            raise
+
+    monkeypatch.setattr(torch.nn.init, "uniform_", draw_in_turn)
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(2) as threads:
+        np.testing.assert_array_equal(list(threads.map(predictions_in_thread, (3, 4))), expected)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture(params=["no_grad", "inference_mode", "float64", "meta"])
+def another_state_of_torch(request: pytest.FixtureRequest) -> Any:
+    """A mode, or a default dtype or device, that the caller of an estimator may have set."""
+    if request.param == "float64":
+        torch.set_default_dtype(torch.float64)
+        yield
+        torch.set_default_dtype(torch.float32)
+    else:
+        states = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
+        with states.get(request.param, lambda: torch.device("meta"))():
+            yield
+
+
+@pytest.fixture(scope="module")
+def predictions_as_usual() -> dict[Any, Any]:
+    x, y = rows(60)
+    return {
+        kind: kind(**QUICK).fit(x, y).model_.predict(x)
+        for kind in (LMKANRegressor, LMKANClassifier)
+    }
+
+
+@BOTH
+@pytest.mark.usefixtures("another_state_of_torch")
+def test_the_state_of_torch_changes_nothing(kind: Any, predictions_as_usual: Any) -> None:
+    x, y = rows(60)
+    estimator = kind(**QUICK).fit(x, y)
+    np.testing.assert_array_equal(estimator.model_.predict(x), predictions_as_usual[kind])
+
+
 def test_the_state_of_torch_is_left_alone() -> None:
     threads = torch.get_num_threads()
     torch.manual_seed(0)
@@ -180,10 +276,12 @@ def test_rows_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
         LMKANRegressor(**QUICK, **options).fit(x, y)
     LMKANRegressor(**QUICK).fit(x[:9], y[:9])  # a tenth is less than one row
     LMKANRegressor(**QUICK).fit(x[:150], y[:150], X_val=x[150:], y_val=y[150:])
+    for fraction in (0.95, 0.5):  # two rows at least are trained on
+        LMKANRegressor(**QUICK, validation_fraction=fraction).fit(x[:10], y[:10])
     counts = [
         (len(each.batches.target), each.validation and len(each.validation[1])) for each in trainers
     ]
-    assert counts == [(180, 20), (140, 60), (200, None), (9, None), (150, 50)]
+    assert counts == [(180, 20), (140, 60), (200, None), (9, None), (150, 50), (2, 8), (5, 5)]
 
 
 @REGRESSOR_FIRST
@@ -252,6 +350,56 @@ def test_after_ctrl_c_the_estimator_is_fitted(monkeypatch: pytest.MonkeyPatch) -
         regressor.fit(x, y)
     assert np.isfinite(regressor.predict(x)).all()
     assert regressor.n_iter_ < QUICK["epochs"]
+
+
+# Arrays as users have them
+
+
+@BOTH
+def test_rows_in_reversed_order(kind: Any) -> None:
+    x, y = rows(60)
+    for options in ({}, {"X_val": x, "y_val": y}):
+        estimator = kind(**QUICK, early_stopping=bool(options)).fit(x, y, **options)
+        turned = {name: each[::-1] for name, each in options.items()}
+        again = kind(**QUICK, early_stopping=bool(options)).fit(
+            x[::-1].copy()[::-1], y[::-1].copy()[::-1], **turned
+        )
+        for name in ("predict", "predict_proba", "predict_log_proba"):
+            if hasattr(estimator, name):
+                expected = getattr(estimator, name)(x)
+                np.testing.assert_array_equal(getattr(again, name)(x), expected)
+                np.testing.assert_array_equal(getattr(again, name)(x[::-1])[::-1], expected)
+
+
+def masked(array: Any) -> Any:
+    return np.ma.masked_array(array, np.arange(array.size).reshape(array.shape) == 1)
+
+
+def sparse(array: Any) -> Any:
+    return csr_array(array.reshape(len(array), -1))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("convert", "error", "text"),
+    [
+        (masked, ValueError, "must not have masked elements, got 1: leave them out or fill them"),
+        (sparse, TypeError, "must be dense, got a sparse csr_array: {name}.toarray()"),
+    ],
+    ids=["masked", "sparse"],
+)
+def test_arrays_that_would_lose_something(
+    kind: Any, convert: Callable[[Any], Any], error: type[Exception], text: str
+) -> None:
+    x, y = rows(60)
+    given = {"X": x, "y": y, "X_val": x, "y_val": y}
+    for name in given:
+        message = f"{kind.__name__}: {name} {text.format(name=name)}"
+        with pytest.raises(error, match=re.escape(message)):
+            kind(**QUICK).fit(**{**given, name: convert(given[name])})
+    fitted = kind(**QUICK).fit(x, y)
+    with pytest.raises(error, match=re.escape(f"{kind.__name__}: X {text.format(name='X')}")):
+        fitted.predict(convert(x))
 
 
 # Errors

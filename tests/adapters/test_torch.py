@@ -138,13 +138,27 @@ class TestLmkan:
         [
             (lambda x, t: (x.half(), t), "x must be float32 or float64, got float16"),
             (lambda x, t: (x, t.int()), "tables must be float32, float64, float16 .* got int32"),
+            (lambda x, t: (x.half(), t.bfloat16()), "x must be float32 or float64, got float16"),
             (lambda x, t: (x.to("meta"), t), "x must be on cpu as tables is, got .* on meta"),
+            (
+                lambda x, t: (x.to_sparse(), t),
+                r"x must be a dense tensor, got one of layout torch.sparse_coo: x.to_dense\(\)",
+            ),
+            (lambda x, t: (x, t.to_sparse()), "tables must be a dense tensor, got one of layout"),
             (
                 lambda x, t: (x.double(), t),
                 "x must be float32 where tables is float32, got float64",
             ),
         ],
-        ids=["half-x", "whole-tables", "other-device", "not-promoted"],
+        ids=[
+            "half-x",
+            "whole-tables",
+            "two-halves",
+            "other-device",
+            "sparse-x",
+            "sparse-tables",
+            "not-promoted",
+        ],
     )
     @pytest.mark.parametrize("engine", ENGINES)
     def test_errors(
@@ -394,6 +408,32 @@ class TestLMKANLinear:
         changes = [largest_change() for _ in range(50)]
         layer.refine_(8, optimizer)
         assert largest_change() <= max(changes)
+
+    @pytest.mark.parametrize(
+        ("make_optimizer", "kept"),
+        [(torch.optim.LBFGS, "'.+'"), (torch.optim.Adafactor, "'row_var'")],
+        ids=["lbfgs", "adafactor"],
+    )
+    def test_refine_refuses_an_optimizer_that_keeps_something_else(
+        self, make_optimizer: Any, kept: str
+    ) -> None:
+        """LBFGS keeps all of it with the parameter that comes first, here another one."""
+        layer = LMKANLinear(5, 7, 4, residual="linear")
+        optimizer = make_optimizer([layer.bias, layer.weight, layer.tables])
+
+        def loss() -> Any:
+            optimizer.zero_grad()
+            value = layer(torch.ones(3, 5)).square().sum()
+            value.backward()
+            return value
+
+        layer.refine_(6, optimizer)  # nothing is kept before the first step
+        optimizer.step(loss)
+        tables = layer.tables.detach().clone()
+        name = make_optimizer.__name__
+        with pytest.raises(TypeError, match=f"refine_: {name} keeps {kept}, which cannot be moved"):
+            layer.refine_(8, optimizer)
+        assert torch.equal(layer.tables, tables)
 
     @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("residual", [None, "linear"])

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from problems import FLOAT32, SMALL, make_problem
 
+import lmkan_cupy
+
 torch = pytest.importorskip("torch")
+forward_ad = pytest.importorskip("torch.autograd.forward_ad")
 lmkan = pytest.importorskip("lmkan_cupy.adapters.torch").lmkan
 TorchDispatchMode = pytest.importorskip("torch.utils._python_dispatch").TorchDispatchMode
 TorchFunctionMode = pytest.importorskip("torch.overrides").TorchFunctionMode
@@ -27,12 +30,32 @@ def tables(rng: np.random.Generator) -> Any:
     return torch.from_numpy(make_problem(rng, SMALL, FLOAT32).tables)
 
 
-def passed_by(output: Any) -> bool:
-    return "Generated" not in output.grad_fn.name()
+@pytest.fixture
+def dispatched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For every call of `lmkan_cupy.forward` whether it comes from torch's dispatcher.
+
+    The dispatcher has autograd's key behind it by then.
+    """
+    calls = []
+    forward = lmkan_cupy.forward
+
+    def recorded(*arguments: Any) -> Any:
+        calls.append(torch._C._dispatch_tls_is_dispatch_key_excluded("AutogradFunctionality"))
+        return forward(*arguments)
+
+    monkeypatch.setattr(lmkan_cupy, "forward", recorded)
+    return calls
 
 
-def test_is_passed_by(x: Any, tables: Any) -> None:
-    assert passed_by(lmkan(x, tables.requires_grad_()))
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_is_passed_by(x: Any, tables: Any, dispatched: list[bool]) -> None:
+    lmkan(x, tables)
+    lmkan(x, tables.requires_grad_())
+    with forward_ad.dual_level():
+        lmkan(forward_ad.make_dual(x, x), tables)
+    assert dispatched == [False] * 3
+    torch.ops.lmkan_cupy.forward(x, tables)
+    assert dispatched.pop()
 
 
 def test_modes_see_the_operator(x: Any, tables: Any) -> None:
@@ -69,6 +92,23 @@ def test_subclasses_and_traces_see_the_operator(x: Any, tables: Any) -> None:
     traced = make_fx(lambda *tensors: lmkan(*tensors))(x, tables)
     assert "lmkan_cupy.forward.default" in traced.code
     assert torch.equal(traced(x, tables), lmkan(x, tables))
+
+
+class Labelled(torch.Tensor):  # type: ignore[misc]
+    """A subclass that changes nothing; torch's own functions return it."""
+
+
+@pytest.mark.parametrize("engine", [None, "torch"])
+@pytest.mark.parametrize("which", ["x", "tables"])
+def test_subclasses_come_back_as_such(x: Any, tables: Any, which: str, engine: str | None) -> None:
+    expected = lmkan(x.requires_grad_(), tables, engine=engine)
+    kinds = {"x": x, "tables": tables}
+    kinds[which] = kinds[which].as_subclass(Labelled)
+    y = lmkan(**kinds, engine=engine)
+    assert type(y) is Labelled
+    assert torch.equal(y.as_subclass(torch.Tensor), expected)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(grad, torch.autograd.grad(expected.sum(), x)[0])
 
 
 def test_tensors_still_to_be_negated(x: Any, tables: Any) -> None:

@@ -43,6 +43,13 @@ class TestNumpyArray:
         tensor.untyped_storage().resize_(0)
         assert tensor.untyped_storage().size() == 0
 
+    def test_of_a_tensor_still_to_be_negated(self) -> None:
+        """Its memory holds the opposite numbers."""
+        tensor = torch._neg_view(torch.arange(3.0))
+        assert tensor.is_contiguous()
+        array = exchange._Memory(tensor.device).array(tensor)
+        np.testing.assert_array_equal(array, [0, -1, -2])
+
 
 class TestCupyArray:
     """A CuPy array over host memory, which works as long as nobody reads it."""

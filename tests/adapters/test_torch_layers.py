@@ -1,4 +1,4 @@
-"""`LMKANConv2d`, `LMKAN2DLayer`, `replace_linear`, and what holds for every layer."""
+"""`LMKANConv2d`, `LMKAN2DLayer`, and what holds for every layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 adapter = pytest.importorskip("lmkan_cupy.adapters.torch")
 
 LMKAN2DLayer, LMKANConv2d = adapter.LMKAN2DLayer, adapter.LMKANConv2d
-LMKANLinear, lmkan, replace_linear = adapter.LMKANLinear, adapter.lmkan, adapter.replace_linear
+LMKANLinear, lmkan = adapter.LMKANLinear, adapter.lmkan
 nn = torch.nn
 
 ENGINES = [None, "torch"]
@@ -321,129 +321,35 @@ class TestEveryLayer:
         ):
             torch.testing.assert_close(grad, same)
 
+    @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_in_half_precision(self, name: str, half: Any, engine: str | None) -> None:
+        """Computed in float32. Rounded are the tables' part, the branch and their sum."""
+        layer = LAYERS[name](engine=engine).to(half)
+        x = torch.randn(INPUTS[name]).to(half).requires_grad_()
+        y = layer(x)
+        assert y.dtype == half
+        wide = copy.deepcopy(layer).float()(x.float())
+        roundings = 3 * torch.finfo(half).eps * wide.abs().max().item()
+        torch.testing.assert_close(y.float(), wide, rtol=0, atol=roundings)
+        (y.float().square().sum() + layer.hessian_penalty()).backward()
+        assert all(each.grad.dtype == half for each in (x, *layer.parameters()))
+        layer.load_state_dict(layer.state_dict())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+
+    def test_is_a_leaf_of_traced_graphs(self, name: str) -> None:
+        model, x = nn.Sequential(nn.Identity(), LAYERS[name]()), torch.randn(INPUTS[name])
+        traced = torch.fx.symbolic_trace(model)
+        operations = [(node.op, node.target) for node in traced.graph.nodes]
+        assert ("call_module", "1") in operations
+        assert torch.equal(traced(x), model(x))
+        assert torch.equal(adapter.hessian_penalty(traced), adapter.hessian_penalty(model))
+        with pytest.raises(TypeError, match=f"symbolic_trace: a {type(model[1]).__name__} is not"):
+            torch.fx.symbolic_trace(model[1])
+
     def test_names_its_engine(self, name: str) -> None:
         assert "engine='cpu'" in repr(LAYERS[name]())
         assert "engine='torch'" in repr(LAYERS[name](engine="torch"))
         with pytest.raises(ValueError, match="engine must be None or 'torch', got 'cuda'"):
             LAYERS[name](engine="cuda")
-
-
-class TestReplaceLinear:
-    @pytest.mark.parametrize("num_grids", [4, 5])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-    def test_computes_the_same(self, num_grids: int, dtype: Any) -> None:
-        model = nn.Sequential(
-            nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 7, bias=False), nn.Tanh(), nn.Linear(7, 3)
-        ).to(dtype)
-        x = 3 * torch.randn(33, 5, dtype=dtype)
-        y = model(x)
-        assert replace_linear(model, num_grids=num_grids) is model
-        torch.testing.assert_close(model(x), y)
-        kinds = [type(each).__name__ for each in model]
-        middle = "Identity" if num_grids % 2 == 0 else "ReLU"
-        assert kinds == ["LMKANLinear", middle, "LMKANLinear", "Tanh", "LMKANLinear"]
-        assert [name.rpartition(".")[2] for name, _ in model.named_parameters()] == ["tables"] * 3
-        assert all(each.dtype == dtype for each in model.parameters())
-        model(x).square().sum().backward()
-        assert all(each.grad is not None for each in model.parameters())
-
-    def test_of_a_nested_model_by_name(self) -> None:
-        class Model(nn.Module):  # type: ignore[misc]
-            def __init__(self) -> None:
-                super().__init__()
-                self.head = nn.Linear(5, 5)
-                self.body = nn.ModuleDict(
-                    {"deep": nn.Sequential(nn.ReLU(), nn.Linear(5, 5)), "wide": nn.Linear(5, 2)}
-                )
-
-            def forward(self, x: Any) -> Any:
-                return self.body["wide"](self.body["deep"](self.head(x)))
-
-        model, seen = Model().eval(), []
-
-        def chosen(name: str, layer: Any) -> bool:
-            assert isinstance(layer, nn.Linear)
-            seen.append(name)
-            return name.startswith("body")
-
-        x = torch.randn(33, 5)
-        y = model(x)
-        replace_linear(model, filter=chosen)
-        torch.testing.assert_close(model(x), y)
-        assert sorted(seen) == ["body.deep.1", "body.wide", "head"]
-        assert isinstance(model.head, nn.Linear)
-        assert isinstance(model.body["deep"][0], nn.Identity)
-        assert isinstance(model.body["wide"], LMKANLinear)
-        assert not model.body["wide"].training
-
-    def test_a_layer_in_several_places_is_one_again(self) -> None:
-        """A ReLU is absorbed only if there is one before the layer in all its places."""
-        shared = nn.Linear(5, 5)
-        for second in (nn.Tanh(), nn.ReLU()):
-            model = nn.Sequential(nn.ReLU(), shared, second, shared)
-            x = torch.randn(33, 5)
-            y = model(x)
-            replace_linear(model)
-            torch.testing.assert_close(model(x), y)
-            assert model[1] is model[3]
-            assert isinstance(model[0], nn.ReLU if isinstance(second, nn.Tanh) else nn.Identity)
-
-    def test_only_a_sequence_says_what_is_before(self) -> None:
-        model = nn.ModuleDict({"relu": nn.ReLU(), "linear": nn.Linear(5, 3)})
-        x = torch.randn(33, 5)
-        y = model["linear"](x)
-        replace_linear(model)
-        assert isinstance(model["relu"], nn.ReLU)
-        torch.testing.assert_close(model["linear"](x), y)
-
-    def test_of_a_single_layer(self) -> None:
-        linear, x = nn.Linear(5, 3), torch.randn(33, 5)
-        torch.testing.assert_close(replace_linear(linear)(x), linear(x))
-        assert replace_linear(linear, filter=lambda name, layer: name != "") is linear
-
-    def test_frozen_layers_stay_frozen(self) -> None:
-        model = nn.Sequential(nn.Linear(5, 3).requires_grad_(False))
-        assert not replace_linear(model)[0].tables.requires_grad
-
-    def test_subclasses_stay(self) -> None:
-        """Attention reads the weight of its output layer directly."""
-        model, x = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), torch.randn(2, 3, 4)
-        model.eval()
-        y = model(x)
-        replace_linear(model)
-        assert isinstance(model.linear1, LMKANLinear)
-        assert isinstance(model.self_attn.out_proj, nn.Linear)
-        model.train()  # in eval mode torch takes a fast path for linear layers only
-        for each in model.modules():
-            if isinstance(each, nn.Dropout):
-                each.p = 0.0
-        model.self_attn.dropout = 0.0
-        torch.testing.assert_close(model(x), y)
-
-    def test_random_numbers_are_left_alone(self) -> None:
-        model = nn.Sequential(nn.Linear(5, 3))
-        torch.manual_seed(1)
-        replace_linear(model)
-        after = torch.rand(3)
-        torch.manual_seed(1)
-        assert torch.equal(torch.rand(3), after)
-
-    @pytest.mark.parametrize(
-        ("call", "error", "text"),
-        [
-            (
-                lambda: replace_linear(nn.Sequential(nn.Linear(5, 3)).bfloat16()),
-                TypeError,
-                r"replace_linear: 0 must be float32 or float64, got torch\.bfloat16",
-            ),
-            (
-                lambda: replace_linear(nn.Linear(5, 3), num_grids=2),
-                ValueError,
-                "num_grids must be at least 3, got 2",
-            ),
-        ],
-        ids=["half", "grids"],
-    )
-    def test_errors(self, call: Callable[[], Any], error: type[Exception], text: str) -> None:
-        with pytest.raises(error, match=text):
-            call()

@@ -145,6 +145,7 @@ def arguments_of(rng: np.random.Generator, dtypes: Dtypes, batch: int) -> dict[s
     x, tables, grad_y, ggx, ggt = map(torch.from_numpy, make_problem(rng, sizes, dtypes))
     return {
         "forward": (x, tables),
+        "jvp": (ggx, ggt, x, tables),
         "backward": (grad_y, x, tables, True, True),
         "backward_backward": (ggx, ggt, grad_y, x, tables),
         "hessian_penalty": (tables, True),
@@ -166,7 +167,7 @@ class TestRegistration:
         batch: int,
         device: str,
     ) -> None:
-        """Once without and once with derivatives, which the last operator does not have."""
+        """Once without and once with derivatives, which `backward_backward` does not have."""
         operator = getattr(torch.ops.lmkan_cupy, name).default
         arguments = [
             LAYOUTS[layout](each.to(device)) if torch.is_tensor(each) else each
@@ -189,11 +190,14 @@ class TestRegistration:
         sizes = [each.numel() for each in operators.backward(*tensors, *needs)]
         assert [size > 0 for size in sizes] == list(needs)
 
-    @pytest.mark.parametrize("missing", [0, 1], ids=["ggx", "ggt"])
-    def test_opcheck_with_one_cotangent(self, rng: np.random.Generator, missing: int) -> None:
-        arguments = list(arguments_of(rng, FLOAT32, 3)["backward_backward"])
+    @pytest.mark.parametrize("missing", [0, 1], ids=["x", "tables"])
+    @pytest.mark.parametrize("name", ["jvp", "backward_backward"])
+    def test_opcheck_with_one_direction(
+        self, rng: np.random.Generator, name: str, missing: int
+    ) -> None:
+        arguments = list(arguments_of(rng, FLOAT32, 3)[name])
         arguments[missing] = None
-        torch.library.opcheck(torch.ops.lmkan_cupy.backward_backward.default, arguments)
+        torch.library.opcheck(getattr(torch.ops.lmkan_cupy, name).default, arguments)
 
     def test_opcheck_of_a_penalty_alone(self, rng: np.random.Generator) -> None:
         """It has a derivative, too: under vmap a tensor hides that it requires one."""
@@ -249,12 +253,15 @@ class TestRegistration:
                 lmkan(torch.empty(4, 5, device=device), tables)
         assert seen == [half, torch.float32]
 
-    def test_meta_tensors(self) -> None:
-        layer = LMKANLinear(5, 7, device="meta")
-        assert layer(torch.empty(4, 5, device="meta")).shape == (4, 7)
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_meta_tensors(self, engine: str | None) -> None:
+        layer = LMKANLinear(5, 7, device="meta", engine=engine)
+        for enabled in (False, True):
+            with torch.autocast("cpu", enabled=enabled):
+                assert layer(torch.empty(4, 5, device="meta")).shape == (4, 7)
         assert layer.hessian_penalty().shape == ()
         with pytest.raises(ValueError, match="tables has 3 pairs, but x has 7 features"):
-            lmkan(torch.empty(4, 7, device="meta"), layer.tables)
+            lmkan(torch.empty(4, 7, device="meta"), layer.tables, engine=engine)
 
     @pytest.mark.parametrize("device", ["mps", "xpu"])
     def test_device_without_an_engine(self, device: str) -> None:

@@ -71,6 +71,14 @@ class TestPlotFunction:
         assert 0.45 < inner.contains_points(samples).mean() < 0.6
         assert 0.9 < outer.contains_points(samples).mean() <= 1
 
+    @pytest.mark.parametrize(
+        "convert", [torch.Tensor.bfloat16, lambda x: torch._neg_view(-x)], ids=["half", "negated"]
+    )
+    def test_data_as_a_layer_takes_them(self, convert: Any) -> None:
+        data = convert(torch.tensor([[0.0, 0.0], [1.0, -7.0]]))
+        first, _, _ = drawn(plot_function(LMKANLinear(2, 1), 0, 0, data=data))
+        assert first[-1] == 7
+
     def test_reaches_as_far_as_the_data(self) -> None:
         data = np.array([[0.0, 0.0], [1.0, -7.0], [np.nan, 99.0]])
         first, second, _ = drawn(plot_function(LMKANLinear(2, 1), 0, 0, data=data))
@@ -96,8 +104,12 @@ class TestPlotFunction:
                 {"pair": 1, "output": 0, "data": np.zeros((5, 2))},
                 r"data must have at least 3 features .* got data.shape=\(5, 2\)",
             ),
+            (
+                {"pair": 1, "output": 0, "data": np.ma.masked_less(np.zeros((5, 4)), 1)},
+                "data must not have masked elements, got 20",
+            ),
         ],
-        ids=["pair", "output", "data"],
+        ids=["pair", "output", "data", "masked"],
     )
     def test_errors(self, arguments: dict[str, Any], text: str) -> None:
         with pytest.raises(ValueError, match=f"plot_function: {text}"):

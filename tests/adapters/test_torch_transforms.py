@@ -204,10 +204,3 @@ class TestCompilers:
         y.square().sum().backward()
         for result, same in zip((y, x.grad, layer.tables.grad), expected, strict=True):
             assert torch.equal(result, same)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-def test_forward_mode_says_that_it_is_missing() -> None:
-    layer = partial(lmkan, tables=torch.zeros(1, 5, 5, 2))
-    with pytest.raises(RuntimeError, match="jvp"):
-        torch.func.jvp(layer, (torch.zeros(3, 2),), (torch.ones(3, 2),))

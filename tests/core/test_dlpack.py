@@ -159,6 +159,18 @@ def test_tensors_with_gradients_are_told_where_to_go(tables: Any) -> None:
         lmkan_cupy.forward(torch.zeros((2, 4), requires_grad=True), tables)
 
 
+def test_tensors_still_to_be_negated(tables: Any) -> None:
+    """By DLPack they would come with the opposite sign, and results would go to another place."""
+    torch = pytest.importorskip("torch")
+    negated = torch.zeros(2, 4, dtype=torch.complex64).conj().imag
+    assert negated.is_neg()
+    with refused(
+        "forward: x, a torch.Tensor, cannot be read by DLPack: its negative bit is set "
+        "(lmkan_cupy.adapters.torch.lmkan takes it as it is)"
+    ):
+        lmkan_cupy.forward(negated, tables)
+
+
 def test_bfloat16_in_cpu_memory(tables: Any) -> None:
     torch = pytest.importorskip("torch")
     with refused(

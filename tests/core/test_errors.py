@@ -18,7 +18,7 @@ GRAD_Y = np.zeros((8, 4), np.float32)
 WEIGHT = np.zeros((4, 5), np.float32)
 
 forward, backward = lmkan_cupy.forward, lmkan_cupy.backward
-backward_backward = lmkan_cupy.backward_backward
+backward_backward, jvp = lmkan_cupy.backward_backward, lmkan_cupy.jvp
 
 
 class Case(NamedTuple):
@@ -91,6 +91,21 @@ CASES = {
         lambda: backward(GRAD_Y[:1], X, TABLES),
         ValueError,
         "backward: grad_y must have shape (8, 4), got (1, 4)",
+    ),
+    "tangent_x-shape": Case(
+        lambda: jvp(X[:, :4], None, X, TABLES),
+        ValueError,
+        "jvp: tangent_x must have shape (8, 5), got (8, 4)",
+    ),
+    "tangent_tables-shape": Case(
+        lambda: jvp(X, TABLES[:2], X, TABLES),
+        ValueError,
+        "jvp: tangent_tables must have shape (3, 7, 7, 4), got (2, 7, 7, 4)",
+    ),
+    "both-tangents-missing": Case(
+        lambda: jvp(None, None, X, TABLES),
+        ValueError,
+        "jvp: tangent_x and tangent_tables are both None, expected at least one array",
     ),
     "ggx-shape": Case(
         lambda: backward_backward(X[:, :4], None, GRAD_Y, X, TABLES),
@@ -181,6 +196,16 @@ CASES = {
         lambda: backward(GRAD_Y.astype("float64"), X, TABLES),
         TypeError,
         "backward: grad_y must be float32, got float64",
+    ),
+    "tangent_x-dtype": Case(
+        lambda: jvp(X.astype("float64"), None, X, TABLES),
+        TypeError,
+        "jvp: tangent_x must be float32, got float64",
+    ),
+    "tangent_tables-half-as-its-tables": Case(
+        lambda: jvp(None, TABLES.astype("float16"), X, TABLES.astype("float16")),
+        TypeError,
+        "jvp: tangent_tables must be float32, got float16",
     ),
     "ggt-half-as-its-tables": Case(
         lambda: backward_backward(
@@ -336,6 +361,18 @@ CASES = {
         ValueError,
         "memory: batch must be at least 0, got -1",
     ),
+    "x-masked": Case(
+        lambda: forward(np.ma.masked_array(X, X == X), TABLES),
+        ValueError,
+        "forward: x must not have masked elements, got 40: leave them out or fill them",
+    ),
+    "point-masked": Case(
+        lambda: lmkan_cupy.evaluate(
+            TABLES, 0, 0, 0.0, np.ma.masked_array([0.0, 1.0], [False, True])
+        ),
+        ValueError,
+        "evaluate: x2 must not have masked elements, got 1: leave them out or fill them",
+    ),
     "device-unknown": Case(
         lambda: lmkan_cupy.warmup(4, 4, 8, device="tpu"),
         ValueError,
@@ -349,6 +386,13 @@ def test_error(case: Case) -> None:
     with pytest.raises(case.error, match=re.escape(case.text)) as caught:
         case.call()
     assert type(caught.value) is case.error
+
+
+def test_an_array_that_masks_nothing_is_an_array() -> None:
+    x = np.linspace(-1, 1, 40, dtype=np.float32).reshape(8, 5)
+    tables = lmkan_cupy.init_tables(5, 4, 6, rng=0)
+    y = forward(np.ma.masked_array(x), tables)
+    np.testing.assert_array_equal(y, forward(x, tables))
 
 
 def test_an_error_comes_before_anything_is_written() -> None:

@@ -23,6 +23,7 @@ def test_far_outside(xp: Any, rng: np.random.Generator, size: float, dtypes: Dty
     problem = problem._replace(x=problem.x * np.asarray(size, dtypes.x))
     x, tables, grad_y, ggx, ggt = problem.on(xp)
     tolerances.forward(x, tables).check(lmkan_cupy.forward(x, tables))
+    tolerances.jvp(ggx, ggt, x, tables).check(lmkan_cupy.jvp(ggx, ggt, x, tables))
     check_each(
         lmkan_cupy.backward(grad_y, x, tables),
         tolerances.backward(grad_y, x, tables),
@@ -107,6 +108,15 @@ class TestNonFinite:
         others = np.arange(len(y)) != BAD_SAMPLE
         assert not np.isfinite(y[BAD_SAMPLE]).any()
         np.testing.assert_array_equal(y[others], expected[others])
+
+    def test_derivative_along_a_direction(self, xp: Any, good: Problem, bad: Problem) -> None:
+        expected, dy = (
+            host(lmkan_cupy.jvp(xp.asarray(each.ggx), None, *map(xp.asarray, each[:2])))
+            for each in (good, bad)
+        )
+        others = np.arange(len(dy)) != BAD_SAMPLE
+        assert not np.isfinite(dy[BAD_SAMPLE]).any()
+        np.testing.assert_array_equal(dy[others], expected[others])
 
     def test_gradient_of_x(self, xp: Any, good: Problem, bad: Problem) -> None:
         (expected, _), (grad_x, _) = (

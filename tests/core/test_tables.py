@@ -47,6 +47,15 @@ class TestInitTables:
         assert (draw(generator) != draw(generator)).any()
         assert (draw(None) != draw(None)).any()
 
+    @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+    def test_legacy_generator(self, xp: Any, dtype: str) -> None:
+        legacy, twin = xp.random.RandomState(7), xp.random.RandomState(7)
+        tables = lmkan_cupy.init_tables(4, 3, 5, dtype=dtype, rng=legacy, xp=xp)
+        assert tables.dtype == dtype
+        drawn = host(twin.random_sample(tables.shape)) - 0.5
+        roundings = 4 * 0.1 * tolerances.unit(dtype)  # each of a number of at most 0.1
+        np.testing.assert_allclose(to_float64(tables), 0.1 * drawn, rtol=0, atol=roundings)
+
 
 FOLDS: dict[str, tuple[Callable[..., Any], Callable[[Array], Array]]] = {
     "fold_linear": (lmkan_cupy.fold_linear, lambda knots: knots),

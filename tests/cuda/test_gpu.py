@@ -53,6 +53,7 @@ def expected_results(problem: Problem) -> list[Expected]:
     x, tables, grad_y, ggx, ggt = problem
     return [
         tolerances.forward(x, tables, in_half=tables.dtype == np.float16),
+        tolerances.jvp(ggx, ggt, x, tables),
         *tolerances.backward(grad_y, x, tables),
         *tolerances.backward_backward(ggx, ggt, grad_y, x, tables),
         *tolerances.hessian_penalty(tables, x.dtype),

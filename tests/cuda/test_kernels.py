@@ -36,7 +36,8 @@ from problems import DTYPES, FLOAT32, HALF_TABLES, Dtypes, Problem, Sizes, first
 
 import lmkan_cupy
 from lmkan_cupy import cuda_engine
-from lmkan_cupy.cuda_engine import backward_pass
+from lmkan_cupy.cuda_engine import backward_pass, kernel_cache
+from lmkan_cupy.cuda_engine.plan import Launch
 
 pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools", "engine")
@@ -176,6 +177,49 @@ def test_chunk_fits_into_shared_memory(
     monkeypatch.setattr(emulated, "DEVICE", device)
     x, tables, grad_y, *_ = make_problem(rng, Sizes(150, 3, 5, 8))
     check(run(lmkan_cupy.backward, grad_y, x, tables), tolerances.backward(grad_y, x, tables))
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The files of all kernels that are launched from here on."""
+    files: set[str] = set()
+    install = emulated.install
+
+    def recording(*arguments: Any, **options: Any) -> None:
+        install(*arguments, **options)
+        kernel = kernel_cache.kernel
+
+        def recorded(launch: Launch) -> Any:
+            files.add(launch.source.file)
+            return kernel(launch)
+
+        monkeypatch.setattr(kernel_cache, "kernel", recorded)
+
+    monkeypatch.setattr(emulated, "install", recording)
+    return files
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtypes"),
+    [
+        pytest.param(*each, id="-".join(map(str, each)), marks=[] if each in SHORT_LAYERS else LONG)
+        for each in itertools.product(SMALL_CHUNK_SIZES, DTYPES)
+    ],
+)
+def test_along_a_direction(
+    run: Any, launched: set[str], rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes
+) -> None:
+    """It takes the kernel of the forward, and none of the backward."""
+    x, tables, _, tangent_x, tangent_tables = make_problem(rng, sizes, dtypes)
+    no_x, no_tables = np.zeros_like(x), np.zeros_like(tangent_tables)
+    for given, same_as in (
+        ((tangent_x, tangent_tables), (tangent_x, tangent_tables)),
+        ((tangent_x, None), (tangent_x, no_tables)),
+        ((None, tangent_tables), (no_x, tangent_tables)),
+    ):
+        dy = run(lmkan_cupy.jvp, *given, x, tables)
+        check(dy, [tolerances.jvp(*same_as, x, tables)])
+    assert launched == {"forward.cu"}
 
 
 @pytest.mark.parametrize("without", ["ggx", "ggt"])

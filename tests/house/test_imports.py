@@ -82,6 +82,7 @@ def test_public_names(tmp_path: Path) -> None:
         "hessian_penalty_and_grad",
         "hessian_penalty_grad",
         "init_tables",
+        "jvp",
         "memory",
         "num_parameters",
         "occupancy",

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lmkan_cupy.array_checks import check_unmasked
+
 from .. import LMKANBlock, LMKANConv2d, LMKANLinear
 
 #: Inputs of every layer are cut at so many standard deviations.
@@ -24,9 +26,15 @@ _BRANCH_FACTOR = 10 / 3
 #: Rows that are evaluated at once.
 ROWS_AT_ONCE = 2**14
 
+#: A column whose values differ by no more than this, relative to the largest of them, is constant:
+#: they differ by rounding.
+_ROUNDING = 4 * np.finfo(np.float64).eps
+
 
 class TableNetwork(nn.Module):
     """A chain of lmKAN blocks between the features and the targets of a table, in their own units.
+
+    It is made on the CPU and in float32, whatever torch's default device and dtype are.
 
     Parameters
     ----------
@@ -38,6 +46,8 @@ class TableNetwork(nn.Module):
         Inputs of every layer are cut at so many standard deviations.
     residual : {None, "linear"}
         The branch of every layer, see :class:`~lmkan_cupy.adapters.torch.LMKANLinear`.
+    seed : int
+        Seed of the initial parameters.
 
     Attributes
     ----------
@@ -45,6 +55,8 @@ class TableNetwork(nn.Module):
         The blocks: from standardised features [N, I] to standardised targets [N, K].
     feature_mean, feature_scale : float64 Tensor [I]
     target_mean, target_scale : float64 Tensor [K]
+        Mean and standard deviation of every column. The scale of a constant column is the size of
+        its value, or 1 for zeros.
     """
 
     feature_mean: Tensor
@@ -59,12 +71,14 @@ class TableNetwork(nn.Module):
         bound: float,
         *,
         residual: Literal["linear"] | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        self.network = block_chain(sizes, num_grids, bound, residual=residual)
+        generator = torch.Generator().manual_seed(seed)
+        self.network = block_chain(sizes, num_grids, bound, residual=residual, generator=generator)
         for name, size in (("feature", sizes[0]), ("target", sizes[-1])):
-            self.register_buffer(f"{name}_mean", torch.zeros(size, dtype=torch.float64))
-            self.register_buffer(f"{name}_scale", torch.ones(size, dtype=torch.float64))
+            self.register_buffer(f"{name}_mean", torch.from_numpy(np.zeros(size)))
+            self.register_buffer(f"{name}_scale", torch.from_numpy(np.ones(size)))
 
     def standardise_features_by(self, features: NDArray[np.float64]) -> None:
         """Take mean and scale of the features from rows [N, I]."""
@@ -75,17 +89,17 @@ class TableNetwork(nn.Module):
         self._standardise_by("target", targets)
 
     def _standardise_by(self, name: str, values: NDArray[np.float64]) -> None:
-        scale = values.std(axis=0)
-        getattr(self, f"{name}_mean").copy_(torch.from_numpy(values.mean(axis=0)))
-        getattr(self, f"{name}_scale").copy_(torch.from_numpy(np.where(scale > 0, scale, 1.0)))
+        mean, scale = _mean_and_scale(values)
+        getattr(self, f"{name}_mean").copy_(torch.from_numpy(mean))
+        getattr(self, f"{name}_scale").copy_(torch.from_numpy(scale))
 
     def standardised(self, features: NDArray[np.float64]) -> Tensor:
         """Return features [N, I] as the network takes them, standardised, float32."""
-        return ((torch.tensor(features) - self.feature_mean) / self.feature_scale).float()
+        return _standardised("features", features, self.feature_mean, self.feature_scale)
 
     def standardised_targets(self, targets: NDArray[np.float64]) -> Tensor:
         """Return targets [N, K] as the network should give them, standardised, float32."""
-        return ((torch.tensor(targets) - self.target_mean) / self.target_scale).float()
+        return _standardised("targets", targets, self.target_mean, self.target_scale)
 
     def predict(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return predictions [N, K] in the targets' units for features [N, I]."""
@@ -98,7 +112,31 @@ class TableNetwork(nn.Module):
 
     def error_in_units(self, loss: float) -> float:
         """Return the root of a mean square over standardised targets, in the targets' units."""
-        return math.sqrt(loss) * float(self.target_scale.square().mean().sqrt())
+        # Not by squaring the scales, which would leave the range of float64.
+        return math.sqrt(loss / len(self.target_scale)) * math.hypot(*self.target_scale.tolist())
+
+
+def _mean_and_scale(values: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return mean [K] and scale [K] of the columns of ``values`` [N, K]."""
+    size = np.maximum(values.max(axis=0), -values.min(axis=0))
+    # The squares of very large and very small numbers leave the range of float64. Divided by a
+    # power of two, the numbers of every column are below 1, and no other bit of them changes.
+    exponent = np.frexp(size)[1]
+    reduced = np.ldexp(values, -exponent)
+    deviation = np.ldexp(reduced.std(axis=0), exponent)
+    is_constant = (np.ptp(reduced, axis=0) <= _ROUNDING) | (deviation == 0)
+    scale = np.where(is_constant, np.where(size > 0, size, 1.0), deviation)
+    return np.ldexp(reduced.mean(axis=0), exponent), scale
+
+
+def _standardised(name: str, values: NDArray[np.float64], mean: Tensor, scale: Tensor) -> Tensor:
+    """Return rows [N, K] less their mean, divided by their scale, as float32.
+
+    Arrays of users come here in any memory layout; torch takes no negative strides.
+    """
+    check_unmasked("TableNetwork", name, values)
+    ordinary = torch.tensor(np.ascontiguousarray(values, np.float64), device="cpu")
+    return ((ordinary - mean) / scale).float()
 
 
 def block_chain(
@@ -107,14 +145,24 @@ def block_chain(
     bound: float,
     *,
     residual: Literal["linear", "relu"] | None,
+    generator: torch.Generator | None = None,
 ) -> nn.Sequential:
-    """Return a chain of lmKAN blocks; the arguments are those of :class:`TableNetwork`."""
-    return nn.Sequential(
-        *(
-            LMKANBlock(in_features, out_features, num_grids, bound=bound, residual=residual)
-            for in_features, out_features in pairwise(sizes)
-        )
-    )
+    """Return a chain of lmKAN blocks on the CPU, in float32.
+
+    ``generator`` draws the parameters, by default torch's own; the other arguments are those of
+    :class:`TableNetwork`.
+    """
+    options: dict[str, Any] = {"bound": bound, "residual": residual, "dtype": torch.float32}
+    # First without memory, so that nothing is drawn from torch's own generator.
+    chain = nn.Sequential(
+        *(LMKANBlock(i, o, num_grids, device="meta", **options) for i, o in pairwise(sizes))
+    ).to_empty(device="cpu")
+    for each in chain.modules():
+        if isinstance(each, LMKANLinear):
+            each.reset_parameters(generator)
+        elif isinstance(each, nn.BatchNorm1d):
+            each.reset_parameters()
+    return chain
 
 
 def parameter_groups(network: nn.Module, lr: float = TABLES_LR) -> list[dict[str, Any]]:

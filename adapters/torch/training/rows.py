@@ -50,7 +50,7 @@ class Rows:
         generator = torch.Generator().manual_seed(self.seed)
         used = self.steps_per_epoch * self._batch
         while True:
-            order = torch.randperm(len(self.target), generator=generator)[:used]
+            order = torch.randperm(len(self.target), generator=generator, device="cpu")[:used]
             order = order.to(self.target.device)
             for rows in torch.split(order, _BATCHES_AT_ONCE * self._batch):
                 yield self.features[rows], self.target[rows]

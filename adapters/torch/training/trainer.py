@@ -13,7 +13,9 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from threading import Lock, Thread
 from typing import Any
 
 import torch
@@ -37,6 +39,9 @@ _VALIDATIONS = 50
 
 #: Steps that are captured as one CUDA graph: more take longer to capture.
 _STEPS_PER_GRAPH = 5
+
+#: Held while a thread reads or changes its number of threads.
+_changes_threads = Lock()
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class Trainer:
         """
         chunks = self.train_in_chunks(label, network, parameter_groups)
         stream = new_stream(next(network.parameters()).device)
-        with one_thread(), torch.cuda.stream(stream):
+        with one_thread(), torch.enable_grad(), torch.cuda.stream(stream):
             while True:
                 try:
                     next(chunks)
@@ -151,7 +156,7 @@ class Trainer:
             decay_fraction=FIRST_PART,
         )
         weights_and_factors = torch.tensor(
-            [schedule(step) for step in range(self.steps)], device=device
+            [schedule(step) for step in range(self.steps)], dtype=torch.float32, device=device
         )
         at_once = _STEPS_PER_GRAPH if device.type == "cuda" else 1
         interval = max(1, self.steps // _VALIDATIONS)
@@ -249,14 +254,42 @@ class Trainer:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread only.
+    """Let torch use one thread only for what the calling thread computes.
 
     A step's operations are too small to gain from more threads, and on a busy machine threads that
     wait for each other make it many times slower.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _changes_threads:
+        threads = torch.get_num_threads()
     try:
+        _set_num_threads(1)
         yield
     finally:
-        torch.set_num_threads(threads)
+        _set_num_threads(threads)
+
+
+def _set_num_threads(number: int) -> None:
+    """Set torch's number of threads for the calling thread alone.
+
+    torch hands the number that was set last, in whichever thread, on to all threads that begin
+    later. So a new thread reads it before, and sets it again after.
+    """
+    with _changes_threads:
+        handed_on = _in_new_thread(torch.get_num_threads)
+        try:
+            torch.set_num_threads(number)
+        finally:
+            if handed_on is not None:
+                _in_new_thread(partial(torch.set_num_threads, handed_on))
+
+
+def _in_new_thread(function: Callable[[], Any]) -> Any:
+    """Return a function's result in a new thread; None where Python ends and starts no more."""
+    results: list[Any] = []
+    thread = Thread(target=lambda: results.append(function()))
+    try:
+        thread.start()
+    except RuntimeError:
+        return None
+    thread.join()
+    return results[0]
