@@ -54,8 +54,9 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     _check_same_device(x, tables)
     _check_dense("x", x)
     _check_dense("tables", tables)
-    is_half = x.dtype in _HALF and x.dtype == tables.dtype
-    if is_half and not _is_autocast_enabled(x.device.type):
+    # Meta tensors have no autocast, and torch raises if it is asked.
+    is_autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+    if x.dtype in _HALF and x.dtype == tables.dtype and not is_autocast:
         return lmkan(x.float(), tables, engine=engine).to(x.dtype)
     evaluate = operators.forward
     if engine == "torch" or _to_onnx():
@@ -63,9 +64,8 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     else:
         check_device("x", x)
         tables = as_engine_takes(tables)
-    # Here and not only in the dispatcher, which for torch.func would come to autocast last. Meta
-    # tensors have no autocast, and torch raises if it is asked.
-    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+    # Here and not only in the dispatcher, which for torch.func would come to autocast last.
+    if is_autocast:
         return operators.under_autocast(evaluate, x, tables)
     return evaluate(x, tables)
 

@@ -67,6 +67,19 @@ def test_value_and_gradients_are_the_core(
         np.testing.assert_array_equal(one, other, strict=True)
 
 
+def test_forward_mode_is_the_core(
+    rng: np.random.Generator, compiled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One `jvp`, and nothing of a backward."""
+    x, tables, _, dx, dtables = make_problem(rng, SMALL, FLOAT64)
+    for name in ("backward", "backward_backward"):
+        monkeypatch.delattr(lmkan_cupy, name)
+    _, dy = jax.jvp(compiled(lmkan), (x, tables), (dx, dtables))
+    np.testing.assert_array_equal(dy, lmkan_cupy.jvp(dx, dtables, x, tables), strict=True)
+    _, dy = jax.jvp(compiled(lambda x: lmkan(x, tables)), (x,), (dx,))
+    np.testing.assert_array_equal(dy, lmkan_cupy.jvp(dx, None, x, tables), strict=True)
+
+
 def test_numpy_arrays_and_any_leading_axes(rng: np.random.Generator, compiled: Any) -> None:
     x, tables, *_ = make_problem(rng, Sizes(24, 5, 7, 10))
     y = compiled(lmkan)(x.reshape(2, 3, 4, 5), tables)
