@@ -40,7 +40,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the CUDA engine instead of the CPU engine, with its kernels in the emulator."""
-    monkeypatch.setattr(functional, "_engine", lambda xp: cuda_engine)
+    monkeypatch.setattr(functional, "engine_for", lambda xp: cuda_engine)
     emulated.install(monkeypatch)
 
 
