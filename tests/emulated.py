@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import emulator
 import numpy as np
@@ -23,17 +23,37 @@ DEVICE = Device(capability=90, multiprocessors=1, shared_bytes=227 * 1024)
 """It has a single multiprocessor, so that small problems fill it."""
 
 
-_read: ContextVar[Callable[[str], str]] = ContextVar("read", default=kernel_source.read)
+class Setting(NamedTuple):
+    """What a launch depends on besides its plan.
+
+    read : callable
+        Returns the text of a file of `cuda/`.
+    order, seed : str, int
+        Of threads and blocks.
+    mutant : int
+        Which of the mutants in these texts is in force; see `emulator.mutate`.
+    """
+
+    read: Callable[[str], str] = kernel_source.read
+    order: str = "ascending"
+    seed: int = 0
+    arch: int = 900
+    mutant: int = emulator.NO_MUTANT
+
+
+setting = Setting()
 
 
 @contextmanager
-def sources(texts: Mapping[str, str]) -> Iterator[None]:
-    """Use these files instead of those of `cuda/`, in this thread."""
-    token = _read.set(texts.__getitem__)
+def using(**changes: Any) -> Iterator[None]:
+    """Launch in another setting."""
+    global setting
+    before = setting
+    setting = before._replace(**changes)
     try:
         yield
     finally:
-        _read.reset(token)
+        setting = before
 
 
 @cache
@@ -53,32 +73,31 @@ def limit_blocks(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     forget_plans()
 
 
-def install(
-    monkeypatch: pytest.MonkeyPatch, order: str = "ascending", seed: int = 0, arch: int = 900
-) -> None:
-    """Run the engine's kernels here instead of on a GPU, with threads in one of `ORDERS`."""
+def install(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Run the engine's kernels here instead of on a GPU, in the usual setting with changes."""
+    monkeypatch.setattr(sys.modules[__name__], "setting", Setting(**changes))
     forget_plans()
-
-    def kernel(launch: Launch) -> Callable[..., None]:
-        def call(grid: Any, block: Any, arguments: Any, shared_bytes: int) -> None:
-            # Read at each call: the engine keeps this function, and `sources` may change meanwhile.
-            text = kernel_source.text(launch.source, _read.get())
-            module(text, arch).launch(
-                launch.kernel,
-                grid,
-                block,
-                tuple(map(_as_given, arguments)),
-                shared_bytes,
-                order=order,
-                seed=seed,
-            )
-
-        return call
-
-    forget_plans()
-    monkeypatch.setattr(kernel_cache, "kernel", kernel)
+    monkeypatch.setattr(kernel_cache, "kernel", _kernel)
     monkeypatch.setattr(kernel_cache, "long_longs", lambda numbers: tuple(map(np.int64, numbers)))
     monkeypatch.setattr(kernel_cache, "device", lambda: DEVICE)
+
+
+def _kernel(launch: Launch) -> Callable[..., None]:
+    def call(grid: Any, block: Any, arguments: Any, shared_bytes: int) -> None:
+        # The engine keeps this function; the setting may change meanwhile.
+        read, order, seed, arch, mutant = setting
+        module(kernel_source.text(launch.source, read), arch).launch(
+            launch.kernel,
+            grid,
+            block,
+            tuple(map(_as_given, arguments)),
+            shared_bytes,
+            order=order,
+            seed=seed,
+            mutant=mutant,
+        )
+
+    return call
 
 
 def _as_given(argument: Any) -> Any:
@@ -92,10 +111,13 @@ def _as_given(argument: Any) -> Any:
     return argument
 
 
+ROW = Sizes(70, 5, 33, 8)
+"""What most tests take, so that they share its kernels."""
+
 SMALL_CHUNK_SIZES = [
     Sizes(1, 1, 1, 3),
     Sizes(3, 67, 32, 8),
-    Sizes(70, 5, 33, 8),
+    ROW,
     Sizes(50, 4, 100, 8),
     Sizes(40, 3, 260, 4),
     Sizes(65, 3, 2, 300),

@@ -226,7 +226,7 @@ def check_scalar_operations(run: Run) -> None:
     np.testing.assert_array_equal(results, np.array(expected))
 
 
-GOOD_FILES = ("async_copy.cuh", "good_kernels.cu")
+GOOD_SOURCES = read_sources("async_copy.cuh", "good_kernels.cu")
 CHECKS: dict[str, Callable[[Run], None]] = {
     "lookup": check_lookup,
     "row_sums": check_row_sums,
@@ -247,11 +247,11 @@ CHECKS: dict[str, Callable[[Run], None]] = {
 
 
 def good_module(arch: int, check: bool = True) -> emulator.Module:
-    return emulator.compile(paste(read_sources(*GOOD_FILES)), list(CHECKS), arch=arch, check=check)
+    return emulator.compile(paste(GOOD_SOURCES), list(CHECKS), arch=arch, check=check)
 
 
-def bind(module: emulator.Module, arch: int, order: str = "ascending", seed: int = 0) -> Run:
+def bind(module: emulator.Module, arch: int, order: str = "ascending", **options: Any) -> Run:
     def launch(*arguments: Any) -> None:
-        module.launch(*arguments, order=order, seed=seed)
+        module.launch(*arguments, order=order, **options)
 
     return Run(launch, arch)

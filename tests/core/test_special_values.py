@@ -118,14 +118,20 @@ class TestNonFinite:
         assert not np.isfinite(dy[BAD_SAMPLE]).any()
         np.testing.assert_array_equal(dy[others], expected[others])
 
-    def test_gradient_of_x(self, xp: Any, good: Problem, bad: Problem) -> None:
+    @pytest.fixture
+    def of_pair(self, good: Problem, feature: int) -> Any:
+        """True [7, 5] for both coordinates of the pair with the bad one."""
+        of_pair = np.zeros(good.x.shape, bool)
+        of_pair[BAD_SAMPLE, feature // 2 * 2 : feature // 2 * 2 + 2] = True
+        return of_pair
+
+    def test_gradient_of_x(self, xp: Any, good: Problem, bad: Problem, of_pair: Any) -> None:
         (expected, _), (grad_x, _) = (
             map(host, lmkan_cupy.backward(*map(xp.asarray, (each.grad_y, each.x, each.tables))))
             for each in (good, bad)
         )
-        others = np.arange(len(grad_x)) != BAD_SAMPLE
-        np.testing.assert_array_equal(grad_x[others], expected[others])
-        assert not np.isfinite(grad_x[BAD_SAMPLE]).all()
+        assert not np.isfinite(grad_x[of_pair]).any()
+        np.testing.assert_array_equal(grad_x[~of_pair], expected[~of_pair])
 
     def test_gradient_of_tables(self, xp: Any, bad: Problem, feature: int, value: float) -> None:
         _, grad_tables = lmkan_cupy.backward(*map(xp.asarray, (bad.grad_y, bad.x, bad.tables)))
@@ -141,16 +147,18 @@ class TestNonFinite:
         poisoned[feature // 2, i : i + 2, j : j + 2] = True
         np.testing.assert_array_equal(~np.isfinite(host(grad_tables)), poisoned)
 
-    def test_backward_backward(self, xp: Any, good: Problem, bad: Problem) -> None:
+    def test_backward_backward(self, xp: Any, good: Problem, bad: Problem, of_pair: Any) -> None:
         expected, results = (
             lmkan_cupy.backward_backward(
                 *map(xp.asarray, (each.ggx, each.ggt, each.grad_y, each.x, each.tables))
             )
             for each in (good, bad)
         )
-        others = np.arange(len(bad.x)) != BAD_SAMPLE
-        for result, value in zip(results[:2], expected[:2], strict=True):
-            np.testing.assert_array_equal(host(result)[others], host(value)[others])
+        of_sample = np.zeros(bad.grad_y.shape, bool)
+        of_sample[BAD_SAMPLE] = True
+        for result, value, hit in zip(results, expected, (of_sample, of_pair), strict=False):
+            assert not np.isfinite(host(result)[hit]).any()
+            np.testing.assert_array_equal(host(result)[~hit], host(value)[~hit])
 
 
 def test_evaluate_of_non_finite_points(xp: Any, rng: np.random.Generator) -> None:

@@ -51,7 +51,7 @@ def run(monkeypatch: pytest.MonkeyPatch, small_chunks: None) -> Callable[..., tu
     def in_every_order(function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         all_results = []
         for order in emulator.ORDERS:
-            emulated.install(monkeypatch, order, seed=7)
+            emulated.install(monkeypatch, order=order, seed=7)
             results = function(*arguments, **more)
             all_results.append(results if isinstance(results, tuple) else (results,))
         for results in all_results[1:]:

@@ -10,7 +10,7 @@ import emulator
 import numpy as np
 import pytest
 from emulator import inline_ptx
-from good_kernels import CHECKS, GOOD_FILES, bind, good_module, paste, read_sources
+from good_kernels import CHECKS, GOOD_SOURCES, bind, good_module, paste
 from problems import first_short
 
 pytest_plugins = ["emulator.fixtures"]
@@ -30,7 +30,7 @@ def test_good_kernel(kernel: str, arch: int, check: bool) -> None:
 
 
 def test_every_good_kernel_has_a_check() -> None:
-    text = paste(read_sources(*GOOD_FILES))
+    text = paste(GOOD_SOURCES)
     found = re.findall(r"__global__ void\s(?:__launch_bounds__\(\d+\))?\s*(\w+)\(", text)
     assert found == list(CHECKS)
 

@@ -112,7 +112,7 @@ class TestEveryRowOfThePlan:
         results, device = all_results(problem.on(cupy)), kernel_cache.device
         emulated.install(monkeypatch)
         monkeypatch.setattr(kernel_cache, "device", device)
-        monkeypatch.setattr(functional, "_engine", lambda xp: cuda_engine)
+        monkeypatch.setattr(functional, "engine_for", lambda xp: cuda_engine)
         for result, same, expected in zip(
             results, all_results(problem), expected_results(problem), strict=True
         ):

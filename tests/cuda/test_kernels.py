@@ -1,12 +1,12 @@
 """The kernels of the CUDA engine in the emulator, against the oracle.
 
-Each call runs in three orders of threads and blocks and must give the same bits in all of them. The
-emulator reports every access out of bounds, race and read of memory that was not written.
+Here are special inputs and properties of results; `test_crossing` has all plans. Each call runs in
+three orders of threads and blocks and must give the same bits in all of them. The emulator reports
+every access out of bounds, race and read of memory that was not written.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,32 +18,18 @@ import tolerances
 
 # The tests of special values, collected here once more: they run on the engine that is in place.
 from core.test_special_values import (  # noqa: F401
-    TestNonFinite,
     TestOnKnots,
     test_zero_belongs_to_the_cell_on_its_right,
 )
-from emulated import (
-    BFLOAT16_TABLES,
-    SMALL_CHUNK_SIZES,
-    check,
-    cotangents,
-    double_backward,
-    expected_twice,
-    forward,
-    problem_with,
-)
-from problems import DTYPES, FLOAT32, HALF_TABLES, Dtypes, Problem, Sizes, first_short, make_problem
+from emulated import ROW, check, cotangents, expected_twice
+from problems import DTYPES, Dtypes, Problem, Sizes, first_short, make_problem
 
 import lmkan_cupy
-from lmkan_cupy import cuda_engine
 from lmkan_cupy.cuda_engine import backward_pass, kernel_cache
 from lmkan_cupy.cuda_engine.plan import Launch
 
 pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools", "engine")
-
-LONG = pytest.mark.long
-SHORT_LAYERS = [(Sizes(70, 5, 33, 8), FLOAT32), (Sizes(70, 5, 33, 8), HALF_TABLES)]
 
 
 @pytest.fixture(scope="session")
@@ -57,17 +43,6 @@ def check_layer(run: Callable[..., Any], problem: Problem) -> None:
     check(run(lmkan_cupy.forward, x, tables), [tolerances.forward(x, tables)])
     check(run(lmkan_cupy.backward, grad_y, x, tables), tolerances.backward(grad_y, x, tables))
     check(run(lmkan_cupy.backward_backward, *cotangents(problem)), expected_twice(problem))
-
-
-@pytest.mark.parametrize(
-    ("sizes", "dtypes"),
-    [
-        pytest.param(*each, id="-".join(map(str, each)), marks=[] if each in SHORT_LAYERS else LONG)
-        for each in itertools.product(SMALL_CHUNK_SIZES, DTYPES)
-    ],
-)
-def test_layer(run: Any, rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes) -> None:
-    check_layer(run, make_problem(rng, sizes, dtypes))
 
 
 @pytest.mark.parametrize("dtypes", first_short(DTYPES), ids=str)
@@ -121,24 +96,15 @@ it, and the other half has no samples."""
 @pytest.mark.parametrize("dtypes", first_short(DTYPES), ids=str)
 @pytest.mark.parametrize("kind", CONCENTRATED)
 def test_concentrated_inputs(run: Any, rng: np.random.Generator, dtypes: Dtypes, kind: str) -> None:
-    problem = make_problem(rng, Sizes(70, 3, 7, 8), dtypes)
+    problem = make_problem(rng, ROW, dtypes)
     check_layer(run, problem._replace(x=CONCENTRATED[kind](problem.x)))
 
 
 @pytest.mark.parametrize("dtypes", first_short(DTYPES), ids=str)
 @pytest.mark.parametrize("size", [90, 1e15])
 def test_far_outside(run: Any, rng: np.random.Generator, dtypes: Dtypes, size: float) -> None:
-    problem = make_problem(rng, Sizes(50, 3, 7, 8), dtypes)
+    problem = make_problem(rng, ROW, dtypes)
     check_layer(run, problem._replace(x=problem.x * np.asarray(size, dtypes.x)))
-
-
-def test_many_cells_per_stretch(
-    run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A warp adds the sums of all its cells itself, except the last, which goes through a slot."""
-    monkeypatch.setattr(backward_pass, "MOST_CHUNK", 600)
-    monkeypatch.setattr(backward_pass, "STRETCH", 40)
-    check_layer(run, make_problem(rng, Sizes(600, 3, 5, 8)))
 
 
 @pytest.mark.parametrize("dtypes", first_short(DTYPES), ids=str)
@@ -146,7 +112,7 @@ def test_many_cells_per_stretch(
 def test_one_gradient_alone(
     run: Any, rng: np.random.Generator, needed: str, dtypes: Dtypes
 ) -> None:
-    x, tables, grad_y, *_ = make_problem(rng, Sizes(70, 5, 33, 8), dtypes)
+    x, tables, grad_y, *_ = make_problem(rng, ROW, dtypes)
     options = {"need_x": needed == "x", "need_tables": needed == "tables"}
     both = lmkan_cupy.backward(grad_y, x, tables)
 
@@ -158,7 +124,7 @@ def test_one_gradient_alone(
     np.testing.assert_array_equal(run(call)[0], both[needed == "tables"])
 
 
-@LONG
+@pytest.mark.long
 def test_arrays_that_begin_anywhere(run: Any, rng: np.random.Generator) -> None:
     """Arrays need not begin at multiples of the 16 bytes that a lane reads at once."""
     problem = make_problem(rng, Sizes(40, 4, 64, 4))
@@ -175,7 +141,7 @@ def test_chunk_fits_into_shared_memory(
     monkeypatch.setattr(backward_pass, "MOST_CHUNK", 256)
     device = replace(emulated.DEVICE, shared_bytes=64 * 36 + 64 * 4 + 100)
     monkeypatch.setattr(emulated, "DEVICE", device)
-    x, tables, grad_y, *_ = make_problem(rng, Sizes(150, 3, 5, 8))
+    x, tables, grad_y, *_ = make_problem(rng, ROW._replace(batch=150))
     check(run(lmkan_cupy.backward, grad_y, x, tables), tolerances.backward(grad_y, x, tables))
 
 
@@ -199,18 +165,12 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return files
 
 
-@pytest.mark.parametrize(
-    ("sizes", "dtypes"),
-    [
-        pytest.param(*each, id="-".join(map(str, each)), marks=[] if each in SHORT_LAYERS else LONG)
-        for each in itertools.product(SMALL_CHUNK_SIZES, DTYPES)
-    ],
-)
+@pytest.mark.parametrize("dtypes", first_short(DTYPES), ids=str)
 def test_along_a_direction(
-    run: Any, launched: set[str], rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes
+    run: Any, launched: set[str], rng: np.random.Generator, dtypes: Dtypes
 ) -> None:
     """It takes the kernel of the forward, and none of the backward."""
-    x, tables, _, tangent_x, tangent_tables = make_problem(rng, sizes, dtypes)
+    x, tables, _, tangent_x, tangent_tables = make_problem(rng, ROW, dtypes)
     no_x, no_tables = np.zeros_like(x), np.zeros_like(tangent_tables)
     for given, same_as in (
         ((tangent_x, tangent_tables), (tangent_x, tangent_tables)),
@@ -220,17 +180,6 @@ def test_along_a_direction(
         dy = run(lmkan_cupy.jvp, *given, x, tables)
         check(dy, [tolerances.jvp(*same_as, x, tables)])
     assert launched == {"forward.cu"}
-
-
-@pytest.mark.parametrize("without", ["ggx", "ggt"])
-@pytest.mark.parametrize("dtypes", first_short([FLOAT32, HALF_TABLES]), ids=str)
-def test_missing_cotangent_is_zero(
-    run: Any, rng: np.random.Generator, without: str, dtypes: Dtypes
-) -> None:
-    problem = make_problem(rng, Sizes(40, 5, 33, 8), dtypes)
-    given = problem._replace(**{without: None})
-    zeros = problem._replace(**{without: np.zeros_like(getattr(problem, without))})
-    check(run(lmkan_cupy.backward_backward, *cotangents(given)), expected_twice(zeros))
 
 
 def test_empty_batch(run: Any, rng: np.random.Generator) -> None:
@@ -243,50 +192,11 @@ def test_empty_batch(run: Any, rng: np.random.Generator) -> None:
     assert not twice.any()
 
 
-@LONG
-def test_bfloat16_tables(run: Any, rng: np.random.Generator) -> None:
-    """The engine is called directly: public functions take bfloat16 tables only from CuPy."""
-    problem = problem_with(rng, Sizes(40, 5, 33, 8), BFLOAT16_TABLES)
-    x, tables, grad_y, *_ = problem
-
-    def call() -> tuple[Any, ...]:
-        grad_x = np.full_like(x, np.nan)
-        grad_tables = np.full(tables.shape, np.nan, np.float32)
-        grad = np.full(tables.shape, np.nan, np.float32)
-        cuda_engine.backward(grad_y, x, tables, grad_x, grad_tables)
-        penalty = np.full((), np.nan, np.float32)
-        cuda_engine.hessian_penalty(tables, 1.0, grad, penalty)
-        return forward(problem), grad_x, grad_tables, penalty, grad, *double_backward(problem)
-
-    check(
-        run(call),
-        [
-            tolerances.forward(x, tables),
-            *tolerances.backward(grad_y, x, tables),
-            *tolerances.hessian_penalty(tables, "float32"),
-            *expected_twice(problem),
-        ],
-    )
-
-
 def test_samples_do_not_depend_on_each_other(small_chunks: None, rng: np.random.Generator) -> None:
-    x, tables, grad_y, *_ = make_problem(rng, Sizes(70, 5, 33, 8))
+    x, tables, grad_y, *_ = make_problem(rng, ROW)
     y = lmkan_cupy.forward(x, tables)
     grad_x, _ = lmkan_cupy.backward(grad_y, x, tables)
     for part in (slice(0, 31), slice(31, 70)):
         np.testing.assert_array_equal(lmkan_cupy.forward(x[part], tables), y[part])
         alone, _ = lmkan_cupy.backward(grad_y[part], x[part], tables, need_tables=False)
         np.testing.assert_array_equal(alone, grad_x[part])
-
-
-@LONG
-def test_few_blocks_do_the_work_of_many(
-    run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The size of a grid is limited: beyond it, warps and blocks take several tasks in turn."""
-    emulated.limit_blocks(monkeypatch, 2)
-    sizes = Sizes(40, 7, 65, 8)
-    check_layer(run, make_problem(rng, sizes))
-    tables = make_problem(rng, sizes).tables
-    results = run(lmkan_cupy.hessian_penalty_and_grad, tables)
-    check(results, tolerances.hessian_penalty(tables, "float32"))

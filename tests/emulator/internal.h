@@ -176,6 +176,7 @@ struct Mbarrier {
 
 struct Launch {
     bool checked = false;
+    int mutant = -1;
     bool abandoned = false;
     uint3 grid = {}, block = {};
     unsigned threads_per_block = 0;

@@ -34,6 +34,8 @@ KINDS = (
 )
 """By the number that faults.cpp gives them (`enum class Fault`)."""
 
+NO_MUTANT = -1
+
 MOST_THREADS = 1024
 MOST_IN_Z = 64
 GRID_LIMITS = (2**31 - 1, 65535, 65535)
@@ -111,6 +113,7 @@ class _LaunchRequest(ctypes.Structure):
         ("checked", ctypes.c_uint32),
         ("order", ctypes.c_uint32),
         ("seed", ctypes.c_uint32),
+        ("mutant", ctypes.c_int32),
         ("array_count", ctypes.c_uint32),
         ("arrays", ctypes.POINTER(_ArrayArgument)),
     )
@@ -204,6 +207,7 @@ class Module:
         *,
         order: str = "ascending",
         seed: int = 0,
+        mutant: int = NO_MUTANT,
     ) -> None:
         """Run a kernel over the whole grid, and change the arrays that it writes.
 
@@ -224,6 +228,8 @@ class Module:
             One of `ORDERS`.
         seed : int
             Of the order "random".
+        mutant : int
+            Which of the mutants in the text is in force; see `mutate`.
 
         Raises
         ------
@@ -265,6 +271,7 @@ class Module:
                 checked=self._check,
                 order=ORDERS.index(order),
                 seed=seed,
+                mutant=mutant,
                 array_count=len(arrays),
                 arrays=(_ArrayArgument * len(arrays))(*arrays),
             )

@@ -31,6 +31,9 @@ uint3 block_size() __attribute__((const));
 uint3 grid_size() __attribute__((const));
 int lane_index() __attribute__((const));
 
+// The number of the mutant that is in force, see mutate.py.
+int mutant() __attribute__((const));
+
 // Waits for the whole block; returns how many threads brought a predicate other than 0.
 int block_barrier(Place place, int predicate);
 

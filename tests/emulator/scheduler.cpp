@@ -331,6 +331,7 @@ uint3 block_index() { return launch->block_position; }
 uint3 block_size() { return launch->block; }
 uint3 grid_size() { return launch->grid; }
 int lane_index() { return static_cast<int>(running->lane()); }
+int mutant() { return launch->mutant; }
 
 int block_barrier(Place place, int predicate) {
     running->predicate = predicate;
@@ -389,6 +390,7 @@ struct LaunchRequest {
     uint32_t grid[3], block[3];
     uint64_t shared_bytes;
     uint32_t checked, order, seed;
+    int32_t mutant;
     uint32_t array_count;
     const ArrayArgument* arrays;
 };
@@ -407,6 +409,7 @@ EXPORTED uint64_t emulator_launch(const LaunchRequest* request, const emulator::
     static std::vector<Report> last_reports;
     Launch fresh;
     fresh.checked = request->checked;
+    fresh.mutant = request->mutant;
     fresh.grid = {request->grid[0], request->grid[1], request->grid[2]};
     fresh.block = {request->block[0], request->block[1], request->block[2]};
     fresh.threads_per_block = fresh.block.x * fresh.block.y * fresh.block.z;

@@ -1,0 +1,369 @@
+"""The cases of the kernels' tests: rows of the plan, what is wanted and how long it takes, crossed.
+
+A row of the plan is a set of kernels: it follows from sizes and dtypes. What is wanted is a forward
+or a gradient, one alone or all, of the layer, along a direction, or of both at once. How long: a
+block has one task or all of them, a stretch a few samples or several batches of 32, and a call has
+several chunks. In every case some coordinates are not finite: the first of a pair, the second,
+both, and the last of an odd number.
+
+`cuda/test_crossing.py` runs all cases. `cuda/test_mutants.py` requires that every mutant fails in
+one of them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache, partial
+from itertools import product
+from typing import NamedTuple
+
+import emulated
+import numpy as np
+import oracle
+import pytest
+import tolerances
+from emulated import (
+    BFLOAT16_TABLES,
+    ROW,
+    SMALL_CHUNK_SIZES,
+    cotangents,
+    expected_twice,
+    problem_with,
+)
+from oracle import Array
+from problems import DTYPES, FLOAT32, HALF_TABLES, Dtypes, Problem, Sizes
+from tolerances import Expected
+
+from lmkan_cupy import cuda_engine, sigma_grid
+from lmkan_cupy.cuda_engine import backward_pass, forward_model, forward_pass
+from lmkan_cupy.cuda_engine import penalty as penalty_pass
+from lmkan_cupy.cuda_engine.forward_model import Prediction
+from lmkan_cupy.cuda_engine.plan import layer_shape
+from lmkan_cupy.cuda_engine.ring import RingShape
+
+
+class Case(NamedTuple):
+    """A check of some kernels in the emulator.
+
+    files : tuple of str
+        The files of `cuda/` with these kernels.
+    check : callable
+        Fails with an AssertionError; the engine has to be installed in the emulator before.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    check: Callable[[], None]
+
+
+# ---- how long ------------------------------------------------------------------------------------
+
+
+class Length(NamedTuple):
+    """How much a call has to do, and how few blocks, chunks, stretches and warps there are for it.
+
+    A batch of None is the row's.
+    """
+
+    batch: int | None
+    blocks: int
+    chunk: int
+    stretch: int
+    shortest_stretch: int
+    sort_warps: int
+
+
+LENGTHS = {
+    "short": Length(None, 2**20, chunk=32, stretch=3, shortest_stretch=2, sort_warps=16),
+    "long": Length(190, 1, chunk=170, stretch=300, shortest_stretch=32, sort_warps=2),
+}
+
+
+@contextmanager
+def limits(length: Length) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backward_pass, "CHUNKS", {})
+        patch.setattr(backward_pass, "MOST_CHUNK", length.chunk)
+        patch.setattr(backward_pass, "STRETCH", length.stretch)
+        patch.setattr(backward_pass, "SHORTEST_STRETCH", length.shortest_stretch)
+        patch.setattr(backward_pass, "SORT_WARPS", length.sort_warps)
+        patch.setattr(forward_model, "from_global", lambda *_: Prediction({"L2": 0}, 0))
+        emulated.limit_blocks(patch, length.blocks)
+        yield
+    emulated.forget_plans()
+
+
+# ---- special values ------------------------------------------------------------------------------
+
+
+class Hit(NamedTuple):
+    """The elements of y [B, O], of x [B, I] and of tables [P, S, S, O] that become non-finite."""
+
+    y: Array
+    x: Array
+    tables: Array
+
+
+SPECIAL = [(np.nan, None), (None, np.nan), (np.inf, None), (None, -np.inf), (-np.inf, np.nan)]
+"""First and second coordinate of a pair; None is left as it is."""
+
+
+def with_special_values(problem: Problem) -> tuple[Problem, Problem, Hit]:
+    """The problem with special values; the same with finite ones in these cells; what they hit."""
+    bad, good = problem.x.copy(), problem.x.copy()
+    pairs, num_knots, *_ = problem.tables.shape
+    knots = sigma_grid(num_knots - 1, dtype=bad.dtype).astype(float)
+    hit = Hit(*(np.zeros(each.shape, bool) for each in (problem.grad_y, bad, problem.tables)))
+    in_pairs = [(pair % pairs, values) for pair, values in enumerate(SPECIAL)]
+    in_pairs.append((pairs - 1, SPECIAL[0]))  # the last of an odd number of features has no partner
+    samples = range(2, len(bad), 5)
+    for sample, (pair, (first, second)) in zip(samples, in_pairs, strict=False):
+        own = slice(2 * pair, 2 * pair + 2)
+        for feature, value in enumerate((first, second)[: bad[sample, own].size], 2 * pair):
+            if value is not None:
+                bad[sample, feature] = value
+                outermost = slice(-2, None) if value > 0 else slice(0, 2)
+                good[sample, feature] = knots[outermost].mean()
+        if not np.isfinite(bad[sample, own]).all():
+            point = oracle.by_pair(good)[:, sample, pair]
+            i, j = np.searchsorted(knots[1:-1], point, side="right")
+            hit.y[sample] = hit.x[sample, own] = hit.tables[pair, i : i + 2, j : j + 2] = True
+    return problem._replace(x=bad), problem._replace(x=good), hit
+
+
+def check(result: Array, expected: Expected, hit: Array) -> None:
+    np.testing.assert_array_equal(~np.isfinite(result), hit, err_msg="not finite")
+    expected.check(np.where(hit, expected.value, result))
+
+
+# ---- what is wanted ------------------------------------------------------------------------------
+
+FORWARD, BACKWARD = ("forward.cu",), ("sort.cu", "backward.cu")
+
+
+def unwritten(*arrays: Array) -> tuple[Array, ...]:
+    """Room for results, each with the shape of an array; those of tables in the dtype of x."""
+    return tuple(np.full(each.shape, np.nan, arrays[0].dtype) for each in arrays)
+
+
+def check_forward(problem: Problem) -> None:
+    given, finite, hit = with_special_values(problem)
+    check(emulated.forward(given), tolerances.forward(finite.x, finite.tables), hit.y)
+
+
+def check_backward(need_x: bool, need_tables: bool, problem: Problem) -> None:
+    given, finite, hit = with_special_values(problem)
+    x, tables, grad_y, *_ = given
+    grad_x, grad_tables = unwritten(x, tables)
+    cuda_engine.backward(
+        grad_y, x, tables, grad_x if need_x else None, grad_tables if need_tables else None
+    )
+    of_x, of_tables = tolerances.backward(grad_y, finite.x, tables)
+    if need_x:
+        check(grad_x, of_x, hit.x)
+    if need_tables:
+        check(grad_tables, of_tables, hit.tables)
+
+
+def check_double_backward(without: str, problem: Problem) -> None:
+    given, finite, hit = with_special_values(problem)
+    if without:
+        finite = finite._replace(**{without: np.zeros_like(getattr(finite, without))})
+        given = given._replace(**{without: None})
+    if without == "ggx":  # then the gradient of the tables is zero
+        hit.tables[...] = False
+    results = unwritten(problem.grad_y, problem.x, problem.tables)
+    cuda_engine.backward_backward(*cotangents(given), *results)
+    for result, expected, each in zip(results, expected_twice(finite), hit, strict=True):
+        check(result, expected, each)
+
+
+WANTED: dict[str, tuple[tuple[str, ...], Callable[[Problem], None]]] = {
+    "y": (FORWARD, check_forward),
+    "both gradients": (BACKWARD, partial(check_backward, True, True)),
+    "gradient of x": (BACKWARD, partial(check_backward, True, False)),
+    "gradient of tables": (BACKWARD, partial(check_backward, False, True)),
+    "double backward": (FORWARD + BACKWARD, partial(check_double_backward, "")),
+    "along ggx": (FORWARD + BACKWARD, partial(check_double_backward, "ggt")),
+    "with ggt": (FORWARD + BACKWARD, partial(check_double_backward, "ggx")),
+}
+
+
+def check_row(sizes: Sizes, dtypes: Dtypes, wanted: str, length: str) -> None:
+    most = LENGTHS[length]
+    problem = row_problem(sizes._replace(batch=most.batch or sizes.batch), dtypes)
+    if length == "long":
+        problem = problem._replace(x=concentrated(problem.x, sizes.num_grids))
+    with limits(most):
+        WANTED[wanted][1](problem)
+
+
+@cache
+def row_problem(sizes: Sizes, dtypes: Dtypes) -> Problem:
+    rng = np.random.default_rng(zlib.crc32(f"{sizes} {dtypes}".encode()))
+    return problem_with(rng, sizes, dtypes)
+
+
+def concentrated(x: Array, num_grids: int) -> Array:
+    """x with nine tenths of the first coordinates in one interval, so that stretches are long."""
+    knots = sigma_grid(num_grids, dtype=x.dtype)
+    x = x.copy()
+    within = np.linspace(0.2, 0.8, len(x))[:, None] * (knots[3] - knots[2]) + knots[2]
+    x[:, ::2] = np.where(np.arange(len(x))[:, None] % 10, within, x[:, ::2])
+    return x
+
+
+def row_cases(
+    sizes: Sizes,
+    dtypes: Dtypes = FLOAT32,
+    wanted: Iterable[str] = WANTED,
+    lengths: Iterable[str] = LENGTHS,
+) -> list[Case]:
+    return [
+        Case(
+            f"{sizes}-{dtypes}-{each}-{length}",
+            WANTED[each][0],
+            partial(check_row, sizes, dtypes, each, length),
+        )
+        for each, length in product(wanted, lengths)
+    ]
+
+
+# ---- the forward through shared memory -----------------------------------------------------------
+
+
+class RingRow(NamedTuple):
+    """A ring, with pairs in runs of `run`, on a device of architecture `arch`."""
+
+    sizes: Sizes
+    dtypes: Dtypes
+    shape: RingShape
+    stages: int
+    packed: bool
+    run: int
+    arch: int = 900
+
+
+RING_ROWS = {
+    "split-with-a-tail": RingRow(
+        Sizes(70, 19, 36, 5), FLOAT32, RingShape(8, 2, 2), stages=3, packed=True, run=6
+    ),
+    "many-pairs": RingRow(
+        Sizes(70, 67, 7, 4), FLOAT32, RingShape(2, 2, 2), stages=3, packed=True, run=34
+    ),
+    "direct": RingRow(
+        Sizes(70, 19, 32, 4), FLOAT32, RingShape(4, 2, 2), stages=3, packed=False, run=10
+    ),
+    "two-bunches": RingRow(
+        Sizes(200, 4, 48, 4), FLOAT32, RingShape(2, 2, 2), stages=2, packed=False, run=2
+    ),
+    "plain-copies": RingRow(
+        Sizes(70, 19, 32, 4), FLOAT32, RingShape(4, 2, 2), stages=3, packed=False, run=10, arch=750
+    ),
+    "plain-copies-two-stages": RingRow(
+        Sizes(70, 19, 36, 4), FLOAT32, RingShape(8, 2, 2), stages=2, packed=True, run=10, arch=750
+    ),
+    "half": RingRow(
+        Sizes(70, 7, 36, 4), HALF_TABLES, RingShape(4, 2, 2), stages=3, packed=True, run=4
+    ),
+    "half-direct": RingRow(
+        Sizes(70, 7, 32, 4), HALF_TABLES, RingShape(4, 2, 2), stages=3, packed=False, run=4
+    ),
+    "bfloat16": RingRow(
+        Sizes(70, 7, 36, 4), BFLOAT16_TABLES, RingShape(4, 2, 2), stages=3, packed=True, run=4
+    ),
+}
+
+
+def check_ring(row: RingRow) -> None:
+    """The forward, then its derivative along a direction and another forward added to it.
+
+    Half tables have values of every size, and samples so far outside that weights exceed halves.
+    """
+    problem = row_problem(row.sizes, row.dtypes)
+    if row.dtypes != FLOAT32:
+        problem = extreme(problem)
+    given, finite, hit = with_special_values(problem)
+    y = np.full_like(given.grad_y, np.nan)
+    with limits(LENGTHS["long"]), emulated.using(arch=row.arch):
+        evaluate(row, given.x, None, given.tables, y)
+        in_half = row.dtypes == HALF_TABLES
+        check(y, tolerances.forward(finite.x, finite.tables, in_half=in_half), hit.y)
+        if row.dtypes == FLOAT32:
+            evaluate(row, given.x, given.ggx, given.tables, y)
+            evaluate(row, given.x, None, given.ggt, y, accumulate=True)
+            check(y, expected_twice(finite)[0], hit.y)
+
+
+def evaluate(
+    row: RingRow, x: Array, ggx: Array | None, tables: Array, y: Array, accumulate: bool = False
+) -> None:
+    """In slices of two blocks."""
+    layer, direction = layer_shape(x, tables), ggx is not None
+    plan = forward_pass.through_ring(
+        *(layer, len(x), emulated.DEVICE, direction),
+        *(row.packed, row.shape, row.stages, row.run),
+    )
+    assert plan.ring
+    plan = replace(plan, ring=replace(plan.ring, slice_size=2 * plan.ring.samples))
+    forward_pass.by_plan(plan, layer, len(x), direction, accumulate)(x, ggx, tables, y)
+
+
+def extreme(problem: Problem) -> Problem:
+    rng = np.random.default_rng(0)
+    x = problem.x.copy()
+    x[::3] *= 1e6
+    x[0, :2] = 5e18
+    tables = problem.tables.astype(float) * 10.0 ** rng.uniform(-2, 4, problem.tables.shape)
+    tables[0] *= 1e-5  # the weights there nearly fill the range of float
+    tables[1] = 65504
+    return problem._replace(x=x, tables=tables.astype(problem.tables.dtype))
+
+
+# ---- the penalty ---------------------------------------------------------------------------------
+
+PENALTY_SIZES = [Sizes(0, 1, 1, 5), Sizes(0, 5, 9, 7)]
+"""One tile, and several along both axes, which are more than a warp has lanes."""
+
+
+def check_penalty(sizes: Sizes, dtypes: Dtypes, blocks: int) -> None:
+    tables = row_problem(sizes, dtypes).tables
+    penalty, grad = (np.full(shape, np.nan, np.float32) for shape in ((), tables.shape))
+    of_penalty, of_grad = tolerances.hessian_penalty(tables, "float32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(penalty_pass, "MOST_COLUMNS", 6)
+        patch.setattr(penalty_pass, "MOST_THREADS", 32)
+        emulated.limit_blocks(patch, blocks)
+        cuda_engine.hessian_penalty(tables, 0.5, None, penalty)
+        of_penalty.check(penalty)
+        cuda_engine.hessian_penalty(tables, 0.5, grad, penalty)
+        of_penalty.check(penalty)
+        of_grad.check(2 * grad)
+        doubled = grad.copy()
+        cuda_engine.hessian_penalty(tables, 0.5, doubled, penalty, accumulate=True)
+        assert (doubled == grad + grad).all(), "not added"
+    emulated.forget_plans()
+
+
+# ---- all cases -----------------------------------------------------------------------------------
+
+ROWS = [*product(SMALL_CHUNK_SIZES, DTYPES), (ROW, BFLOAT16_TABLES)]
+
+#: More pairs of a warp than lanes, and more than `backward_slopes` adds up at once.
+MANY_PAIRS = row_cases(Sizes(3, 267, 33, 5), wanted=["y"])
+MANY_PAIRS += row_cases(Sizes(40, 35, 260, 4), wanted=["gradient of x"], lengths=["short"])
+
+RINGS = [
+    Case(f"ring-{name}", ("pack.cu", "forward_ring.cu"), partial(check_ring, row))
+    for name, row in RING_ROWS.items()
+]
+PENALTIES = [
+    Case(
+        "-".join(map(str, ("penalty", *row))), ("hessian_penalty.cu",), partial(check_penalty, *row)
+    )
+    for row in product(PENALTY_SIZES, (FLOAT32, BFLOAT16_TABLES), (1, 1000))
+]
+CASES = [case for row in ROWS for case in row_cases(*row)] + MANY_PAIRS + RINGS + PENALTIES

@@ -1,0 +1,33 @@
+"""Every kernel in the emulator against the oracle, in all cases of `crossing`.
+
+As in `test_kernels`, each case runs in three orders of threads and blocks.
+"""
+
+from __future__ import annotations
+
+import emulated
+import emulator
+import pytest
+from crossing import CASES, Case, row_cases
+from emulated import ROW
+from problems import HALF_TABLES
+
+pytest_plugins = ["emulator.fixtures"]
+pytestmark = pytest.mark.usefixtures("emulator_tools", "engine")
+
+SHORT = row_cases(ROW)
+SHORT += row_cases(ROW, HALF_TABLES, ["y", "both gradients", "double backward"], ["short"])
+NAMES = {each.name for each in SHORT}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(each, id=each.name, marks=[] if each.name in NAMES else pytest.mark.long)
+        for each in CASES
+    ],
+)
+def test_case(case: Case) -> None:
+    for order in emulator.ORDERS:
+        with emulated.using(order=order, seed=7):
+            case.check()
