@@ -84,6 +84,8 @@ def test_public_names(tmp_path: Path) -> None:
         "init_tables",
         "jvp",
         "memory",
+        "network_forward",
+        "network_value_and_grad",
         "num_parameters",
         "occupancy",
         "refine",

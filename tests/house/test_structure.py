@@ -349,7 +349,7 @@ RIGHT = {
     "lmkan_cupy/__init__.py": "from .grid import locate",
     "lmkan_cupy/__main__.py": "def command():\n    from .adapters import fitting",
     "lmkan_cupy/grid.py": "import numpy as np\n_knots = np._private",
-    "lmkan_cupy/cpu_engine/kernels.py": "\n" * (MOST_LINES + 1),
+    "lmkan_cupy/cpu_engine/kernels.py": "\n" * MOST_LINES,
     "adapters/fitting/__init__.py": "from ..torch.training import fit\nfrom .. import sklearn",
     "adapters/sklearn.py": "from .torch import LMKANLinear\nimport torch",
     "adapters/torch/__init__.py": "import lmkan_cupy\nfrom .layers import LMKANLinear",
