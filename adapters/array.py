@@ -17,7 +17,7 @@ class LMKANLayer:
         Sizes I, O and grid intervals per axis G >= 3.
     dtype : {"float32", "float64"}
         Of tables, inputs and outputs.
-    rng : None, int or Generator
+    rng : None, int, Generator or RandomState
         Draws the tables, see :func:`lmkan_cupy.init_tables`.
     xp : module
         ``numpy`` or ``cupy``.
