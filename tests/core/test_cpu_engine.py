@@ -196,6 +196,23 @@ class TestCacheThatFails:
         assert str(file.parent) in line
         assert not self.is_compiled(kernel())  # the file has been replaced
 
+    @pytest.mark.parametrize("ending", ["nbi", "nbc"])
+    def test_unreadable_file(
+        self,
+        kernel: Callable[[], Any],
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        ending: str,
+    ) -> None:
+        """A folder takes its place, which not even root can read or replace as a file."""
+        assert self.is_compiled(kernel())
+        (file,) = tmp_path.glob(f"cache/*/*.{ending}")
+        file.unlink()
+        file.mkdir()
+        assert self.is_compiled(kernel())
+        (line,) = caplog.messages
+        assert str(file.parent) in line
+
     def test_full_disk(
         self,
         kernel: Callable[[], Any],
