@@ -23,7 +23,7 @@ if obstacle := installation.cpu_obstacle():
 _log = logging.getLogger("lmkan_cupy")
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
+class _Cache(FunctionCache):
     """Numba's files of a kernel. Where they fail, the kernel is compiled, and kept in memory.
 
     What a killed process or a full disk left of a file makes ``pickle`` raise almost anything.
@@ -31,21 +31,21 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
-        super().__init__(function)
+        super().__init__(function)  # type: ignore[no-untyped-call]
         # Numba looks at the file of the function alone, which calls functions of the others.
-        files = [os.stat(module.__file__) for module in (vectors, kernels, network_kernels)]
+        files = [os.stat(str(each.__file__)) for each in (vectors, kernels, network_kernels)]
         self._cache_file._source_stamp = [(each.st_mtime, each.st_size) for each in files]
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         with self._failure_is_logged():
-            return super().load_overload(sig, target_context)
+            return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
         with self._failure_is_logged():
             self.flush()  # an index that cannot be read could not be added to, either
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         with self._failure_is_logged():
-            super().save_overload(sig, data)
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def _failure_is_logged(self) -> Iterator[None]:
@@ -152,8 +152,8 @@ def step_address(make: Any, dtype: np.dtype[Any], stored_dtype: np.dtype[Any]) -
     ``make`` is one of those of :mod:`.network_kernels`; it says what the function's arguments are.
     """
     function = make(*map(numba.from_dtype, (dtype, stored_dtype)))
-    arguments = [types.intp] * function.__code__.co_argcount
-    compiled = CFunc(function, (arguments, types.void), locals={}, options={})
+    arguments = (types.intp,) * function.__code__.co_argcount
+    compiled: Any = CFunc(function, (arguments, types.void), locals={}, options={})
     _keep_on_disk(compiled, function)
     compiled.compile()
     _steps.append(compiled)  # an address is valid as long as its function
