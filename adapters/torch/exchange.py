@@ -172,7 +172,8 @@ def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
     library = import_module("ml_dtypes") if name == "bfloat16" else np
     if not hasattr(library, name):
         raise TypeError(f"tensors must be float32, float64, float16 or bfloat16, got {name}")
-    return np.dtype(getattr(library, name))
+    named: np.dtype[Any] = np.dtype(getattr(library, name))
+    return named
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -21,7 +21,7 @@ if obstacle := installation.cpu_obstacle():
 _log = logging.getLogger("lmkan_cupy")
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
+class _Cache(FunctionCache):
     """Numba's files of a kernel. Where they fail, the kernel is compiled, and kept in memory.
 
     What a killed process or a full disk left of a file makes ``pickle`` raise almost anything.
@@ -30,14 +30,14 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         with self._failure_is_logged():
-            return super().load_overload(sig, target_context)
+            return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
         with self._failure_is_logged():
             self.flush()  # an index that cannot be read could not be added to, either
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         with self._failure_is_logged():
-            super().save_overload(sig, data)
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def _failure_is_logged(self) -> Iterator[None]:
@@ -53,9 +53,9 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
 
 def _kernel(function: Callable[..., None]) -> Any:
     """Let Numba compile a kernel and keep it on disk, or in memory if no folder is writable."""
-    kernel = numba.njit(nogil=True)(function)
+    kernel: Any = numba.njit(nogil=True)(function)
     try:
-        kernel._cache = _Cache(function)
+        kernel._cache = _Cache(function)  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError):  # "cannot cache function ...: no locator available"
         _log_once(
             "no folder can be written to for compiled kernels, so every process compiles them "
