@@ -51,12 +51,13 @@ class Case(NamedTuple):
     files : tuple of str
         The files of `cuda/` with these kernels.
     check : callable
-        Fails with an AssertionError; the engine has to be installed in the emulator before.
+        Returns the results, or fails with an AssertionError; the engine has to be installed in the
+        emulator before.
     """
 
     name: str
     files: tuple[str, ...]
-    check: Callable[[], None]
+    check: Callable[[], list[Array]]
 
 
 # ---- how long ------------------------------------------------------------------------------------
@@ -134,9 +135,10 @@ def with_special_values(problem: Problem) -> tuple[Problem, Problem, Hit]:
     return problem._replace(x=bad), problem._replace(x=good), hit
 
 
-def check(result: Array, expected: Expected, hit: Array) -> None:
+def checked(result: Array, expected: Expected, hit: Array) -> Array:
     np.testing.assert_array_equal(~np.isfinite(result), hit, err_msg="not finite")
     expected.check(np.where(hit, expected.value, result))
+    return result
 
 
 # ---- what is wanted ------------------------------------------------------------------------------
@@ -149,12 +151,12 @@ def unwritten(*arrays: Array) -> tuple[Array, ...]:
     return tuple(np.full(each.shape, np.nan, arrays[0].dtype) for each in arrays)
 
 
-def check_forward(problem: Problem) -> None:
+def check_forward(problem: Problem) -> list[Array]:
     given, finite, hit = with_special_values(problem)
-    check(emulated.forward(given), tolerances.forward(finite.x, finite.tables), hit.y)
+    return [checked(emulated.forward(given), tolerances.forward(finite.x, finite.tables), hit.y)]
 
 
-def check_backward(need_x: bool, need_tables: bool, problem: Problem) -> None:
+def check_backward(need_x: bool, need_tables: bool, problem: Problem) -> list[Array]:
     given, finite, hit = with_special_values(problem)
     x, tables, grad_y, *_ = given
     grad_x, grad_tables = unwritten(x, tables)
@@ -162,13 +164,11 @@ def check_backward(need_x: bool, need_tables: bool, problem: Problem) -> None:
         grad_y, x, tables, grad_x if need_x else None, grad_tables if need_tables else None
     )
     of_x, of_tables = tolerances.backward(grad_y, finite.x, tables)
-    if need_x:
-        check(grad_x, of_x, hit.x)
-    if need_tables:
-        check(grad_tables, of_tables, hit.tables)
+    results = [checked(grad_x, of_x, hit.x)] if need_x else []
+    return results + ([checked(grad_tables, of_tables, hit.tables)] if need_tables else [])
 
 
-def check_double_backward(without: str, problem: Problem) -> None:
+def check_double_backward(without: str, problem: Problem) -> list[Array]:
     given, finite, hit = with_special_values(problem)
     if without:
         finite = finite._replace(**{without: np.zeros_like(getattr(finite, without))})
@@ -177,11 +177,10 @@ def check_double_backward(without: str, problem: Problem) -> None:
         hit.tables[...] = False
     results = unwritten(problem.grad_y, problem.x, problem.tables)
     cuda_engine.backward_backward(*cotangents(given), *results)
-    for result, expected, each in zip(results, expected_twice(finite), hit, strict=True):
-        check(result, expected, each)
+    return list(map(checked, results, expected_twice(finite), hit))
 
 
-WANTED: dict[str, tuple[tuple[str, ...], Callable[[Problem], None]]] = {
+WANTED: dict[str, tuple[tuple[str, ...], Callable[[Problem], list[Array]]]] = {
     "y": (FORWARD, check_forward),
     "both gradients": (BACKWARD, partial(check_backward, True, True)),
     "gradient of x": (BACKWARD, partial(check_backward, True, False)),
@@ -192,13 +191,13 @@ WANTED: dict[str, tuple[tuple[str, ...], Callable[[Problem], None]]] = {
 }
 
 
-def check_row(sizes: Sizes, dtypes: Dtypes, wanted: str, length: str) -> None:
+def check_row(sizes: Sizes, dtypes: Dtypes, wanted: str, length: str) -> list[Array]:
     most = LENGTHS[length]
     problem = row_problem(sizes._replace(batch=most.batch or sizes.batch), dtypes)
     if length == "long":
         problem = problem._replace(x=concentrated(problem.x, sizes.num_grids))
     with limits(most):
-        WANTED[wanted][1](problem)
+        return WANTED[wanted][1](problem)
 
 
 @cache
@@ -278,7 +277,7 @@ RING_ROWS = {
 }
 
 
-def check_ring(row: RingRow) -> None:
+def check_ring(row: RingRow) -> list[Array]:
     """The forward, then its derivative along a direction and another forward added to it.
 
     Half tables have values of every size, and samples so far outside that weights exceed halves.
@@ -287,15 +286,15 @@ def check_ring(row: RingRow) -> None:
     if row.dtypes != FLOAT32:
         problem = extreme(problem)
     given, finite, hit = with_special_values(problem)
-    y = np.full_like(given.grad_y, np.nan)
+    y, twice = unwritten(given.grad_y, given.grad_y)
+    of_y = tolerances.forward(finite.x, finite.tables, in_half=row.dtypes == HALF_TABLES)
     with limits(LENGTHS["long"]), emulated.using(arch=row.arch):
         evaluate(row, given.x, None, given.tables, y)
-        in_half = row.dtypes == HALF_TABLES
-        check(y, tolerances.forward(finite.x, finite.tables, in_half=in_half), hit.y)
-        if row.dtypes == FLOAT32:
-            evaluate(row, given.x, given.ggx, given.tables, y)
-            evaluate(row, given.x, None, given.ggt, y, accumulate=True)
-            check(y, expected_twice(finite)[0], hit.y)
+        if row.dtypes != FLOAT32:
+            return [checked(y, of_y, hit.y)]
+        evaluate(row, given.x, given.ggx, given.tables, twice)
+        evaluate(row, given.x, None, given.ggt, twice, accumulate=True)
+    return [checked(y, of_y, hit.y), checked(twice, expected_twice(finite)[0], hit.y)]
 
 
 def evaluate(
@@ -329,7 +328,7 @@ PENALTY_SIZES = [Sizes(0, 1, 1, 5), Sizes(0, 5, 9, 7)]
 """One tile, and several along both axes, which are more than a warp has lanes."""
 
 
-def check_penalty(sizes: Sizes, dtypes: Dtypes, blocks: int) -> None:
+def check_penalty(sizes: Sizes, dtypes: Dtypes, blocks: int) -> list[Array]:
     tables = row_problem(sizes, dtypes).tables
     penalty, grad = (np.full(shape, np.nan, np.float32) for shape in ((), tables.shape))
     of_penalty, of_grad = tolerances.hessian_penalty(tables, "float32")
@@ -346,6 +345,7 @@ def check_penalty(sizes: Sizes, dtypes: Dtypes, blocks: int) -> None:
         cuda_engine.hessian_penalty(tables, 0.5, doubled, penalty, accumulate=True)
         assert (doubled == grad + grad).all(), "not added"
     emulated.forget_plans()
+    return [penalty, grad]
 
 
 # ---- all cases -----------------------------------------------------------------------------------
@@ -362,8 +362,10 @@ RINGS = [
 ]
 PENALTIES = [
     Case(
-        "-".join(map(str, ("penalty", *row))), ("hessian_penalty.cu",), partial(check_penalty, *row)
+        f"penalty-{sizes}-{dtypes}-in-{most}-blocks",
+        ("hessian_penalty.cu",),
+        partial(check_penalty, sizes, dtypes, most),
     )
-    for row in product(PENALTY_SIZES, (FLOAT32, BFLOAT16_TABLES), (1, 1000))
+    for sizes, dtypes, most in product(PENALTY_SIZES, (FLOAT32, BFLOAT16_TABLES), (1, 1000))
 ]
 CASES = [case for row in ROWS for case in row_cases(*row)] + MANY_PAIRS + RINGS + PENALTIES

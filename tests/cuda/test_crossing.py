@@ -1,12 +1,13 @@
 """Every kernel in the emulator against the oracle, in all cases of `crossing`.
 
-As in `test_kernels`, each case runs in three orders of threads and blocks.
+As in `test_kernels`, each case runs in three orders of threads and blocks, with the same bits.
 """
 
 from __future__ import annotations
 
 import emulated
 import emulator
+import numpy as np
 import pytest
 from crossing import CASES, Case, row_cases
 from emulated import ROW
@@ -28,6 +29,10 @@ NAMES = {each.name for each in SHORT}
     ],
 )
 def test_case(case: Case) -> None:
+    all_results = []
     for order in emulator.ORDERS:
         with emulated.using(order=order, seed=7):
-            case.check()
+            all_results.append(case.check())
+    for results in all_results[1:]:
+        for result, first in zip(results, all_results[0], strict=True):
+            np.testing.assert_array_equal(result, first)
