@@ -68,7 +68,7 @@ def _kernel(function: Callable[..., None]) -> Any:
 
 def _keep_on_disk(kernel: Any, function: Callable[..., None]) -> None:
     try:
-        kernel._cache = _Cache(function)  # type: ignore[no-untyped-call]
+        kernel._cache = _Cache(function)
     except (OSError, RuntimeError):  # "cannot cache function ...: no locator available"
         _log_once(
             "no folder can be written to for compiled kernels, so every process compiles them "
