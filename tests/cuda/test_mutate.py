@@ -48,15 +48,14 @@ def test_what_follows_from_a_text() -> None:
         assert each.description.endswith(" ".join(TEXT[each.begin : each.end].split()))
 
 
-def test_every_barrier_of_the_kernels_has_its_mutant() -> None:
-    """Counted in another way than they are found."""
-    barriers = re.compile(r"__sync(?:threads|warp)\(\);")
+def test_every_barrier_and_every_if_of_the_kernels_has_its_mutant() -> None:
+    """Found line by line, that is, in another way than the mutants are."""
+    barrier_or_if = re.compile(r"__sync(?:threads|warp)\(\);|\bif \((?![A-Z_ &=\d]+\)|!?[A-Z]+\))")
     for file, text in mutants.SOURCES.items():
-        left_out = [each for each in all_of(mutants.SOURCES, file) if not each.replacement]
-        code = re.sub("//.*", "", text)
-        assert len(barriers.findall(code)) == sum(
-            bool(barriers.match(text, each.begin)) for each in left_out
-        )
+        places = {each.place(mutants.SOURCES) for each in all_of(mutants.SOURCES, file)}
+        for number, line in enumerate(text.splitlines(), 1):
+            if barrier_or_if.search(line.partition("//")[0]):
+                assert f"{file}:{number}" in places, line
 
 
 def test_one_text_with_several_mutants() -> None:
