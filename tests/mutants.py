@@ -227,8 +227,10 @@ HARMLESS = [
 def from_the_text() -> list[Mutant]:
     """All that are not harmless; each of these has to be among them."""
     found = {each[:4]: each for file in SOURCES for each in all_of(SOURCES, file)}
-    for harmless in HARMLESS:
-        found.pop(changed(SOURCES, *harmless)[:4])
+    for each in HARMLESS:
+        harmless = changed(SOURCES, *each)
+        if found.pop(harmless[:4], None) is None:
+            raise ValueError(f"{harmless.place(SOURCES)}: {harmless} does not follow from the text")
     return list(found.values())
 
 
