@@ -361,23 +361,16 @@ def chunked(*widths: int) -> Callable[[Callable[[int], Any]], Any]:
     """
 
     def decorate(make):
-        @jit
-        def nothing(first, num_outputs, *arguments):
-            pass
-
-        walk = nothing
-        for width in reversed(widths):
-            walk = chunks(jit(make(width)), width, walk)
-        return walk
-
-    def chunks(walk_chunk, width, walk_rest):
-        @jit
-        def walk(first, num_outputs, *arguments):
-            while first + width <= num_outputs:
-                walk_chunk(first, *arguments)
-                first += width
-            walk_rest(first, num_outputs, *arguments)
-
-        return walk
+        # Numba cannot loop over functions, and loops that call one another are compiled as often.
+        lines = ["def walk(first, num_outputs, *arguments):"]
+        for width in widths:
+            lines += [
+                f"    while first + {width} <= num_outputs:",
+                f"        walk_{width}(first, *arguments)",
+                f"        first += {width}",
+            ]
+        names = {"__name__": __name__} | {f"walk_{width}": jit(make(width)) for width in widths}
+        exec("\n".join(lines), names)
+        return jit(names["walk"])
 
     return decorate
