@@ -349,20 +349,35 @@ class LinearLayer(NamedTuple):
     bias: Array | None
 
 
+class LayerKind(NamedTuple):
+    """What a layer of a network is like: shape and dtype of its tables, or its weight and bias."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    is_linear: bool
+    bias_shape: tuple[int, ...] | None = None
+    bias_dtype: np.dtype[Any] | None = None
+
+    @property
+    def out_features(self) -> int:
+        """Features that the layer gives."""
+        return self.shape[0 if self.is_linear else 3]
+
+
 class Network(NamedTuple):
     """Checked arguments of a network's evaluation; every bound is a number, infinity for None."""
 
     x: Array
     layers: list[Array | LinearLayer]
-    bounds: list[float]
+    kinds: tuple[LayerKind, ...]
+    bounds: tuple[float, ...]
     shift: Array | None
     scale: Array | None
 
     @property
     def out_features(self) -> int:
         """Features that the last layer gives."""
-        last = self.layers[-1]
-        return int(last.weight.shape[0] if isinstance(last, LinearLayer) else last.shape[3])
+        return self.kinds[-1].out_features
 
     def inputs(self) -> dict[str, Array]:
         """Return all arrays by the names of their arguments."""
@@ -389,17 +404,9 @@ def check_network(
         raise TypeError(f"{function}: layers must be a list or tuple of layers, got {kind}")
     if not layers:
         raise ValueError(f"{function}: layers must hold at least one layer, got none")
-    checked: list[Array | LinearLayer] = []
-    features: int = x.shape[-1]
-    for k, layer in enumerate(layers):
-        if isinstance(layer, tuple | list):
-            linear = _check_linear_layer(function, _layer_name(k), layer, features, x)
-            features = linear.weight.shape[0]
-            checked.append(linear)
-        else:
-            tables = _check_tables_layer(function, _layer_name(k), layer, features, x)
-            features = tables.shape[3]
-            checked.append(tables)
+    checked = [_as_layer(function, _layer_name(k), layer, x) for k, layer in enumerate(layers)]
+    kinds = tuple(map(_kind_of, checked))
+    _check_chain(function, x.shape[-1], x.dtype, kinds, array_library(x).__name__)
     bounds = _check_bounds(function, bound, len(layers))
     of_features = [
         None
@@ -407,55 +414,91 @@ def check_network(
         else check_companion(function, name, each, x.shape[-1:], x.dtype, x, "x")
         for name, each in (("shift", shift), ("scale", scale))
     ]
-    return Network(x, checked, bounds, *of_features)
+    return Network(x, checked, kinds, bounds, *of_features)
 
 
 def _layer_name(k: int) -> str:
     return f"layers[{k}]"
 
 
-def _check_tables_layer(
-    function: str, name: str, tables: AnyArray, in_features: int, x: Array
-) -> Array:
-    tables = check_same_place(function, name, check_tables(function, tables, name), x, "x")
-    expected = compute_dtype_of(tables.dtype)
-    if x.dtype != expected:
-        raise TypeError(
-            f"{function}: x must be {expected} where {name} is {tables.dtype}, got {x.dtype}"
-        )
-    pairs = (in_features + 1) // 2
-    if len(tables) != pairs:
-        raise ValueError(
-            f"{function}: {name} has {len(tables)} pairs, but gets {in_features} features "
-            f"({pairs} pairs)"
-        )
-    return tables
-
-
-def _check_linear_layer(
-    function: str, name: str, layer: Sequence[Any], in_features: int, x: Array
-) -> LinearLayer:
+def _as_layer(function: str, name: str, layer: Any, x: Array) -> Array | LinearLayer:
+    """Return tables, or weight and bias, that are where ``x`` is."""
+    if not isinstance(layer, tuple | list):
+        return check_same_place(function, name, layer, x, "x")
     if len(layer) != 2:
         raise ValueError(
             f"{function}: {name} must be tables or (weight, bias), got {len(layer)} items"
         )
-    weight = check_same_place(function, f"{name}[0]", layer[0], x, "x")
-    if weight.dtype != x.dtype:
-        raise TypeError(f"{function}: {name}[0] must be {x.dtype} as x is, got {weight.dtype}")
-    if weight.ndim != 2 or weight.shape[1] != in_features or not len(weight):
-        raise ValueError(
-            f"{function}: {name}[0] must have shape [out_features, {in_features}], "
-            f"got {weight.shape}"
+    weight, bias = layer
+    weight = check_same_place(function, f"{name}[0]", weight, x, "x")
+    if bias is not None:
+        bias = check_same_place(function, f"{name}[1]", bias, x, "x")
+    return LinearLayer(weight, bias)
+
+
+def _kind_of(layer: Array | LinearLayer) -> LayerKind:
+    if not isinstance(layer, LinearLayer):
+        return LayerKind(layer.shape, layer.dtype, False)
+    weight, bias = layer
+    if bias is None:
+        return LayerKind(weight.shape, weight.dtype, True)
+    return LayerKind(weight.shape, weight.dtype, True, bias.shape, bias.dtype)
+
+
+@lru_cache(1024)
+def _check_chain(
+    function: str,
+    features: int,
+    dtype: np.dtype[Any],
+    kinds: tuple[LayerKind, ...],
+    library: str,
+) -> None:
+    """Check shapes and dtypes, cached because most calls repeat those of an earlier one."""
+    for k, kind in enumerate(kinds):
+        if kind.is_linear:
+            _check_linear_like(function, _layer_name(k), kind, features, dtype)
+        else:
+            _check_library(function, _layer_name(k), kind.dtype, library)
+            _check_tables_of(function, _layer_name(k), kind, features, dtype)
+        features = kind.out_features
+
+
+def _check_tables_of(
+    function: str, name: str, kind: LayerKind, in_features: int, x_dtype: np.dtype[Any]
+) -> None:
+    check_tables_like(function, kind.shape, _name(kind.dtype), name)
+    expected = compute_dtype_of(kind.dtype)
+    if x_dtype != expected:
+        raise TypeError(
+            f"{function}: x must be {expected} where {name} is {kind.dtype}, got {x_dtype}"
         )
-    if layer[1] is None:
-        return LinearLayer(weight, None)
-    shape = (len(weight),)
-    return LinearLayer(
-        weight, check_companion(function, f"{name}[1]", layer[1], shape, x.dtype, x, "x")
-    )
+    pairs = (in_features + 1) // 2
+    if kind.shape[0] != pairs:
+        raise ValueError(
+            f"{function}: {name} has {kind.shape[0]} pairs, but gets {in_features} features "
+            f"({pairs} pairs)"
+        )
 
 
-def _check_bounds(function: str, bound: Any, count: int) -> list[float]:
+def _check_linear_like(
+    function: str, name: str, kind: LayerKind, in_features: int, x_dtype: np.dtype[Any]
+) -> None:
+    for part, dtype in ((0, kind.dtype), (1, kind.bias_dtype or x_dtype)):
+        if dtype != x_dtype:
+            raise TypeError(
+                f"{function}: {name}[{part}] must be {x_dtype} as x is, got {_name(dtype)}"
+            )
+    if len(kind.shape) != 2 or kind.shape[1] != in_features or not kind.shape[0]:
+        raise ValueError(
+            f"{function}: {name}[0] must have shape [out_features, {in_features}], got {kind.shape}"
+        )
+    if kind.bias_shape not in (None, kind.shape[:1]):
+        raise ValueError(
+            f"{function}: {name}[1] must have shape {kind.shape[:1]}, got {kind.bias_shape}"
+        )
+
+
+def _check_bounds(function: str, bound: Any, count: int) -> tuple[float, ...]:
     bounds = list(bound) if isinstance(bound, tuple | list) else [bound] * count
     if len(bounds) != count:
         raise ValueError(
@@ -469,4 +512,4 @@ def _check_bounds(function: str, bound: Any, count: int) -> list[float]:
             raise TypeError(f"{function}: bound must be None or a number, got {each!r}") from None
         if not is_positive:
             raise ValueError(f"{function}: bound must be None or positive, got {each}")
-    return [math.inf if each is None else float(each) for each in bounds]
+    return tuple(math.inf if each is None else float(each) for each in bounds)

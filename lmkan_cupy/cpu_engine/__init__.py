@@ -11,7 +11,7 @@ import numpy as np
 from ..array_checks import compute_dtype_of
 from ..array_library import Array
 from . import compiling, kernels
-from .layout import grid_of, stored
+from .layout import grid, intervals_of, stored
 from .network import network_forward as network_forward
 from .network import network_value_and_grad as network_value_and_grad
 from .threads import in_ranges, num_threads
@@ -94,7 +94,7 @@ def hessian_penalty(
     added to it.
     """
     words, dtype = stored(tables), compute_dtype_of(tables.dtype)
-    knots = grid_of(tables, dtype)
+    knots = grid(tables.shape[1] - 1, dtype)
     kernel = compiling.compiled(compiling.PENALTY, dtype, words.dtype)
     penalties = np.empty(len(tables))
     grad = _none(dtype, 4) if grad is None else grad
@@ -116,16 +116,16 @@ def warmup(dtype: np.dtype[Any], tables_dtype: np.dtype[Any]) -> None:
 
 def _evaluate(x: Array, tables: Array, ggx: Array | None, accumulate: bool, out: Array) -> None:
     """Run one of the two forward kernels, each thread for some of the samples."""
-    tables, knots = stored(tables), grid_of(tables, x.dtype)
+    tables, intervals = stored(tables), intervals_of(tables, x.dtype)
     gathers = _gathers(x, tables)
     kernel = compiling.compiled(
         compiling.GATHER if gathers else compiling.FORWARD, x.dtype, tables.dtype
     )
     direction = _none(x.dtype, 2) if ggx is None else ggx
     in_ranges(
-        lambda begin, end: kernel(begin, end, x, tables, knots, direction, accumulate, out),
+        lambda begin, end: kernel(begin, end, x, tables, intervals, direction, accumulate, out),
         len(x),
-        most=_MOST_SAMPLES if gathers else _block_size(knots),
+        most=_MOST_SAMPLES if gathers else _block_size(tables),
         work=_work(x, tables, locating=16 if gathers else 32),
     )
 
@@ -144,10 +144,10 @@ def _pull_back(
     With fewer pairs than threads, ``grad_tables`` is split by outputs and ``grad_x`` by samples
     instead, and the samples are grouped twice. ``grad_x`` alone is always split by samples.
     """
-    tables, knots = stored(tables), grid_of(tables, x.dtype)
+    tables, intervals = stored(tables), intervals_of(tables, x.dtype)
     kernel = compiling.compiled(compiling.BACKWARD, x.dtype, tables.dtype)
     pairs, out_features = tables.shape[0], tables.shape[3]
-    work, block_size = _work(x, tables), _block_size(knots)
+    work, block_size = _work(x, tables), _block_size(tables)
     direction = _none(x.dtype, 2) if ggx is None else ggx
     no_x, no_tables = _none(x.dtype, 2), _none(x.dtype, 4)
 
@@ -155,13 +155,13 @@ def _pull_back(
         some_x = no_x if grad_x is None else grad_x
         kernel(
             *(begin, end, 0, out_features, block_size),
-            *(grad_y, x, tables, knots, direction, accumulate, some_x, grad_tables),
+            *(grad_y, x, tables, intervals, direction, accumulate, some_x, grad_tables),
         )
 
     def tables_by_output(begin: int, end: int) -> None:
         kernel(
             *(0, pairs, begin, end, block_size),
-            *(grad_y, x, tables, knots, direction, accumulate, no_x, grad_tables),
+            *(grad_y, x, tables, intervals, direction, accumulate, no_x, grad_tables),
         )
 
     def x_by_sample(begin: int, end: int) -> None:
@@ -169,7 +169,7 @@ def _pull_back(
         b = slice(begin, end)
         kernel(
             *(0, pairs, 0, out_features, block_size),
-            *(grad_y[b], x[b], tables, knots, direction[b], accumulate, grad_x[b], no_tables),
+            *(grad_y[b], x[b], tables, intervals, direction[b], accumulate, grad_x[b], no_tables),
         )
 
     if grad_tables is not None and pairs >= num_threads():
@@ -178,7 +178,7 @@ def _pull_back(
     if grad_tables is not None:
         in_ranges(tables_by_output, out_features, most=out_features, work=work)
     if grad_x is not None:
-        in_ranges(x_by_sample, len(x), most=_block_size(knots), work=work)
+        in_ranges(x_by_sample, len(x), most=_block_size(tables), work=work)
 
 
 def _none(dtype: np.dtype[Any], ndim: int) -> Array:
@@ -206,6 +206,6 @@ def _work(x: Array, tables: Array, *, locating: int = 32) -> int:
     return len(x) * len(tables) * (out_features + locating)
 
 
-def _block_size(knots: Array) -> int:
+def _block_size(tables: Array) -> int:
     """Return how many samples to group: several per cell, but no more than caches hold."""
-    return min(max(1024, 16 * knots.size**2), _MOST_SAMPLES)
+    return min(max(1024, 16 * tables.shape[1] ** 2), _MOST_SAMPLES)

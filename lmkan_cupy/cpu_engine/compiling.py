@@ -129,16 +129,16 @@ def compiled(kernel: Any, dtype: np.dtype[Any], stored_dtype: np.dtype[Any]) -> 
     index, flag = types.intp, types.boolean
     vector, matrix, grad = (_array(dtype, ndim) for ndim in (1, 2, 4))
     table = _array(stored_dtype, 4)
-    steps = _array(network_kernels.STEP, 1)
+    steps, addresses = _array(network_kernels.STEP, 1), _array(np.dtype(np.intp), 2)
     arguments = {
-        FORWARD: (matrix, table, vector, matrix, flag, matrix),
-        GATHER: (matrix, table, vector, matrix, flag, matrix),
+        FORWARD: (matrix, table, matrix, matrix, flag, matrix),
+        GATHER: (matrix, table, matrix, matrix, flag, matrix),
         BACKWARD: (
-            *(index, index, index, matrix, matrix, table, vector, matrix, flag),
+            *(index, index, index, matrix, matrix, table, matrix, matrix, flag),
             *(matrix, grad),
         ),
-        NETWORK: (index, matrix, vector, vector, steps, matrix),
-        NETWORK_GRAD: (index, matrix, matrix, vector, vector, steps, matrix, matrix),
+        NETWORK: (index, matrix, vector, vector, steps, addresses, matrix),
+        NETWORK_GRAD: (index, matrix, matrix, vector, vector, steps, addresses, matrix, matrix),
         PENALTY: (table, vector, types.float64, flag, types.float64[::1], grad),
     }[kernel]
     entry: Callable[..., None] = kernel.compile((index, index, *arguments))

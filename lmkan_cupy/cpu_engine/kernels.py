@@ -26,19 +26,24 @@ import numpy as np
 from .vectors import (
     add_corners,
     chunked,
+    count_reached,
+    cut,
     dot_products,
     element,
     every_other,
-    interleaved,
+    gather_corners,
     jit,
     lane_sum,
     load,
     load_corners,
+    load_samples,
+    look_up,
     multiply_add,
+    samples_from,
     spread,
     store,
+    store_samples,
     to_float64,
-    where_reached,
 )
 
 # --- Grouping the samples of a block by cell ------------------------------------------------------
@@ -47,8 +52,9 @@ from .vectors import (
 PAIR_TILE = 8
 _FEATURE_TILE = 2 * PAIR_TILE
 
-#: Coordinates located together.
+#: Coordinates located together, and those of as many pairs.
 _LANES = 16
+_PAIR_LANES = 2 * _LANES
 
 #: Where the N samples of a block lie for one pair: ``cell``, i S + j for its intervals i and j;
 #: ``u, v``, the positions in them; ``scale_1, scale_2``, one over their widths; all [N].
@@ -60,26 +66,15 @@ _Positions = namedtuple("_Positions", "cell, u, v, scale_1, scale_2")
 #: places from ``start[n]`` to ``start[n + 1]``.
 Groups = namedtuple("Groups", "node, start, sample, weights")
 
-#: Positions and groups with their workspace: ``coordinates [_FEATURE_TILE, N]``, ``count [S S]``,
-#: and ``scale [G]``, one over the widths of the intervals.
-_Block = namedtuple("_Block", "positions, groups, coordinates, count, scale")
+#: Positions and groups with their workspace: ``coordinates [_FEATURE_TILE, N]``, ``count [S S]``.
+_Block = namedtuple("_Block", "positions, groups, coordinates, count")
 
 
 @jit
-def _reciprocals(knots, distance):
-    """``1 / (k_{i + distance} - k_i)``."""
-    scale = np.empty(knots.size - distance, knots.dtype)
-    for i in range(scale.size):
-        scale[i] = 1 / (knots[i + distance] - knots[i])
-    return scale
-
-
-@jit
-def new_block(size, knots):
+def new_block(size, num_knots, dtype):
     """Room for ``size`` samples, and for reading on to a multiple of ``_LANES``."""
     # An odd multiple: otherwise all rows of the coordinates would compete for the same cache lines.
     room = (-(-size // _LANES) | 1) * _LANES
-    dtype = knots.dtype
     positions = _Positions(
         np.empty(room, np.uint32),
         np.empty(room, dtype),
@@ -94,8 +89,8 @@ def new_block(size, knots):
         np.empty((room, 4), dtype),
     )
     coordinates = np.empty((_FEATURE_TILE, room), dtype)
-    count = np.empty(knots.size * knots.size, np.uint32)
-    return _Block(positions, groups, coordinates, count, _reciprocals(knots, 1))
+    count = np.empty(num_knots * num_knots, np.uint32)
+    return _Block(positions, groups, coordinates, count)
 
 
 @jit
@@ -112,21 +107,19 @@ def fetch(x, first_pair, coordinates):
 
 
 @jit
-def _locate(x, knots, scale):
+def _locate(x, num_knots, intervals):
     """Find the interval of ``_LANES`` coordinates, the position in it, and one over its width.
 
-    The interval is the number of inner knots that do not exceed the coordinate. That is
-    ``clamp(floor(G sigma(x)), 0, G - 1)`` without an exponential or a clamp. A NaN, which is not
-    greater than any knot, falls into interval 0.
+    ``intervals [2, L]`` holds the left knots and one over the widths. The interval is the number
+    of inner knots that do not exceed the coordinate. That is ``clamp(floor(G sigma(x)), 0, G - 1)``
+    without an exponential or a clamp. A NaN, which is not greater than any knot, falls into
+    interval 0.
     """
     interval = spread(np.uint32(0), _LANES)
-    left = spread(knots[0], _LANES)
-    factor = spread(scale[0], _LANES)
-    for k in range(1, scale.size):
-        interval = where_reached(x, knots[k], np.uint32(k), interval)
-        left = where_reached(x, knots[k], knots[k], left)
-        factor = where_reached(x, knots[k], scale[k], factor)
-    return interval, (x - left) * factor, factor
+    for k in range(1, num_knots - 1):
+        interval = count_reached(x, element(intervals, k), interval)
+    factor = look_up(intervals, 1, interval)
+    return interval, (x - look_up(intervals, 0, interval)) * factor, factor
 
 
 @jit
@@ -147,15 +140,15 @@ def _weight_slopes(one, u, v, a, b):
 
 
 @jit
-def locate_pair(tile, size, knots, block):
+def locate_pair(tile, size, num_knots, intervals, block):
     """Find the cells and positions of ``size`` samples for pair ``tile`` of those fetched."""
-    at, coordinates, scale = block.positions, block.coordinates, block.scale
+    at, coordinates = block.positions, block.coordinates
     first = 2 * tile * coordinates.shape[1]
     second = first + coordinates.shape[1]
     for n in range(0, size, _LANES):
-        row, u, scale_1 = _locate(load(coordinates, first + n, _LANES), knots, scale)
-        column, v, scale_2 = _locate(load(coordinates, second + n, _LANES), knots, scale)
-        store(at.cell, n, np.uint32(knots.size) * row + column)
+        row, u, scale_1 = _locate(load(coordinates, first + n, _LANES), num_knots, intervals)
+        column, v, scale_2 = _locate(load(coordinates, second + n, _LANES), num_knots, intervals)
+        store(at.cell, n, np.uint32(num_knots) * row + column)
         store(at.u, n, u)
         store(at.v, n, v)
         store(at.scale_1, n, scale_1)
@@ -178,7 +171,7 @@ def _put(n, place, pair, ggx, at, groups):
 
 
 @jit
-def _group(x, pair, first_pair, knots, ggx, block):
+def _group(x, pair, first_pair, num_knots, intervals, ggx, block):
     """Locate the samples of a block ``x`` [N, I] for one pair and group them by their cell.
 
     The weights are those of the corners; with a cotangent ``ggx`` [N, I] (not empty) they are
@@ -191,7 +184,7 @@ def _group(x, pair, first_pair, knots, ggx, block):
     tile = (pair - first_pair) % PAIR_TILE
     if tile == 0:
         fetch(x, pair, block.coordinates)
-    locate_pair(tile, size, knots, block)
+    locate_pair(tile, size, num_knots, intervals, block)
 
     cells = block.positions.cell
     node, start, count = block.groups.node, block.groups.start, block.count
@@ -230,20 +223,25 @@ def _group(x, pair, first_pair, knots, ggx, block):
 _GATHERED = 512
 
 #: The cells of N samples and Q pairs: ``cell [N Q]``, i S + j for the intervals i and j, and
-#: ``weights [N Q, 4]``, those of the corners. ``coordinates, direction [2 N Q]`` are workspace: the
+#: ``weights [4, N Q]``, those of the corners. ``coordinates, direction [2 N Q]`` are workspace: the
 #: elements of ``x`` and ``ggx`` for these pairs.
-_Cells = namedtuple("_Cells", "cell, weights, coordinates, direction")
+Cells = namedtuple("Cells", "cell, weights, coordinates, direction")
 
 
 @jit
-def new_cells(size, num_pairs, x, ggx):
-    """Room for N = ``size``, Q = ``num_pairs``, and for reading on to a multiple of ``_LANES``."""
-    room = (2 * size * num_pairs // _LANES + 1) * _LANES
-    return _Cells(
-        np.empty(room // 2, np.uint32),
-        np.empty((room // 2, 4), x.dtype),
-        np.empty(room, x.dtype),
-        np.empty(room if ggx.size else 0, x.dtype),
+def room_for_cells(size, num_pairs):
+    """The length of such arrays, in which whole vectors are written and read."""
+    return (size * num_pairs // _LANES + 1) * _LANES
+
+
+@jit
+def _new_cells(size, num_pairs, x, ggx):
+    room = room_for_cells(size, num_pairs)
+    return Cells(
+        np.empty(room, np.uint32),
+        np.empty((4, room), x.dtype),
+        np.empty(2 * room, x.dtype),
+        np.empty(2 * room if ggx.size else 0, x.dtype),
     )
 
 
@@ -266,28 +264,30 @@ def _copy_pairs(begin, end, x, rows):
 
 
 @jit
-def _find_cells(begin, end, x, ggx, knots, scale, cells):
-    """Find the cells of all samples ``x`` [N, I] for the pairs from ``begin`` to ``end``.
+def _find_cells(begin, end, x, bound, ggx, num_knots, intervals, cells):
+    """Find the cells of all samples ``x`` [N, I], cut at ``+-bound``, for some pairs.
 
-    Their coordinates alternate, so that nothing has to be transposed. Weights are those of
-    :func:`_put`; ``scale [G]`` is one over the widths of the intervals.
+    Those are the pairs from ``begin`` to ``end``. Weights are those of :func:`_put`.
     """
-    one = knots.dtype.type(1)
+    one, room = x.dtype.type(1), cells.cell.size
     _copy_pairs(begin, end, x, cells.coordinates)
     if ggx.size:
         _copy_pairs(begin, end, ggx, cells.direction)
-    for first in range(0, 2 * (end - begin) * x.shape[0], _LANES):
-        coordinates = load(cells.coordinates, first, _LANES)
-        interval, position, factor = _locate(coordinates, knots, scale)
-        row, column = every_other(interval, 0), every_other(interval, 1)
-        u, v = every_other(position, 0), every_other(position, 1)
+    for place in range(0, (end - begin) * x.shape[0], _LANES):
+        coordinates = cut(load(cells.coordinates, 2 * place, _PAIR_LANES), bound)
+        row, u, scale_1 = _locate(every_other(coordinates, 0), num_knots, intervals)
+        column, v, scale_2 = _locate(every_other(coordinates, 1), num_knots, intervals)
         if ggx.size:
-            slope = load(cells.direction, first, _LANES) * factor
-            weights = _weight_slopes(one, u, v, every_other(slope, 0), every_other(slope, 1))
+            direction = load(cells.direction, 2 * place, _PAIR_LANES)
+            a, b = every_other(direction, 0) * scale_1, every_other(direction, 1) * scale_2
+            weights = _weight_slopes(one, u, v, a, b)
         else:
             weights = _weights(one, u, v)
-        store(cells.cell, first // 2, np.uint32(knots.size) * row + column)
-        store(cells.weights, 2 * first, interleaved(*weights))
+        store(cells.cell, place, np.uint32(num_knots) * row + column)
+        store(cells.weights, place, weights[0])
+        store(cells.weights, place + room, weights[1])
+        store(cells.weights, place + 2 * room, weights[2])
+        store(cells.weights, place + 3 * room, weights[3])
 
 
 # --- Kernels --------------------------------------------------------------------------------------
@@ -295,18 +295,18 @@ def _find_cells(begin, end, x, ggx, knots, scale, cells):
 # each kernel is compiled only once for each pair of dtypes.
 
 
-def forward_kernel(begin, end, x, tables, knots, ggx, accumulate, out):
+def forward_kernel(begin, end, x, tables, intervals, ggx, accumulate, out):
     """Compute ``out`` [B, O] for the samples from ``begin`` to ``end``, one block.
 
     With ``ggx`` it is the derivative of the layer in the direction ``ggx``. With ``accumulate`` it
     is added to ``out``.
     """
     x, ggx, out = x[begin:end], ggx[begin:end], out[begin:end]
-    block = new_block(end - begin, knots)
+    block = new_block(end - begin, tables.shape[1], x.dtype)
     if not accumulate:
         out[:] = 0
     for pair in range(tables.shape[0]):
-        num_groups = _group(x, pair, 0, knots, ggx, block)
+        num_groups = _group(x, pair, 0, tables.shape[1], intervals, ggx, block)
         _add_rows(0, out.shape[1], num_groups, block.groups, pair, tables, out)
 
 
@@ -331,57 +331,47 @@ def _add_rows(width):
     return walk
 
 
-def gather_kernel(begin, end, x, tables, knots, ggx, accumulate, out):
+def gather_kernel(begin, end, x, tables, intervals, ggx, accumulate, out):
     """Compute the same as :func:`forward_kernel`, to the bit, for any number of samples."""
-    cells = new_cells(min(_GATHERED, end - begin), min(PAIR_TILE, tables.shape[0]), x, ggx)
+    cells = _new_cells(min(_GATHERED, end - begin), min(PAIR_TILE, tables.shape[0]), x, ggx)
+    no_bound = x.dtype.type(np.inf)
     if not accumulate:
         out[begin:end] = 0
     for first in range(begin, end, _GATHERED):
         chosen = slice(first, min(first + _GATHERED, end))
-        gather(tables, x[chosen], ggx[chosen], knots, cells, out[chosen])
+        gather(tables, x[chosen], no_bound, ggx[chosen], intervals, cells, out[chosen])
 
 
 @jit
-def gather(tables, x, ggx, knots, cells, out):
+def gather(tables, x, bound, ggx, intervals, cells, out):
     """Add a layer, or its derivative in the direction ``ggx``, to ``out``, for some samples."""
-    num_pairs, scale = tables.shape[0], _reciprocals(knots, 1)
+    num_pairs, num_knots = tables.shape[0], tables.shape[1]
     for pair in range(0, num_pairs, PAIR_TILE):
         end_pair = min(pair + PAIR_TILE, num_pairs)
-        _find_cells(pair, end_pair, x, ggx, knots, scale, cells)
-        _gather_rows(*(0, out.shape[1]), *(pair, end_pair, cells.cell, cells.weights, tables, out))
+        _find_cells(pair, end_pair, x, bound, ggx, num_knots, intervals, cells)
+        _gather_rows(0, out.shape[1], pair, end_pair, cells.cell, cells.weights, tables, out)
 
 
-@chunked(16, 8, 4, 1)
+@chunked(64, 32, 16, 8, 4, 1)
 def _gather_rows(width):
     """``out[b] += sum of w_n T[p, n]`` over the corners n, for the pairs ``begin <= p < end``."""
-
-    @jit
-    def add(y, pair, place, first, cells, weights, tables):
-        num_knots, num_outputs = tables.shape[2], tables.shape[3]
-        node = pair * num_knots * num_knots + element(cells, place)
-        row = node * num_outputs + first
-        corners = load_corners(tables, row, num_outputs, num_knots * num_outputs, width)
-        return add_corners(y, weights, place, corners)
+    # As many samples at once as leave their sums in registers.
+    count = min(max(64 // width, 1), 4)
 
     def walk(first, begin, end, cells, weights, tables, out):
         size, num_outputs = out.shape
-        num_pairs = end - begin
-        # Four samples at once, so that their sums need not wait; at the end some are the same one.
-        for n in range(0, size, 4):
-            n_1, n_2, n_3 = min(n + 1, size - 1), min(n + 2, size - 1), min(n + 3, size - 1)
-            y_0 = load(out, n * num_outputs + first, width)
-            y_1 = load(out, n_1 * num_outputs + first, width)
-            y_2 = load(out, n_2 * num_outputs + first, width)
-            y_3 = load(out, n_3 * num_outputs + first, width)
-            for k in range(num_pairs):
-                y_0 = add(y_0, begin + k, n * num_pairs + k, first, cells, weights, tables)
-                y_1 = add(y_1, begin + k, n_1 * num_pairs + k, first, cells, weights, tables)
-                y_2 = add(y_2, begin + k, n_2 * num_pairs + k, first, cells, weights, tables)
-                y_3 = add(y_3, begin + k, n_3 * num_pairs + k, first, cells, weights, tables)
-            store(out, n * num_outputs + first, y_0)
-            store(out, n_1 * num_outputs + first, y_1)
-            store(out, n_2 * num_outputs + first, y_2)
-            store(out, n_3 * num_outputs + first, y_3)
+        num_knots, num_pairs = tables.shape[1], end - begin
+        down = num_knots * num_outputs
+        for n in range(0, size, count):
+            samples = samples_from(n, size - 1, count)
+            sums = load_samples(out, samples, first, num_outputs, width)
+            for pair in range(num_pairs):
+                row = (begin + pair) * num_knots * down + first
+                sums = gather_corners(
+                    *(sums, samples, pair, num_pairs, cells, weights),
+                    *(tables, row, num_outputs, down),
+                )
+            store_samples(out, samples, first, num_outputs, sums)
 
     return walk
 
@@ -395,7 +385,7 @@ def backward_kernel(
     grad_y,
     x,
     tables,
-    knots,
+    intervals,
     ggx,
     accumulate,
     grad_x,
@@ -409,15 +399,16 @@ def backward_kernel(
     added to ``grad_x``.
     """
     batch, num_outputs = grad_y.shape
-    block = new_block(min(block_size, batch), knots)
-    slopes = np.empty((min(block_size, batch), 4), knots.dtype)
+    num_knots = tables.shape[1]
+    block = new_block(min(block_size, batch), num_knots, x.dtype)
+    slopes = np.empty((min(block_size, batch), 4), x.dtype)
     if grad_tables.size:
         grad_tables[begin:end, :, :, first_output:end_output] = 0
     for first in range(0, batch, block_size):
         chosen = slice(first, min(first + block_size, batch))
         g = grad_y[chosen]
         for pair in range(begin, end):
-            num_groups = _group(x[chosen], pair, begin, knots, ggx[chosen], block)
+            num_groups = _group(*(x[chosen], pair, begin, num_knots, intervals, ggx[chosen], block))
             if grad_tables.size:
                 _add_row_gradients(
                     first_output, end_output, num_groups, block.groups, pair, g, grad_tables
@@ -527,6 +518,15 @@ def penalty_kernel(begin, end, tables, knots, factor, accumulate, penalties, gra
         grad[begin:end] = 0
     for pair in range(begin, end):
         _add_penalty(0, tables.shape[3], pair, tables, step, span, factor, penalties, grad)
+
+
+@jit
+def _reciprocals(knots, distance):
+    """``1 / (k_{i + distance} - k_i)``."""
+    scale = np.empty(knots.size - distance, knots.dtype)
+    for i in range(scale.size):
+        scale[i] = 1 / (knots[i + distance] - knots[i])
+    return scale
 
 
 @chunked(16, 4, 1)

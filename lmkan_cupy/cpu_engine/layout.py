@@ -7,6 +7,7 @@ import numpy as np
 
 from ..array_library import Array
 from ..grid import sigma_grid
+from .vectors import table_length
 
 
 def stored(tables: Array) -> Array:
@@ -26,6 +27,18 @@ def grid(num_grids: int, dtype: np.dtype[Any]) -> Array:
     return sigma_grid(num_grids, dtype=dtype)
 
 
-def grid_of(tables: Array, dtype: np.dtype[Any]) -> Array:
-    """Return the knots of tables."""
-    return grid(tables.shape[1] - 1, dtype)
+@cache
+def intervals(num_grids: int, dtype: np.dtype[Any]) -> Array:
+    """Return the intervals [2, L] of a grid: their left knots and one over their widths.
+
+    L is G rounded up to whole vectors, as the kernels take it; what is left is 0.
+    """
+    knots = grid(num_grids, dtype)
+    result = np.zeros((2, table_length(num_grids)), dtype)
+    result[:, :num_grids] = knots[:-1], 1 / np.diff(knots)
+    return result
+
+
+def intervals_of(tables: Array, dtype: np.dtype[Any]) -> Array:
+    """Return the intervals of tables."""
+    return intervals(tables.shape[1] - 1, dtype)

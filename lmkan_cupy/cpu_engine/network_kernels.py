@@ -1,10 +1,10 @@
 # mypy: ignore-errors
 """The kernels of a whole network for the CPU: blocks of rows go through all layers in caches.
 
-A network is a sequence of steps, one for each layer. A step holds the addresses of its arrays and
-of two compiled functions, which take it forward and back. So the kernels of a network know nothing
-of its layers, and what takes long to compile is compiled once for each kind of layer, when it is
-first met. The mathematics is that of :mod:`.kernels`, so the results are theirs, to the bit.
+A network is a sequence of steps, one for each layer. A step holds the addresses of two compiled
+functions, which take rows through it forward and back. So the kernels of a network know nothing of
+its layers, and what takes long to compile is compiled once for each kind of layer, when it is first
+met. The mathematics is that of :mod:`.kernels`, so the results are theirs, to the bit.
 
 The types are Numba's, not Python's, so this is not type-checked.
 """
@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 
 from .kernels import (
     PAIR_TILE,
+    Cells,
     Groups,
     add_slopes,
     fetch,
@@ -23,20 +24,21 @@ from .kernels import (
     gather,
     locate_pair,
     new_block,
-    new_cells,
+    room_for_cells,
 )
-from .vectors import chunked, element, jit, load, multiply_add, store
+from .vectors import chunked, element, jit, load, multiply_add, store, table_length
 
-#: A layer of a network: its sizes; where its inputs are cut; the addresses of its arrays, see the
-#: functions that make the steps; and those of ``forward(step, rows, x, out)`` and of
-#: ``backward(step, rows, x, grad_y, grad_x)``, whose arguments are addresses, too.
+#: A layer of a network: its sizes; where its inputs are cut; the addresses of the intervals of its
+#: grid, of ``forward(step, arrays, workspace, rows, x, out)`` and of
+#: ``backward(step, arrays, rows, x, grad_y, grad_x)``, whose arguments are addresses, too. Those of
+#: the layer's ``arrays [3]`` come at each call: see the functions that make the steps.
 STEP = np.dtype(
     [
         ("in_features", np.int64),
         ("out_features", np.int64),
         ("num_knots", np.int64),
         ("bound", np.float64),
-        ("arrays", np.intp, 3),
+        ("intervals", np.intp),
         ("forward", np.intp),
         ("backward", np.intp),
     ],
@@ -84,6 +86,12 @@ def _step_at(address):
 
 
 @jit
+def _array_at(arrays, number, shape, dtype):
+    """The array whose address is number ``number`` of those at ``arrays``."""
+    return carray(_pointer(carray(_pointer(arrays), (3,), np.intp)[number]), shape, dtype)
+
+
+@jit
 def _cut(x, bound):
     """The rows [N, I], cut at ``+-bound``; a NaN passes."""
     cut = np.empty_like(x)
@@ -113,23 +121,43 @@ def _multiply(width):
     return walk
 
 
+@jit
+def _new_workspace(rows, like):
+    """Bytes for what a step computes of its inputs on the way: the cells of ``PAIR_TILE`` pairs."""
+    return np.empty(room_for_cells(rows, PAIR_TILE) * (4 + 6 * like.itemsize), np.uint8)
+
+
+@jit
+def _cells_in(workspace, rows, like):
+    room = room_for_cells(rows, PAIR_TILE)
+    weights = workspace + 4 * room
+    coordinates = weights + 4 * room * like.itemsize
+    return Cells(
+        carray(_pointer(workspace), (room,), np.uint32),
+        carray(_pointer(weights), (4, room), like.dtype),
+        carray(_pointer(coordinates), (2 * room,), like.dtype),
+        like[:0],
+    )
+
+
 def tables_forward(dtype, stored_dtype):
     """Make the forward of a layer with tables.
 
-    ``arrays`` are its tables [P, S, S, O], float16 as 16-bit words, and its knots [S].
+    Its first array is the tables [P, S, S, O], float16 as 16-bit words.
     """
 
-    def tables_forward(address, size, x, out):
+    def tables_forward(address, arrays, workspace, size, x, out):
         step = _step_at(address)
         inputs, outputs, num_knots = step.in_features, step.out_features, step.num_knots
         shape = ((inputs + 1) // 2, num_knots, num_knots, outputs)
-        tables = carray(_pointer(step.arrays[0]), shape, stored_dtype)
-        knots = carray(_pointer(step.arrays[1]), (num_knots,), dtype)
-        cut = _cut(carray(_pointer(x), (size, inputs), dtype), dtype(step.bound))
+        tables = _array_at(arrays, 0, shape, stored_dtype)
+        intervals = carray(_pointer(step.intervals), (2, table_length(num_knots - 1)), dtype)
+        x = carray(_pointer(x), (size, inputs), dtype)
         out = carray(_pointer(out), (size, outputs), dtype)
         out[:] = 0
-        none = cut[:0]
-        gather(tables, cut, none, knots, new_cells(size, PAIR_TILE, cut, none), out)
+        none = x[:0]
+        cells = _cells_in(workspace, size, intervals[0])
+        gather(tables, x, dtype(step.bound), none, intervals, cells, out)
 
     return tables_forward
 
@@ -137,18 +165,18 @@ def tables_forward(dtype, stored_dtype):
 def tables_backward(dtype, stored_dtype):
     """Make the backward of a layer with tables: the gradient of its inputs before the cut."""
 
-    def tables_backward(address, size, x, grad_y, grad_x):
+    def tables_backward(address, arrays, size, x, grad_y, grad_x):
         step = _step_at(address)
         inputs, outputs, num_knots = step.in_features, step.out_features, step.num_knots
         shape = ((inputs + 1) // 2, num_knots, num_knots, outputs)
-        tables = carray(_pointer(step.arrays[0]), shape, stored_dtype)
-        knots = carray(_pointer(step.arrays[1]), (num_knots,), dtype)
+        tables = _array_at(arrays, 0, shape, stored_dtype)
+        intervals = carray(_pointer(step.intervals), (2, table_length(num_knots - 1)), dtype)
         x = carray(_pointer(x), (size, inputs), dtype)
         grad_y = carray(_pointer(grad_y), (size, outputs), dtype)
         grad_x = carray(_pointer(grad_x), (size, inputs), dtype)
         bound = dtype(step.bound)
         cut = _cut(x, bound)
-        block = new_block(size, knots)
+        block = new_block(size, num_knots, dtype)
         slopes = np.empty((size, 4), dtype)
         numbers = np.arange(size + 1)
         each_alone = Groups(block.positions.cell, numbers, numbers, block.groups.weights)
@@ -156,7 +184,7 @@ def tables_backward(dtype, stored_dtype):
             tile = pair % PAIR_TILE
             if tile == 0:
                 fetch(cut, pair, block.coordinates)
-            locate_pair(tile, size, knots, block)
+            locate_pair(tile, size, num_knots, intervals, block)
             slopes[:] = 0
             add_slopes(0, outputs, size, each_alone, pair, grad_y, tables, slopes)
             finish(pair, block.positions, slopes, cut[:0], False, grad_x)
@@ -174,13 +202,13 @@ def linear_forward(dtype, stored_dtype):
     ``arrays`` are its weight [O, I], the same transposed [I, O], and its bias [O].
     """
 
-    def linear_forward(address, size, x, out):
+    def linear_forward(address, arrays, workspace, size, x, out):
         step = _step_at(address)
         inputs, outputs = step.in_features, step.out_features
         _multiply(
             *(0, outputs, carray(_pointer(x), (size, inputs), dtype)),
-            carray(_pointer(step.arrays[1]), (inputs, outputs), dtype),
-            carray(_pointer(step.arrays[2]), (outputs,), dtype),
+            _array_at(arrays, 1, (inputs, outputs), dtype),
+            _array_at(arrays, 2, (outputs,), dtype),
             carray(_pointer(out), (size, outputs), dtype),
         )
 
@@ -190,12 +218,12 @@ def linear_forward(dtype, stored_dtype):
 def linear_backward(dtype, stored_dtype):
     """Make the backward of a linear layer."""
 
-    def linear_backward(address, size, x, grad_y, grad_x):
+    def linear_backward(address, arrays, size, x, grad_y, grad_x):
         step = _step_at(address)
         inputs, outputs = step.in_features, step.out_features
         _multiply(
             *(0, inputs, carray(_pointer(grad_y), (size, outputs), dtype)),
-            carray(_pointer(step.arrays[0]), (outputs, inputs), dtype),
+            _array_at(arrays, 0, (outputs, inputs), dtype),
             np.zeros(inputs, dtype),
             carray(_pointer(grad_x), (size, inputs), dtype),
         )
@@ -213,45 +241,55 @@ def _standardise(x, shift, scale, out):
 
 
 @jit
-def _forward(size, steps, features, out):
+def _layer(steps, arrays, k):
+    """The addresses that a function of step k begins with."""
+    return _address(steps[k : k + 1]), _address(arrays[k])
+
+
+@jit
+def _forward(size, steps, arrays, workspace, features, out):
     """Take rows through all steps: inputs of step k are in ``features[k]``, results in ``out``."""
     last = steps.size - 1
     for k in range(steps.size):
         following = out if k == last else _address(features[(k + 1) % len(features)])
-        step = _address(steps[k : k + 1])
-        _call(steps[k].forward, (step, size, _address(features[k % len(features)]), following))
+        layer, inputs = _layer(steps, arrays, k), _address(features[k % len(features)])
+        _call(steps[k].forward, (*layer, _address(workspace), size, inputs, following))
 
 
-def network_kernel(begin, end, block, x, shift, scale, steps, out):
+def network_kernel(begin, end, block, x, shift, scale, steps, arrays, out):
     """Compute ``out`` [B, O] of a network for the rows from ``begin`` to ``end`` of ``x`` [B, I].
 
     They go through it ``block`` rows at a time, after ``(x - shift) * scale``.
     """
-    features = np.empty((2, min(block, end - begin) * steps.in_features.max()), x.dtype)
+    rows = min(block, end - begin)
+    features = np.empty((2, rows * steps.in_features.max()), x.dtype)
+    workspace = _new_workspace(rows, x)
     for first in range(begin, end, block):
         size = min(block, end - first)
         _standardise(x[first : first + size], shift, scale, features[0])
-        _forward(size, steps, features, _address(out[first:]))
+        _forward(size, steps, arrays, workspace, features, _address(out[first:]))
 
 
-def network_grad_kernel(begin, end, block, x, grad_y, shift, scale, steps, out, grad_x):
+def network_grad_kernel(begin, end, block, x, grad_y, shift, scale, steps, arrays, out, grad_x):
     """Compute ``out`` as :func:`network_kernel` does, and ``grad_x`` [B, I].
 
     That is ``grad_y`` [B, O] pulled back to ``x``.
     """
-    room = min(block, end - begin) * steps.in_features.max()
+    rows = min(block, end - begin)
+    room = rows * steps.in_features.max()
     features = np.empty((steps.size, room), x.dtype)
     gradients = np.empty((2, room), x.dtype)
+    workspace = _new_workspace(rows, x)
     one = x.dtype.type(1)
     for first in range(begin, end, block):
         size = min(block, end - first)
         _standardise(x[first : first + size], shift, scale, features[0])
-        _forward(size, steps, features, _address(out[first:]))
+        _forward(size, steps, arrays, workspace, features, _address(out[first:]))
         gradient = _address(grad_y[first:])
         for k in range(steps.size - 1, -1, -1):
             preceding = _address(gradients[k % 2])
-            step = _address(steps[k : k + 1])
-            _call(steps[k].backward, (step, size, _address(features[k]), gradient, preceding))
+            layer, inputs = _layer(steps, arrays, k), _address(features[k])
+            _call(steps[k].backward, (*layer, size, inputs, gradient, preceding))
             gradient = preceding
         for n in range(size):
             for i in range(x.shape[1]):

@@ -12,11 +12,12 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import intrinsic, models, overload, register_jitable, register_model
 
 # --- Vectors: a chunk of a table row in registers -------------------------------------------------
 
 _INT32 = ir.IntType(32)
+_INTP = ir.IntType(types.intp.bitwidth)
 _LLVM_TYPES = {types.uint32: _INT32, types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 
 
@@ -56,6 +57,11 @@ def _pointer(context, builder, array_type, array, index, llvm_type):
     return builder.bitcast(builder.gep(data, [index]), llvm_type.as_pointer())
 
 
+def _element(context, builder, array_type, array, index):
+    llvm_type = context.get_value_type(array_type.dtype)
+    return builder.load(_pointer(context, builder, array_type, array, index, llvm_type))
+
+
 def _half_to_float(context, builder, bits, llvm_type):
     """Numbers of float16, given as 16-bit words, in float32."""
     if _converts_halves(context):
@@ -66,8 +72,16 @@ def _half_to_float(context, builder, bits, llvm_type):
 
 def _converts_halves(context):
     """Tell whether the processor has an instruction that converts float16 to float32."""
-    architecture, _, features = context.codegen().magic_tuple()
-    return architecture.startswith(("aarch64", "arm64")) or "+f16c" in features.split(",")
+    return _is_arm(context) or _has(context, "+f16c")
+
+
+def _is_arm(context):
+    return context.codegen().magic_tuple()[0].startswith(("aarch64", "arm64"))
+
+
+def _has(context, feature):
+    """Tell whether the processor has a feature of x86, by LLVM's name."""
+    return feature in context.codegen().magic_tuple()[2].split(",")
 
 
 def _half_to_float_by_integers(builder, bits, llvm_type):
@@ -147,15 +161,107 @@ def add_corners(typing_context, y, weights, place, corners):
 
     def generate(context, builder, signature, arguments):
         y, array, place, rows = arguments
-        llvm_type = y.type
-        first = builder.mul(place, ir.Constant(place.type, 4))
+        first = builder.mul(place, _INTP(4))
         for k, row in enumerate(cgutils.unpack_tuple(builder, rows, 4)):
-            index = builder.add(first, ir.Constant(place.type, k))
-            pointer = _pointer(context, builder, weights, array, index, llvm_type.element)
-            y = _fused(builder, _as_vector(builder, builder.load(pointer), llvm_type), row, y)
+            index = builder.add(first, _INTP(k))
+            weight = _element(context, builder, weights, array, index)
+            y = _fused(builder, _as_vector(builder, weight, y.type), row, y)
         return y
 
     return y(y, weights, types.intp, corners), generate
+
+
+# --- Vectors of several samples at once, so that a sum need not wait for the one before it --------
+
+
+@intrinsic(prefer_literal=True)
+def samples_from(typing_context, first, last, count):
+    """The numbers of ``count`` samples from ``first`` on; those after ``last`` are ``last``."""
+    samples = types.UniTuple(types.intp, count.literal_value)
+
+    def generate(context, builder, signature, arguments):
+        first, last, _ = arguments
+        numbers = []
+        for k in range(samples.count):
+            number = builder.add(first, _INTP(k))
+            is_there = builder.icmp_signed("<", number, last)
+            numbers.append(builder.select(is_there, number, last))
+        return context.make_tuple(builder, samples, numbers)
+
+    return samples(types.intp, types.intp, count), generate
+
+
+@intrinsic(prefer_literal=True)
+def load_samples(typing_context, rows, samples, first, length, width):
+    """A vector from each sample's row of ``length`` elements, from element ``first`` on."""
+    vector = _vector_of(rows, width)
+    vectors = types.UniTuple(vector, samples.count)
+
+    def generate(context, builder, signature, arguments):
+        array, numbers, first, length, _ = arguments
+        places = [
+            builder.add(builder.mul(number, length), first)
+            for number in cgutils.unpack_tuple(builder, numbers, samples.count)
+        ]
+        each = [_loaded(context, builder, rows, array, place, vector) for place in places]
+        return context.make_tuple(builder, vectors, each)
+
+    return vectors(rows, samples, types.intp, types.intp, width), generate
+
+
+@intrinsic
+def store_samples(typing_context, rows, samples, first, length, vectors):
+    """Write each sample's vector to where :func:`load_samples` finds it."""
+
+    def generate(context, builder, signature, arguments):
+        array, numbers, first, length, each = arguments
+        numbers = cgutils.unpack_tuple(builder, numbers, samples.count)
+        each = cgutils.unpack_tuple(builder, each, samples.count)
+        for number, vector in zip(numbers, each, strict=True):
+            place = builder.add(builder.mul(number, length), first)
+            pointer = _pointer(context, builder, rows, array, place, vector.type)
+            builder.store(vector, pointer, align=rows.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(rows, samples, types.intp, types.intp, vectors), generate
+
+
+@intrinsic
+def gather_corners(
+    typing_context, sums, samples, pair, num_pairs, cells, weights, tables, row, right, down
+):
+    """Each sample's sum plus the weighted corners of its cell for one pair, one by one.
+
+    The cell is ``cells[sample num_pairs + pair]``, the weights ``weights[:, the same]``. The table
+    row of cell 0 begins at ``row``; ``right`` and ``down`` lead to those of the next knots.
+    """
+    count, vector = samples.count, sums.dtype
+
+    def generate(context, builder, signature, arguments):
+        each, numbers, pair, num_pairs, cell_array, weight_array, table, row, right, down = (
+            arguments
+        )
+        shape = context.make_array(weights)(context, builder, weight_array).shape
+        room = builder.extract_value(shape, 1)
+        numbers = cgutils.unpack_tuple(builder, numbers, count)
+        results = []
+        for number, y in zip(numbers, cgutils.unpack_tuple(builder, each, count), strict=True):
+            place = builder.add(builder.mul(number, num_pairs), pair)
+            cell = _element(context, builder, cells, cell_array, place)
+            corner = builder.add(row, builder.mul(builder.zext(cell, _INTP), right))
+            below = builder.add(corner, down)
+            corners = corner, builder.add(corner, right), below, builder.add(below, right)
+            for start in corners:
+                weight = _element(context, builder, weights, weight_array, place)
+                chunk = _loaded(context, builder, tables, table, start, vector)
+                y = _fused(builder, _as_vector(builder, weight, y.type), chunk, y)
+                place = builder.add(place, room)
+            results.append(y)
+        return context.make_tuple(builder, sums, results)
+
+    index = types.intp
+    signature = sums(sums, samples, index, index, cells, weights, tables, index, index, index)
+    return signature, generate
 
 
 @intrinsic
@@ -176,8 +282,7 @@ def element(typing_context, array, index):
     """Element ``index`` of an array counted over all its axes; no index is negative."""
 
     def generate(context, builder, signature, arguments):
-        llvm_type = context.get_value_type(array.dtype)
-        return builder.load(_pointer(context, builder, array, *arguments, llvm_type))
+        return _element(context, builder, array, *arguments)
 
     return array.dtype(array, types.intp), generate
 
@@ -242,15 +347,85 @@ _elementwise(operator.mul, "mul")
 
 
 @intrinsic
-def where_reached(typing_context, x, bound, value, otherwise):
-    """In every lane ``value`` where ``x >= bound``, else what ``otherwise`` holds."""
+def count_reached(typing_context, x, bound, counts):
+    """In every lane one more than ``counts`` where ``x >= bound``."""
 
     def generate(context, builder, signature, arguments):
-        x, bound, value, otherwise = arguments
+        x, bound, counts = arguments
         is_reached = builder.fcmp_ordered(">=", x, _as_vector(builder, bound, x.type))
-        return builder.select(is_reached, _as_vector(builder, value, otherwise.type), otherwise)
+        return builder.sub(counts, builder.sext(is_reached, counts.type))  # true is -1
 
-    return otherwise(x, x.dtype, otherwise.dtype, otherwise), generate
+    return counts(x, x.dtype, counts), generate
+
+
+@intrinsic
+def cut(typing_context, x, bound):
+    """The vector, cut at ``+-bound``; a NaN passes."""
+
+    def generate(context, builder, signature, arguments):
+        x, bound = arguments
+        for sign, limit in (">", bound), ("<", builder.fneg(bound)):
+            limit = _as_vector(builder, limit, x.type)
+            x = builder.select(builder.fcmp_ordered(sign, x, limit), limit, x)
+        return x
+
+    return x(x, x.dtype), generate
+
+
+#: How many numbers one instruction of x86 picks from.
+_PERMUTED = 8
+
+
+@register_jitable
+def table_length(count):
+    """The length of a row of ``count`` numbers that :func:`look_up` takes: whole vectors."""
+    return -(-count // _PERMUTED) * _PERMUTED
+
+
+@intrinsic
+def look_up(typing_context, table, row, index):
+    """In every lane ``table[row, index]``; a row has a length of :func:`table_length`."""
+    vector = Vector(table.dtype, index.width)
+
+    def generate(context, builder, signature, arguments):
+        array, row, index = arguments
+        llvm_type = context.get_value_type(vector)
+        shape = context.make_array(table)(context, builder, array).shape
+        length = builder.extract_value(shape, 1)
+        first = builder.mul(row, length)
+        if not (table.dtype == types.float32 and _has(context, "+avx2")):
+            values = ir.Constant(llvm_type, ir.Undefined)
+            for k in map(_INT32, range(index.type.count)):
+                lane = builder.zext(builder.extract_element(index, k), _INTP)
+                value = _element(context, builder, table, array, builder.add(first, lane))
+                values = builder.insert_element(values, value, k)
+            return values
+        values = cgutils.alloca_once_value(builder, ir.Constant(llvm_type, ir.Undefined))
+        some = Vector(table.dtype, _PERMUTED)
+        with cgutils.for_range_slice(builder, _INTP(0), length, _INTP(_PERMUTED)) as (start, _):
+            numbers = _loaded(context, builder, table, array, builder.add(first, start), some)
+            start = _as_vector(builder, builder.trunc(start, _INT32), index.type)
+            is_here = builder.icmp_unsigned(">=", index, start)
+            chosen = _permuted(builder, numbers, index)
+            builder.store(builder.select(is_here, chosen, builder.load(values)), values)
+        return builder.load(values)
+
+    return vector(table, types.intp, index), generate
+
+
+def _permuted(builder, numbers, index):
+    """In every lane the number that the last bits of its index tell, by AVX2."""
+    eight, words = numbers.type, ir.VectorType(_INT32, _PERMUTED)
+    name, function_type = "llvm.x86.avx2.permps", ir.FunctionType(eight, [eight, words])
+    function = builder.module.globals.get(name) or ir.Function(builder.module, function_type, name)
+    starts = range(0, index.type.count, _PERMUTED)
+    parts = [
+        builder.call(function, [numbers, _lanes(builder, index, [*range(k, k + _PERMUTED)])])
+        for k in starts
+    ]
+    while len(parts) > 1:
+        parts = [_joined(builder, *parts[k : k + 2]) for k in range(0, len(parts), 2)]
+    return parts[0]
 
 
 @intrinsic(prefer_literal=True)
@@ -270,20 +445,6 @@ def _joined(builder, first, second):
     count = 2 * first.type.count
     mask = ir.Constant(ir.VectorType(_INT32, count), list(range(count)))
     return builder.shuffle_vector(first, second, mask)
-
-
-@intrinsic
-def interleaved(typing_context, a, b, c, d):
-    """The vector ``a[0], b[0], c[0], d[0], a[1], ...``."""
-    result = Vector(a.dtype, 4 * a.width)
-    lanes = [k * a.width + n for n in range(a.width) for k in range(4)]
-
-    def generate(context, builder, signature, arguments):
-        a, b, c, d = arguments
-        whole = _joined(builder, _joined(builder, a, b), _joined(builder, c, d))
-        return _lanes(builder, whole, lanes)
-
-    return result(a, b, c, d), generate
 
 
 def _fold(builder, vector, groups):
