@@ -5,6 +5,7 @@ An adapter hands in its framework's allocator, so that all memory comes from one
     y = allocation.served_by(allocate, lmkan_cupy.forward, x, tables)
 """
 
+import math
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from typing import Any, TypeAlias
@@ -18,9 +19,21 @@ from .array_library import Array, array_library
 Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any], Array], Array]
 
 
+#: Bytes of a cache line. A row of a table that begins with one is read a third faster.
+_LINE = 64
+
+#: Smaller arrays are not worth the microsecond that aligning takes.
+_WORTH_ALIGNING = 4096
+
+
 def _from_library(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:
-    array: Array = array_library(beside).ndarray(shape, dtype)  # what its `empty` calls
-    return array
+    library: Any = array_library(beside)
+    size = math.prod(shape) * dtype.itemsize
+    if library is not np or size < _WORTH_ALIGNING:
+        array: Array = library.ndarray(shape, dtype)  # what its `empty` calls
+        return array
+    memory = np.ndarray(size + _LINE, np.uint8)
+    return np.ndarray(shape, dtype, memory, offset=-memory.ctypes.data % _LINE)
 
 
 _allocate: ContextVar[Allocate] = ContextVar("lmkan_cupy_allocate")
@@ -29,6 +42,18 @@ _allocate: ContextVar[Allocate] = ContextVar("lmkan_cupy_allocate")
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:
     """Return an uninitialised array [shape] on the device of the array ``beside``."""
     return _allocate.get(_from_library)(shape, dtype, beside)
+
+
+def aligned(array: Array) -> Array:
+    """Return a C-contiguous array that begins with a cache line: the same one if that is so."""
+    if array_library(array) is not np or (
+        array.flags.c_contiguous
+        and (array.nbytes < _WORTH_ALIGNING or array.ctypes.data % _LINE == 0)
+    ):
+        return array
+    copy = _from_library(array.shape, array.dtype, array)
+    copy[...] = array
+    return copy
 
 
 def served_by(

@@ -365,9 +365,10 @@ class LayerKind(NamedTuple):
 
 
 class Network(NamedTuple):
-    """Checked arguments of a network's evaluation; every bound is a number, infinity for None."""
+    """Checked layers of a network, for x of one width and dtype; an infinite bound cuts nothing."""
 
-    x: Array
+    in_features: int
+    dtype: np.dtype[Any]
     layers: list[Array | LinearLayer]
     kinds: tuple[LayerKind, ...]
     bounds: tuple[float, ...]
@@ -379,9 +380,9 @@ class Network(NamedTuple):
         """Features that the last layer gives."""
         return self.kinds[-1].out_features
 
-    def inputs(self) -> dict[str, Array]:
+    def arrays(self) -> dict[str, Array]:
         """Return all arrays by the names of their arguments."""
-        arrays = {"x": self.x}
+        arrays = {}
         for name in ("shift", "scale"):
             if (array := getattr(self, name)) is not None:
                 arrays[name] = array
@@ -395,10 +396,9 @@ class Network(NamedTuple):
 
 
 def check_network(
-    function: str, x: AnyArray, layers: Any, shift: Any, scale: Any, bound: Any
+    function: str, x: Array, layers: Any, shift: Any, scale: Any, bound: Any
 ) -> Network:
-    """Require samples, layers of which each takes what the one before it gives, and bounds."""
-    x = check_samples(function, x)
+    """Require layers of which each takes what the one before it gives, the first x, and bounds."""
     if isinstance(layers, dict) or not isinstance(layers, Sequence):
         kind = type(layers).__name__
         raise TypeError(f"{function}: layers must be a list or tuple of layers, got {kind}")
@@ -414,7 +414,7 @@ def check_network(
         else check_companion(function, name, each, x.shape[-1:], x.dtype, x, "x")
         for name, each in (("shift", shift), ("scale", scale))
     ]
-    return Network(x, checked, kinds, bounds, *of_features)
+    return Network(x.shape[-1], x.dtype, checked, kinds, bounds, *of_features)
 
 
 def _layer_name(k: int) -> str:

@@ -65,17 +65,9 @@ def network_forward(
         contiguous or overlaps an input.
     """
     function = "network_forward"
+    x = array_checks.check_samples(function, x)
     network = array_checks.check_network(function, x, layers, shift, scale, bound)
-    x = network.x
-    with on_device_of(x):
-        shape = (*x.shape[:-1], network.out_features)
-        inputs = {"x": x} if out is None else network.inputs()
-        out = output(function, "out", out, shape, x.dtype, inputs)
-        if array_library(x) is np:
-            engine_for(np).network_forward(network, samples(x), samples(out))
-        else:
-            out[...] = features_of_layers(network)[-1]
-    return out
+    return _forward(function, network, x, out)
 
 
 def network_value_and_grad(
@@ -112,8 +104,26 @@ def network_value_and_grad(
         As :func:`network_forward`.
     """
     function = "network_value_and_grad"
+    x = array_checks.check_samples(function, x)
     network = array_checks.check_network(function, x, layers, shift, scale, bound)
-    x = network.x
+    return _value_and_grad(function, network, x, grad_y)
+
+
+def _forward(function: str, network: Network, x: Array, out: AnyArray | None) -> Array:
+    with on_device_of(x):
+        shape = (*x.shape[:-1], network.out_features)
+        inputs = {"x": x} if out is None else {"x": x, **network.arrays()}
+        out = output(function, "out", out, shape, x.dtype, inputs)
+        if array_library(x) is np:
+            engine_for(np).network_forward(network, samples(x), samples(out))
+        else:
+            out[...] = features_of_layers(network, x)[-1]
+    return out
+
+
+def _value_and_grad(
+    function: str, network: Network, x: Array, grad_y: AnyArray | None
+) -> tuple[Array, Array]:
     shape = (*x.shape[:-1], network.out_features)
     if grad_y is not None:
         grad_y = array_checks.check_companion(function, "grad_y", grad_y, shape, x.dtype, x, "x")
@@ -122,7 +132,7 @@ def network_value_and_grad(
             grad_y = allocation.empty(shape, x.dtype, x)
             grad_y.fill(1)
         if array_library(x) is not np:
-            features = features_of_layers(network)
+            features = features_of_layers(network, x)
             return features[-1], pull_back_by_layers(network, features, grad_y)
         y = allocation.empty(shape, x.dtype, x)
         grad_x = allocation.empty(x.shape, x.dtype, x)
@@ -132,9 +142,9 @@ def network_value_and_grad(
     return y, grad_x
 
 
-def features_of_layers(network: Network) -> list[Array]:
+def features_of_layers(network: Network, x: Array) -> list[Array]:
     """Return the features before, between and after the layers, computed layer by layer."""
-    xp, h = array_library(network.x), network.x
+    xp, h = array_library(x), x
     if network.shift is not None:
         h = h - network.shift
     if network.scale is not None:
@@ -150,8 +160,8 @@ def features_of_layers(network: Network) -> list[Array]:
 
 
 def pull_back_by_layers(network: Network, features: list[Array], grad_y: Array) -> Array:
-    """Return ``grad_y`` pulled back to ``network.x``, computed layer by layer."""
-    xp, grad = array_library(network.x), grad_y
+    """Return ``grad_y`` pulled back to ``x``, computed layer by layer."""
+    xp, grad = array_library(grad_y), grad_y
     steps = zip(network.layers, network.bounds, features, strict=False)
     for layer, bound, h in reversed([*steps]):
         if isinstance(layer, LinearLayer):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import array_checks
+from . import allocation, array_checks
 from .array_library import AnyArray, Array, array_library
 from .grid import locate, sigma_grid
 
@@ -64,7 +64,7 @@ def init_tables(
     bound = init_bound(in_features, init_scale)
     tables *= 2 * bound
     tables -= bound
-    return tables.astype(dtype, copy=False)
+    return allocation.aligned(tables.astype(dtype, copy=False))
 
 
 def fold_linear(tables: AnyArray, weight: AnyArray, bias: AnyArray | None = None) -> Array:

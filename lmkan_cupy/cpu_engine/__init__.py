@@ -11,14 +11,10 @@ import numpy as np
 from ..array_checks import compute_dtype_of
 from ..array_library import Array
 from . import compiling, kernels
-from .layout import grid, intervals_of, stored
+from .layout import grid, intervals_of, is_gathered, stored
 from .network import network_forward as network_forward
 from .network import network_value_and_grad as network_value_and_grad
 from .threads import in_ranges, num_threads
-
-#: The most samples of one call of a forward kernel: enough to be worth the call, but not so many
-#: that one thread still works on its samples while the others are done.
-_MOST_SAMPLES = 4096
 
 
 def forward(x: Array, tables: Array, out: Array) -> None:
@@ -125,7 +121,7 @@ def _evaluate(x: Array, tables: Array, ggx: Array | None, accumulate: bool, out:
     in_ranges(
         lambda begin, end: kernel(begin, end, x, tables, intervals, direction, accumulate, out),
         len(x),
-        most=_MOST_SAMPLES if gathers else _block_size(tables),
+        most=kernels.MOST_SAMPLES if gathers else kernels.num_grouped(tables.shape[1]),
         work=_work(x, tables, locating=16 if gathers else 32),
     )
 
@@ -147,7 +143,7 @@ def _pull_back(
     tables, intervals = stored(tables), intervals_of(tables, x.dtype)
     kernel = compiling.compiled(compiling.BACKWARD, x.dtype, tables.dtype)
     pairs, out_features = tables.shape[0], tables.shape[3]
-    work, block_size = _work(x, tables), _block_size(tables)
+    work, block_size = _work(x, tables), kernels.num_grouped(tables.shape[1])
     direction = _none(x.dtype, 2) if ggx is None else ggx
     no_x, no_tables = _none(x.dtype, 2), _none(x.dtype, 4)
 
@@ -178,7 +174,7 @@ def _pull_back(
     if grad_tables is not None:
         in_ranges(tables_by_output, out_features, most=out_features, work=work)
     if grad_x is not None:
-        in_ranges(x_by_sample, len(x), most=_block_size(tables), work=work)
+        in_ranges(x_by_sample, len(x), most=kernels.num_grouped(tables.shape[1]), work=work)
 
 
 def _none(dtype: np.dtype[Any], ndim: int) -> Array:
@@ -187,14 +183,8 @@ def _none(dtype: np.dtype[Any], ndim: int) -> Array:
 
 
 def _gathers(x: Array, tables: Array) -> bool:
-    """Tell whether a forward from sample to sample is faster than one that groups samples by cell.
-
-    Both give the same bits. Grouping pays for many samples and wide tables; the limits were
-    measured, see ``bench/results/cpu_engine.md``.
-    """
-    out_features: int = tables.shape[3]
-    is_narrow = out_features <= 32 and tables.nbytes <= 2**22
-    return is_narrow or len(x) * out_features <= 2**13
+    """Tell whether a forward gathers: few samples share no cells, and small tables are at hand."""
+    return is_gathered(tables.nbytes) or len(x) * tables.shape[3] <= 2**13
 
 
 def _work(x: Array, tables: Array, *, locating: int = 32) -> int:
@@ -204,8 +194,3 @@ def _work(x: Array, tables: Array, *, locating: int = 32) -> int:
     """
     out_features: int = tables.shape[3]
     return len(x) * len(tables) * (out_features + locating)
-
-
-def _block_size(tables: Array) -> int:
-    """Return how many samples to group: several per cell, but no more than caches hold."""
-    return min(max(1024, 16 * tables.shape[1] ** 2), _MOST_SAMPLES)

@@ -22,6 +22,7 @@ The types are Numba's, not Python's, so this is not type-checked.
 from collections import namedtuple
 
 import numpy as np
+from numba.extending import register_jitable
 
 from .vectors import (
     add_corners,
@@ -70,6 +71,17 @@ Groups = namedtuple("Groups", "node, start, sample, weights")
 _Block = namedtuple("_Block", "positions, groups, coordinates, count")
 
 
+#: The most samples of one call of a forward kernel: enough to be worth the call, but not so many
+#: that caches overflow, or that one thread still works on its samples while the others are done.
+MOST_SAMPLES = 4096
+
+
+@register_jitable
+def num_grouped(num_knots):
+    """How many samples to group: several per cell, but no more than caches hold."""
+    return min(max(1024, 16 * num_knots * num_knots), MOST_SAMPLES)
+
+
 @jit
 def new_block(size, num_knots, dtype):
     """Room for ``size`` samples, and for reading on to a multiple of ``_LANES``."""
@@ -94,14 +106,16 @@ def new_block(size, num_knots, dtype):
 
 
 @jit
-def fetch(x, first_pair, coordinates):
-    """Transpose the features of the pairs from ``first_pair`` on into ``coordinates``."""
+def fetch(x, bound, first_pair, coordinates):
+    """Transpose the features of some pairs, cut at ``+-bound``, into ``coordinates``."""
     size, in_features = x.shape
     first = 2 * first_pair
     available = min(_FEATURE_TILE, in_features - first)
     for n in range(size):
         for k in range(available):
-            coordinates[k, n] = x[n, first + k]
+            value = x[n, first + k]
+            value = bound if value > bound else value  # a NaN passes
+            coordinates[k, n] = -bound if value < -bound else value
     if available % 2 == 1:
         coordinates[available] = 0
 
@@ -171,7 +185,7 @@ def _put(n, place, pair, ggx, at, groups):
 
 
 @jit
-def _group(x, pair, first_pair, num_knots, intervals, ggx, block):
+def _group(x, bound, pair, first_pair, num_knots, intervals, ggx, block):
     """Locate the samples of a block ``x`` [N, I] for one pair and group them by their cell.
 
     The weights are those of the corners; with a cotangent ``ggx`` [N, I] (not empty) they are
@@ -183,7 +197,7 @@ def _group(x, pair, first_pair, num_knots, intervals, ggx, block):
     size = x.shape[0]
     tile = (pair - first_pair) % PAIR_TILE
     if tile == 0:
-        fetch(x, pair, block.coordinates)
+        fetch(x, bound, pair, block.coordinates)
     locate_pair(tile, size, num_knots, intervals, block)
 
     cells = block.positions.cell
@@ -301,12 +315,22 @@ def forward_kernel(begin, end, x, tables, intervals, ggx, accumulate, out):
     With ``ggx`` it is the derivative of the layer in the direction ``ggx``. With ``accumulate`` it
     is added to ``out``.
     """
-    x, ggx, out = x[begin:end], ggx[begin:end], out[begin:end]
-    block = new_block(end - begin, tables.shape[1], x.dtype)
     if not accumulate:
-        out[:] = 0
-    for pair in range(tables.shape[0]):
-        num_groups = _group(x, pair, 0, tables.shape[1], intervals, ggx, block)
+        out[begin:end] = 0
+    chosen, no_bound = slice(begin, end), x.dtype.type(np.inf)
+    add_grouped(tables, x[chosen], no_bound, ggx[chosen], intervals, out[chosen])
+
+
+@jit
+def add_grouped(tables, x, bound, ggx, intervals, out):
+    """Add a layer, or its derivative in the direction ``ggx``, to ``out``, cell by cell.
+
+    The inputs are cut at ``+-bound``.
+    """
+    num_pairs, num_knots = tables.shape[0], tables.shape[1]
+    block = new_block(x.shape[0], num_knots, x.dtype)
+    for pair in range(num_pairs):
+        num_groups = _group(x, bound, pair, 0, num_knots, intervals, ggx, block)
         _add_rows(0, out.shape[1], num_groups, block.groups, pair, tables, out)
 
 
@@ -339,12 +363,12 @@ def gather_kernel(begin, end, x, tables, intervals, ggx, accumulate, out):
         out[begin:end] = 0
     for first in range(begin, end, _GATHERED):
         chosen = slice(first, min(first + _GATHERED, end))
-        gather(tables, x[chosen], no_bound, ggx[chosen], intervals, cells, out[chosen])
+        add_gathered(tables, x[chosen], no_bound, ggx[chosen], intervals, cells, out[chosen])
 
 
 @jit
-def gather(tables, x, bound, ggx, intervals, cells, out):
-    """Add a layer, or its derivative in the direction ``ggx``, to ``out``, for some samples."""
+def add_gathered(tables, x, bound, ggx, intervals, cells, out):
+    """Add the same as :func:`add_grouped`, to the bit, sample by sample."""
     num_pairs, num_knots = tables.shape[0], tables.shape[1]
     for pair in range(0, num_pairs, PAIR_TILE):
         end_pair = min(pair + PAIR_TILE, num_pairs)
@@ -399,7 +423,7 @@ def backward_kernel(
     added to ``grad_x``.
     """
     batch, num_outputs = grad_y.shape
-    num_knots = tables.shape[1]
+    num_knots, no_bound = tables.shape[1], x.dtype.type(np.inf)
     block = new_block(min(block_size, batch), num_knots, x.dtype)
     slopes = np.empty((min(block_size, batch), 4), x.dtype)
     if grad_tables.size:
@@ -408,7 +432,9 @@ def backward_kernel(
         chosen = slice(first, min(first + block_size, batch))
         g = grad_y[chosen]
         for pair in range(begin, end):
-            num_groups = _group(*(x[chosen], pair, begin, num_knots, intervals, ggx[chosen], block))
+            num_groups = _group(
+                *(x[chosen], no_bound, pair, begin, num_knots, intervals, ggx[chosen], block)
+            )
             if grad_tables.size:
                 _add_row_gradients(
                     first_output, end_output, num_groups, block.groups, pair, g, grad_tables

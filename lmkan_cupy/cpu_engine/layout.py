@@ -42,3 +42,12 @@ def intervals(num_grids: int, dtype: np.dtype[Any]) -> Array:
 def intervals_of(tables: Array, dtype: np.dtype[Any]) -> Array:
     """Return the intervals of tables."""
     return intervals(tables.shape[1] - 1, dtype)
+
+
+def is_gathered(nbytes: int) -> bool:
+    """Tell whether tables of so many bytes are read faster sample by sample than cell by cell.
+
+    Both give the same bits. Grouping by cell pays where tables outgrow the caches; the limit was
+    measured, see ``bench/results/cpu_engine.md``.
+    """
+    return nbytes <= 2**23

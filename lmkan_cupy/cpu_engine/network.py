@@ -1,5 +1,6 @@
 """Networks on the CPU engine: what the kernels are told of the layers, and their threads."""
 
+import math
 from functools import cache, lru_cache
 from typing import Any
 
@@ -8,26 +9,24 @@ import numpy as np
 from ..array_checks import LayerKind, LinearLayer, Network
 from ..array_library import Array
 from . import compiling, network_kernels
-from .layout import contiguous, intervals, stored
+from .kernels import MOST_SAMPLES, num_grouped
+from .layout import contiguous, intervals, is_gathered, stored
 from .threads import in_ranges
 
-#: Rows that go through a network together: their inputs and cells stay in a core's caches.
-_BLOCK = 128
-
-#: The most rows of one call.
-_MOST_ROWS = 4096
+#: From so many rows on, several share a cell of a layer that is grouped.
+_MANY_ROWS = 1024
 
 
 def network_forward(network: Network, x: Array, out: Array) -> None:
     """Overwrite ``out`` [B, O] with the network of ``x`` [B, I]."""
-    steps, work = _steps(*_like(network), backward=False)
+    steps, block, work = _steps(*_like(network), len(x) >= _MANY_ROWS, backward=False)
     arrays, _kept = _arrays(network)
     shift, scale = _standardisation(network)
     kernel = compiling.compiled(compiling.NETWORK, x.dtype, x.dtype)
     in_ranges(
-        lambda begin, end: kernel(begin, end, _BLOCK, x, shift, scale, steps, arrays, out),
+        lambda begin, end: kernel(begin, end, block, x, shift, scale, steps, arrays, out),
         len(x),
-        most=_MOST_ROWS,
+        most=MOST_SAMPLES,
         work=len(x) * work,
     )
 
@@ -36,23 +35,23 @@ def network_value_and_grad(
     network: Network, x: Array, grad_y: Array, out: Array, grad_x: Array
 ) -> None:
     """Overwrite ``out`` [B, O] as :func:`network_forward` does, and ``grad_x`` [B, I]."""
-    steps, work = _steps(*_like(network), backward=True)
+    steps, block, work = _steps(*_like(network), len(x) >= _MANY_ROWS, backward=True)
     arrays, _kept = _arrays(network)
     shift, scale = _standardisation(network)
     kernel = compiling.compiled(compiling.NETWORK_GRAD, x.dtype, x.dtype)
     in_ranges(
         lambda begin, end: kernel(
-            *(begin, end, _BLOCK, x, grad_y, shift, scale, steps, arrays, out, grad_x)
+            *(begin, end, block, x, grad_y, shift, scale, steps, arrays, out, grad_x)
         ),
         len(x),
-        most=_MOST_ROWS,
+        most=MOST_SAMPLES,
         work=3 * len(x) * work,
     )
 
 
 def _like(network: Network) -> tuple[Any, ...]:
     """Return what the steps of a network depend on."""
-    return network.x.shape[-1], network.x.dtype, network.kinds, network.bounds
+    return network.in_features, network.dtype, network.kinds, network.bounds
 
 
 def _arrays(network: Network) -> tuple[Array, list[Array]]:
@@ -81,17 +80,23 @@ def _steps(
     dtype: np.dtype[Any],
     kinds: tuple[LayerKind, ...],
     bounds: tuple[float, ...],
+    many_rows: bool,
     backward: bool,
-) -> tuple[Array, int]:
-    """Return the layers as the kernels take them, and about how many elements a row touches."""
-    steps, work = np.zeros(len(kinds), network_kernels.STEP), 0
+) -> tuple[Array, int, int]:
+    """Return the layers as the kernels take them, the rows of a block, and the work of a row."""
+    steps = np.zeros(len(kinds), network_kernels.STEP)
+    block, work = network_kernels.GATHERED, 0
     for step, kind, bound in zip(steps, kinds, bounds, strict=True):
         stored_dtype = stored(np.empty(0, kind.dtype)).dtype
         if kind.is_linear:
             functions = network_kernels.linear_forward, network_kernels.linear_backward
             work += in_features * kind.out_features // 4
         else:
-            functions = network_kernels.tables_forward, network_kernels.tables_backward
+            forward = network_kernels.gathered_forward
+            if many_rows and not is_gathered(math.prod(kind.shape) * stored_dtype.itemsize):
+                forward = network_kernels.grouped_forward
+                block = max(block, num_grouped(kind.shape[1]))
+            functions = forward, network_kernels.tables_backward
             step["num_knots"] = kind.shape[1]
             step["intervals"] = intervals(kind.shape[1] - 1, dtype).ctypes.data
             work += kind.shape[0] * (kind.out_features + 16)
@@ -101,18 +106,18 @@ def _steps(
         step["in_features"], step["out_features"] = in_features, kind.out_features
         step["bound"] = bound
         in_features = kind.out_features
-    return steps, work
+    return steps, block, work
 
 
 def _standardisation(network: Network) -> tuple[Array, Array]:
     """Return shift and scale [I], both empty where there is neither."""
-    x, shift, scale = network.x, network.shift, network.scale
+    shift, scale = network.shift, network.scale
     if shift is None and scale is None:
-        return _none(x.dtype), _none(x.dtype)
+        return _none(network.dtype), _none(network.dtype)
     if shift is None:
-        shift = np.zeros(x.shape[-1:], x.dtype)
+        shift = np.zeros(network.in_features, network.dtype)
     if scale is None:
-        scale = np.ones(x.shape[-1:], x.dtype)
+        scale = np.ones(network.in_features, network.dtype)
     return contiguous(shift), contiguous(scale)
 
 

@@ -18,12 +18,14 @@ from .kernels import (
     PAIR_TILE,
     Cells,
     Groups,
+    add_gathered,
+    add_grouped,
     add_slopes,
     fetch,
     finish,
-    gather,
     locate_pair,
     new_block,
+    num_grouped,
     room_for_cells,
 )
 from .vectors import chunked, element, jit, load, multiply_add, store, table_length
@@ -91,20 +93,7 @@ def _array_at(arrays, number, shape, dtype):
     return carray(_pointer(carray(_pointer(arrays), (3,), np.intp)[number]), shape, dtype)
 
 
-@jit
-def _cut(x, bound):
-    """The rows [N, I], cut at ``+-bound``; a NaN passes."""
-    cut = np.empty_like(x)
-    size, in_features = x.shape
-    for n in range(size):
-        for i in range(in_features):
-            value = x[n, i]
-            value = bound if value > bound else value
-            cut[n, i] = -bound if value < -bound else value
-    return cut
-
-
-@chunked(16, 4, 1)
+@chunked(64, 16, 4, 1)
 def _multiply(width):
     """``out[b] = bias + sum over k of x[b, k] matrix[k]``."""
 
@@ -121,15 +110,19 @@ def _multiply(width):
     return walk
 
 
+#: Rows that are gathered together: their inputs and cells stay in a core's caches.
+GATHERED = 128
+
+
 @jit
-def _new_workspace(rows, like):
+def _new_workspace(like):
     """Bytes for what a step computes of its inputs on the way: the cells of ``PAIR_TILE`` pairs."""
-    return np.empty(room_for_cells(rows, PAIR_TILE) * (4 + 6 * like.itemsize), np.uint8)
+    return np.empty(room_for_cells(GATHERED, PAIR_TILE) * (4 + 6 * like.itemsize), np.uint8)
 
 
 @jit
-def _cells_in(workspace, rows, like):
-    room = room_for_cells(rows, PAIR_TILE)
+def _cells_in(workspace, like):
+    room = room_for_cells(GATHERED, PAIR_TILE)
     weights = workspace + 4 * room
     coordinates = weights + 4 * room * like.itemsize
     return Cells(
@@ -140,26 +133,52 @@ def _cells_in(workspace, rows, like):
     )
 
 
-def tables_forward(dtype, stored_dtype):
-    """Make the forward of a layer with tables.
+@jit
+def _tables_of(step, arrays, stored_dtype):
+    shape = ((step.in_features + 1) // 2, step.num_knots, step.num_knots, step.out_features)
+    return _array_at(arrays, 0, shape, stored_dtype)
+
+
+@jit
+def _intervals_of(step, dtype):
+    return carray(_pointer(step.intervals), (2, table_length(step.num_knots - 1)), dtype)
+
+
+def gathered_forward(dtype, stored_dtype):
+    """Make the forward of a layer with tables, sample by sample.
 
     Its first array is the tables [P, S, S, O], float16 as 16-bit words.
     """
 
-    def tables_forward(address, arrays, workspace, size, x, out):
+    def gathered_forward(address, arrays, workspace, size, x, out):
         step = _step_at(address)
-        inputs, outputs, num_knots = step.in_features, step.out_features, step.num_knots
-        shape = ((inputs + 1) // 2, num_knots, num_knots, outputs)
-        tables = _array_at(arrays, 0, shape, stored_dtype)
-        intervals = carray(_pointer(step.intervals), (2, table_length(num_knots - 1)), dtype)
-        x = carray(_pointer(x), (size, inputs), dtype)
-        out = carray(_pointer(out), (size, outputs), dtype)
+        tables, intervals = _tables_of(step, arrays, stored_dtype), _intervals_of(step, dtype)
+        x = carray(_pointer(x), (size, step.in_features), dtype)
+        out = carray(_pointer(out), (size, step.out_features), dtype)
+        cells, bound = _cells_in(workspace, intervals[0]), dtype(step.bound)
         out[:] = 0
-        none = x[:0]
-        cells = _cells_in(workspace, size, intervals[0])
-        gather(tables, x, dtype(step.bound), none, intervals, cells, out)
+        for first in range(0, size, GATHERED):
+            rows = slice(first, min(first + GATHERED, size))
+            add_gathered(tables, x[rows], bound, x[:0], intervals, cells, out[rows])
 
-    return tables_forward
+    return gathered_forward
+
+
+def grouped_forward(dtype, stored_dtype):
+    """Make the forward of a layer with tables, cell by cell, see :func:`gathered_forward`."""
+
+    def grouped_forward(address, arrays, workspace, size, x, out):
+        step = _step_at(address)
+        tables, intervals = _tables_of(step, arrays, stored_dtype), _intervals_of(step, dtype)
+        x = carray(_pointer(x), (size, step.in_features), dtype)
+        out = carray(_pointer(out), (size, step.out_features), dtype)
+        out[:] = 0
+        count = num_grouped(step.num_knots)
+        for first in range(0, size, count):
+            rows = slice(first, min(first + count, size))
+            add_grouped(tables, x[rows], dtype(step.bound), x[:0], intervals, out[rows])
+
+    return grouped_forward
 
 
 def tables_backward(dtype, stored_dtype):
@@ -168,14 +187,11 @@ def tables_backward(dtype, stored_dtype):
     def tables_backward(address, arrays, size, x, grad_y, grad_x):
         step = _step_at(address)
         inputs, outputs, num_knots = step.in_features, step.out_features, step.num_knots
-        shape = ((inputs + 1) // 2, num_knots, num_knots, outputs)
-        tables = _array_at(arrays, 0, shape, stored_dtype)
-        intervals = carray(_pointer(step.intervals), (2, table_length(num_knots - 1)), dtype)
+        tables, intervals = _tables_of(step, arrays, stored_dtype), _intervals_of(step, dtype)
         x = carray(_pointer(x), (size, inputs), dtype)
         grad_y = carray(_pointer(grad_y), (size, outputs), dtype)
         grad_x = carray(_pointer(grad_x), (size, inputs), dtype)
         bound = dtype(step.bound)
-        cut = _cut(x, bound)
         block = new_block(size, num_knots, dtype)
         slopes = np.empty((size, 4), dtype)
         numbers = np.arange(size + 1)
@@ -183,11 +199,11 @@ def tables_backward(dtype, stored_dtype):
         for pair in range(tables.shape[0]):
             tile = pair % PAIR_TILE
             if tile == 0:
-                fetch(cut, pair, block.coordinates)
+                fetch(x, bound, pair, block.coordinates)
             locate_pair(tile, size, num_knots, intervals, block)
             slopes[:] = 0
             add_slopes(0, outputs, size, each_alone, pair, grad_y, tables, slopes)
-            finish(pair, block.positions, slopes, cut[:0], False, grad_x)
+            finish(pair, block.positions, slopes, x[:0], False, grad_x)
         for n in range(size):
             for i in range(inputs):
                 if abs(x[n, i]) > bound:
@@ -263,7 +279,7 @@ def network_kernel(begin, end, block, x, shift, scale, steps, arrays, out):
     """
     rows = min(block, end - begin)
     features = np.empty((2, rows * steps.in_features.max()), x.dtype)
-    workspace = _new_workspace(rows, x)
+    workspace = _new_workspace(x)
     for first in range(begin, end, block):
         size = min(block, end - first)
         _standardise(x[first : first + size], shift, scale, features[0])
@@ -279,7 +295,7 @@ def network_grad_kernel(begin, end, block, x, grad_y, shift, scale, steps, array
     room = rows * steps.in_features.max()
     features = np.empty((steps.size, room), x.dtype)
     gradients = np.empty((2, room), x.dtype)
-    workspace = _new_workspace(rows, x)
+    workspace = _new_workspace(x)
     one = x.dtype.type(1)
     for first in range(begin, end, block):
         size = min(block, end - first)

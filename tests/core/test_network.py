@@ -56,7 +56,7 @@ def _one_by_one(x: Any, layers: list[Any], grad_y: Any, **options: Any) -> tuple
     """y and grad_x, bit by bit: every layer of tables by `forward` and `backward`."""
     arguments = {"shift": None, "scale": None, "bound": None, **options}
     checked = array_checks.check_network("test", x, layers, **arguments)
-    features = network.features_of_layers(checked)
+    features = network.features_of_layers(checked, x)
     return features[-1], network.pull_back_by_layers(checked, features, grad_y)
 
 
