@@ -35,6 +35,7 @@ from .torch.training import (
     Trainer,
     epochs_for,
     fold_chain_,
+    held_back,
     parameter_groups,
     penalty_for,
 )
@@ -118,12 +119,13 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             patience=self.n_iter_no_change if self.early_stopping else None,
             shown=shown if self.verbose else None,
         )
-        training = trainer.train("lmKAN", model.network, parameter_groups(model.network))
-        fold_chain_(model.network)
-        self.model_ = model.eval()
-        self.n_iter_ = math.ceil(training.steps / rows.steps_per_epoch)
-        self.validation_loss_ = training.validation_loss
-        if not training.completed:
+        with held_back("SIGINT") as interruption:  # until the model is kept
+            training = trainer.train("lmKAN", model.network, parameter_groups(model.network))
+            fold_chain_(model.network)
+            self.model_ = model.eval()
+            self.n_iter_ = math.ceil(training.steps / rows.steps_per_epoch)
+            self.validation_loss_ = training.validation_loss
+        if interruption.came or not training.completed:
             raise KeyboardInterrupt
 
     def _output(self, X: Any) -> NDArray[np.float64]:
@@ -225,8 +227,8 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
     Notes
     -----
     The same ``random_state`` gives the same numbers on the same machine, whatever other threads do
-    and whatever torch's default dtype and device are. After Ctrl-C the estimator is fitted with its
-    best state so far, but ``fit`` still raises KeyboardInterrupt.
+    and whatever torch's default dtype and device, and its modes such as autocast, are. After Ctrl-C
+    the estimator is fitted with its best state so far, but ``fit`` still raises KeyboardInterrupt.
     """
 
     def fit(self, X: Any, y: Any, *, X_val: Any = None, y_val: Any = None) -> "LMKANRegressor":

@@ -10,10 +10,10 @@ import pandas as pd
 
 import lmkan_cupy
 
+from ..torch.training import held_back
 from .dataset import InputError, read_dataset, read_features
 from .files import check_empty, check_file, new_folder, write_text
 from .fit import TITLES, FitResult, check_options, fit
-from .interruption import held_back
 from .model import load
 
 

@@ -222,7 +222,8 @@ def evaluate(network: nn.Module, features: Tensor, rows_at_once: int = ROWS_AT_O
 
 def in_parts(function: Callable[[Tensor], Tensor], features: Tensor, rows_at_once: int) -> Tensor:
     """Return a function's values [N, K] as float64, computed ``rows_at_once`` rows at a time."""
-    with torch.no_grad():  # not inference_mode: a network may differentiate itself
+    # Not in inference_mode, since a network may differentiate itself.
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         parts = torch.split(features, rows_at_once)
         # Copies, because a replayed CUDA graph writes every result to the same memory.
         return torch.cat([function(part).to(torch.float64, copy=True) for part in parts])
