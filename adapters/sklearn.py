@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import issparse  # type: ignore[import-untyped]
 from sklearn.base import (  # type: ignore[import-untyped]
     BaseEstimator,
     ClassifierMixin,
@@ -25,7 +24,7 @@ from sklearn.utils.validation import (  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 import lmkan_cupy
-from lmkan_cupy.array_checks import check_num_grids, check_size, check_unmasked
+from lmkan_cupy.array_checks import check_dense, check_num_grids, check_size, check_unmasked
 
 from .torch.training import (
     BOUND,
@@ -142,11 +141,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         name = type(self).__name__
         for argument, values in arrays.items():
             check_unmasked(name, argument, values)
-            if issparse(values):
-                raise TypeError(
-                    f"{name}: {argument} must be dense, got a sparse {type(values).__name__}: "
-                    f"{argument}.toarray()"
-                )
+            check_dense(name, argument, values)
 
     def _check_parameters(self) -> None:
         name = type(self).__name__

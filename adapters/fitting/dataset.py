@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from lmkan_cupy.array_checks import check_dense
+
 from . import npz
 
 _log = logging.getLogger("lmkan_cupy")
@@ -53,6 +55,8 @@ class Dataset:
     InputError
         If shapes do not fit, there are fewer than 50 rows or no feature, a name occurs twice, a
         value is missing or infinite, or a column is constant.
+    TypeError
+        If features or target are sparse.
     """
 
     features: NDArray[np.float64]
@@ -61,8 +65,8 @@ class Dataset:
     target_name: str = "target"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", as_numbers(self.features))
-        object.__setattr__(self, "target", as_numbers(self.target))
+        object.__setattr__(self, "features", as_numbers("Dataset", "features", self.features))
+        object.__setattr__(self, "target", as_numbers("Dataset", "target", self.target))
         object.__setattr__(self, "feature_names", [*map(str, self.feature_names)])
         object.__setattr__(self, "target_name", str(self.target_name))
         if self.features.ndim != 2 or self.features.shape != (
@@ -143,11 +147,17 @@ def read_features(path: Path, feature_names: Sequence[str]) -> NDArray[np.float6
         return values
 
 
-def as_numbers(values: ArrayLike) -> NDArray[np.float64]:
-    """Return a C-contiguous float64 array of ``values``, NaN where they are masked.
+def as_numbers(function: str, name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """Return a C-contiguous float64 array of a function's argument, NaN where it is masked.
 
     PyTorch can read neither masks nor negative strides, and rounds differently in other layouts.
+
+    Raises
+    ------
+    TypeError
+        If the argument is sparse.
     """
+    check_dense(function, name, values)
     return np.asarray(np.ma.asarray(values, np.float64, "C").filled(np.nan))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from lmkan_cupy.adapters.fitting import (
     read_dataset,
     read_features,
 )
+from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
 # Tables that are refused: one sentence, exit code 2, nothing written
 
@@ -196,6 +198,21 @@ def test_what_is_masked_is_missing() -> None:
         Dataset(x, dataset().target, [*"abc"])
     with pytest.raises(InputError, match="missing or infinite"):
         quick_fit().model.predict(x)
+
+
+def test_what_is_sparse_is_refused() -> None:
+    data, model = dataset(), quick_fit().model
+    x, y = csr_array(data.features), csr_array(data.target[:, None])
+    for name, call in {
+        "Dataset: features": lambda: Dataset(x, data.target, [*"abc"]),  # type: ignore[arg-type]
+        "Dataset: target": lambda: Dataset(data.features, y, [*"abc"]),  # type: ignore[arg-type]
+        "predict: features": lambda: model.predict(x),  # type: ignore[arg-type]
+        "TableNetwork: features": lambda: model.module.predict(x),  # type: ignore[arg-type]
+    }.items():
+        argument = name.partition(": ")[2]
+        sentence = f"{name} must be dense, got a sparse csr_array: {argument}.toarray()"
+        with pytest.raises(TypeError, match=re.escape(sentence)):
+            call()
 
 
 # npz files that are damaged or evil

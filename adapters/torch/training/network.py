@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lmkan_cupy.array_checks import check_unmasked
+from lmkan_cupy.array_checks import check_dense, check_unmasked
 
 from .. import LMKANBlock, LMKANConv2d, LMKANLinear
 
@@ -135,6 +135,7 @@ def _standardised(name: str, values: NDArray[np.float64], mean: Tensor, scale: T
     Arrays of users come here in any memory layout; torch takes no negative strides.
     """
     check_unmasked("TableNetwork", name, values)
+    check_dense("TableNetwork", name, values)
     ordinary = torch.tensor(np.ascontiguousarray(values, np.float64), device="cpu")
     return ((ordinary - mean) / scale).float()
 
