@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 from fits import (
     WRITERS,
@@ -292,3 +293,37 @@ def test_only_what_is_needed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     read.clear()
     read_features(path, ["x1"])
     assert read == ["features"]
+
+
+@pytest.mark.parametrize(("suffix", "reader"), [(".csv", "read_csv"), (".parquet", "read_parquet")])
+def test_only_columns_that_are_needed_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, reader: str
+) -> None:
+    read, read_file = [], getattr(pd, reader)
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        frame = read_file(*arguments, **options)
+        read.append([*frame])
+        return frame
+
+    monkeypatch.setattr(pd, reader, recorded)
+    path = tmp_path / f"data{suffix}"
+    WRITERS[suffix](table(), path)
+    features = read_features(path, ["c", "a"])
+    np.testing.assert_array_equal(features, dataset().features[:, [2, 0]])
+    with pytest.raises(InputError, match="there is no column 'z', which the model needs"):
+        read_features(path, ["z"])
+    assert read == [["a", "c"], []]
+
+
+def test_a_damaged_column_that_is_not_needed_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    table().to_parquet(path)
+    column = pq.read_metadata(path).row_group(0).column(1)
+    data = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read_features(path, ["a", "c"]), dataset().features[:, [0, 2]])
+    with pytest.raises(InputError, match=re.escape(f"{path}: cannot be read as parquet")):
+        read_features(path, ["a", "b"])
