@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -64,6 +65,31 @@ def test_two_fits_at_a_time_have_folders_of_their_own(
         assert (first.name, second.name) == ("lmkan_fit", "lmkan_fit-2")
 
 
+@pytest.mark.parametrize("out", ["here", "empty"])
+def test_a_folder_that_another_fit_is_going_to_fill_is_refused_before_the_training(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    write_csv(table(), tmp_path / "data.csv")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(commands, "fit", lambda *_, **__: pytest.fail("not refused at once"))
+    with files.new_folder(Path(out)) as folder:
+        sentence = f"{out}: another fit is going to fill it; choose another --out"
+        check_refusal(command("fit", "data.csv", "--out", out), sentence)
+        assert folder.exists()
+    assert names(folder) == set()
+
+
+def test_a_folder_can_be_filled_where_nothing_can_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.FileLock, "acquire", fail)
+    with files.new_folder(tmp_path / "here") as folder:
+        assert names(folder) == set()
+
+
 @pytest.mark.usefixtures("trained", "undrawn")
 @pytest.mark.parametrize("out", ["empty", "link"])
 def test_an_empty_folder_is_filled_where_it_is(tmp_path: Path, command: Command, out: str) -> None:
@@ -94,6 +120,11 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path, command: Command)
     with files.written(model) as part:
         part.touch()
     model.rename(part)
+    with files.new_folder(model.parent):
+        left = names(model.parent)
+    assert left
+    for each in left:
+        (model.parent / each).touch()
     assert command("fit", "data.csv", "--out", "here")[0] == 0
     assert names(tmp_path / "here") == FILES
 
@@ -183,7 +214,7 @@ def fill(folder: Path) -> None:
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("happens", "sentence"),
-    [(fill, "here: exists already"), (Path.rmdir, "No such file or directory")],
+    [(fill, "here: exists already"), (shutil.rmtree, "No such file or directory")],
     ids=["filled", "removed"],
 )
 def test_a_model_that_cannot_be_saved_in_its_folder_goes_to_another(
