@@ -53,7 +53,10 @@ def names(folder: Path) -> set[str]:
 def test_the_default_folder_is_a_new_one_every_time(tmp_path: Path, command: Command) -> None:
     for expected in ("lmkan_fit", "lmkan_fit-2", "lmkan_fit-3"):
         _, out, _ = command("fit", "data.csv")
-        assert out.endswith(f"are in {expected}{os.sep}\n")
+        assert out.endswith(
+            f"are in {expected}{os.sep}\n"
+            f"To apply it: python -m lmkan_cupy predict {expected} DATA\n"
+        )
         assert names(tmp_path / expected) == FILES
 
 

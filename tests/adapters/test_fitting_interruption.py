@@ -192,6 +192,26 @@ def test_a_signal_before_there_is_a_model_leaves_nothing(
     assert os.listdir(tmp_path) == ["data.csv"]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_signal_while_predictions_are_written_leaves_nothing(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def write_half(path: Path, text: str, **_: Any) -> None:
+        path.write_bytes(text[: len(text) // 2].encode())
+        send(name)
+
+    quick_fit().model.save(tmp_path)
+    write_csv(table(), tmp_path / "data.csv")
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(Path, "write_text", write_half)
+    assert command("predict", ".", "data.csv", "--out", "y.csv") == (
+        130,
+        "",
+        "error: interrupted before there was a result; nothing was written\n",
+    )
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def fit_without_raising() -> FitResult:
     try:
         return fit(dataset(), **QUICK)
