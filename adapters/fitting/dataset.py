@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from pyarrow.parquet import read_schema  # type: ignore[import-untyped]
 
 from lmkan_cupy.array_checks import check_dense
 
@@ -205,6 +204,9 @@ def _read_frame(path: Path, only: Sequence[str] | None = None) -> pd.DataFrame:
         return _read_npz_features(path)
     if path.suffix != ".parquet":
         raise InputError("the file name must end in .csv, .parquet or .npz")
+    # Here, since other files can be read without it.
+    from pyarrow.parquet import read_schema  # type: ignore[import-untyped]
+
     names = [name for name in read_schema(path).names if only is None or name in only]
     frame = pd.read_parquet(path, columns=names)
     if frame.columns.nlevels > 1:

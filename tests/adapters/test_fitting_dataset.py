@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fresh_process
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -156,6 +157,19 @@ def test_predict_refuses_a_column_that_is_there_twice(tmp_path: Path) -> None:
     assert read_features(path, ["b"]).shape == (60, 1)
     with pytest.raises(InputError, match="2 columns are called 'a'"):
         read_features(path, ["a", "b"])
+
+
+@pytest.mark.long
+def test_only_parquet_files_need_pyarrow(tmp_path: Path) -> None:
+    write_csv(table(), tmp_path / "data.csv")
+    code = """
+        import sys
+        from pathlib import Path
+        sys.modules["pyarrow"] = None
+        from lmkan_cupy.adapters.fitting import read_dataset
+        print(read_dataset(Path("data.csv")).feature_names)
+    """
+    assert fresh_process.run(code, tmp_path) == "['a', 'b', 'c']\n"
 
 
 def test_names_in_a_parquet_file_need_not_be_text(tmp_path: Path) -> None:
