@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import issparse  # type: ignore[import-untyped]
 from sklearn.base import (  # type: ignore[import-untyped]
     BaseEstimator,
     ClassifierMixin,
@@ -25,7 +24,7 @@ from sklearn.utils.validation import (  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 import lmkan_cupy
-from lmkan_cupy.array_checks import check_num_grids, check_size, check_unmasked
+from lmkan_cupy.array_checks import check_dense, check_num_grids, check_size, check_unmasked
 
 from .torch.training import (
     BOUND,
@@ -35,6 +34,7 @@ from .torch.training import (
     Trainer,
     epochs_for,
     fold_chain_,
+    held_back,
     parameter_groups,
     penalty_for,
 )
@@ -118,12 +118,13 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             patience=self.n_iter_no_change if self.early_stopping else None,
             shown=shown if self.verbose else None,
         )
-        training = trainer.train("lmKAN", model.network, parameter_groups(model.network))
-        fold_chain_(model.network)
-        self.model_ = model.eval()
-        self.n_iter_ = math.ceil(training.steps / rows.steps_per_epoch)
-        self.validation_loss_ = training.validation_loss
-        if not training.completed:
+        with held_back("SIGINT") as interruption:  # until the model is kept
+            training = trainer.train("lmKAN", model.network, parameter_groups(model.network))
+            fold_chain_(model.network)
+            self.model_ = model.eval()
+            self.n_iter_ = math.ceil(training.steps / rows.steps_per_epoch)
+            self.validation_loss_ = training.validation_loss
+        if interruption.came or not training.completed:
             raise KeyboardInterrupt
 
     def _output(self, X: Any) -> NDArray[np.float64]:
@@ -140,11 +141,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         name = type(self).__name__
         for argument, values in arrays.items():
             check_unmasked(name, argument, values)
-            if issparse(values):
-                raise TypeError(
-                    f"{name}: {argument} must be dense, got a sparse {type(values).__name__}: "
-                    f"{argument}.toarray()"
-                )
+            check_dense(name, argument, values)
 
     def _check_parameters(self) -> None:
         name = type(self).__name__
@@ -225,8 +222,8 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
     Notes
     -----
     The same ``random_state`` gives the same numbers on the same machine, whatever other threads do
-    and whatever torch's default dtype and device are. After Ctrl-C the estimator is fitted with its
-    best state so far, but ``fit`` still raises KeyboardInterrupt.
+    and whatever torch's default dtype and device, and its modes such as autocast, are. After Ctrl-C
+    the estimator is fitted with its best state so far, but ``fit`` still raises KeyboardInterrupt.
     """
 
     def fit(self, X: Any, y: Any, *, X_val: Any = None, y_val: Any = None) -> "LMKANRegressor":

@@ -148,6 +148,15 @@ def check_unmasked(function: str, name: str, value: object) -> None:
         )
 
 
+def check_dense(function: str, name: str, value: object) -> None:
+    """Refuse a sparse array, which NumPy takes for a single object."""
+    if hasattr(value, "toarray"):
+        raise TypeError(
+            f"{function}: {name} must be dense, got a sparse {type(value).__name__}: "
+            f"{name}.toarray()"
+        )
+
+
 def check_same_place(
     function: str,
     name: str,

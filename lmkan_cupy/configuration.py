@@ -15,6 +15,7 @@ _OPTIONAL = {
     "matplotlib": ("fit and plots", "pip install 'lmkan-cupy[fit]'"),
     "pandas": ("fit", "pip install 'lmkan-cupy[fit]'"),
     "pyarrow": ("fit on Parquet files", "pip install 'lmkan-cupy[fit]'"),
+    "filelock": ("fit", "pip install 'lmkan-cupy[fit]'"),
     "tqdm": ("lmkan_cupy.adapters.sklearn and fit", "pip install 'lmkan-cupy[sklearn]'"),
 }
 

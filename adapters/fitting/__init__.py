@@ -9,7 +9,6 @@ module           what
 ``dataset``      tables from CSV, Parquet and npz files, checked
 ``npz``          arrays of npz files
 ``files``        folders and files that are written
-``interruption`` Ctrl-C and other signals that end a training
 ``pictures``     pictures of a fit
 ``mlp``          the MLPs that lmKAN networks are compared with
 ================ =================================================================================

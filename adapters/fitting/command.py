@@ -4,16 +4,17 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pandas as pd
 
 import lmkan_cupy
 
+from ..torch.training import held_back
 from .dataset import InputError, read_dataset, read_features
 from .files import check_empty, check_file, new_folder, write_text
 from .fit import TITLES, FitResult, check_options, fit
-from .interruption import held_back
 from .model import load
 
 
@@ -47,6 +48,7 @@ def run_fit(
             print("Interrupted: this is the best model so far.")
         print(_report(result.metrics, data.target_name))
         print(f"The model, its metrics and pictures are in {folder}{os.sep}")
+        print(f"To apply it: python -m lmkan_cupy predict {quote(str(folder))} DATA")
     return 130 if interruption.came or result.interrupted else 0
 
 
@@ -61,7 +63,9 @@ def run_predict(model: Path, data: Path, out: Path | None) -> int:
     if out is None:
         print(text, end="")
     else:
-        write_text(out, text)
+        # Each of them ends it; but it must not leave half a file behind.
+        with held_back("SIGINT", "SIGTERM", "SIGHUP") as interruption, interruption.let_through():
+            write_text(out, text)
     return 0
 
 

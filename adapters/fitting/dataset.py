@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from lmkan_cupy.array_checks import check_dense
+
 from . import npz
 
 _log = logging.getLogger("lmkan_cupy")
@@ -53,6 +55,8 @@ class Dataset:
     InputError
         If shapes do not fit, there are fewer than 50 rows or no feature, a name occurs twice, a
         value is missing or infinite, or a column is constant.
+    TypeError
+        If features or target are sparse.
     """
 
     features: NDArray[np.float64]
@@ -61,8 +65,8 @@ class Dataset:
     target_name: str = "target"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", as_numbers(self.features))
-        object.__setattr__(self, "target", as_numbers(self.target))
+        object.__setattr__(self, "features", as_numbers("Dataset", "features", self.features))
+        object.__setattr__(self, "target", as_numbers("Dataset", "target", self.target))
         object.__setattr__(self, "feature_names", [*map(str, self.feature_names)])
         object.__setattr__(self, "target_name", str(self.target_name))
         if self.features.ndim != 2 or self.features.shape != (
@@ -124,7 +128,7 @@ def read_dataset(path: Path, target: str | None = None, drop: Sequence[str] = ()
 def read_features(path: Path, feature_names: Sequence[str]) -> NDArray[np.float64]:
     """Read the named columns of a table as features [N, I].
 
-    The table may hold other columns, too, and its columns may have any order.
+    The table may hold other columns, too, which are not read, and its columns may have any order.
 
     Raises
     ------
@@ -133,7 +137,7 @@ def read_features(path: Path, feature_names: Sequence[str]) -> NDArray[np.float6
         finite number.
     """
     with _reading(path):
-        frame = _read_frame(path)
+        frame = _read_frame(path, feature_names)
         for name in feature_names:
             if name not in frame:
                 raise InputError(f"there is no column {name!r}, which the model needs")
@@ -143,11 +147,17 @@ def read_features(path: Path, feature_names: Sequence[str]) -> NDArray[np.float6
         return values
 
 
-def as_numbers(values: ArrayLike) -> NDArray[np.float64]:
-    """Return a C-contiguous float64 array of ``values``, NaN where they are masked.
+def as_numbers(function: str, name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """Return a C-contiguous float64 array of a function's argument, NaN where it is masked.
 
     PyTorch can read neither masks nor negative strides, and rounds differently in other layouts.
+
+    Raises
+    ------
+    TypeError
+        If the argument is sparse.
     """
+    check_dense(function, name, values)
     return np.asarray(np.ma.asarray(values, np.float64, "C").filled(np.nan))
 
 
@@ -183,21 +193,28 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_frame(path: Path) -> pd.DataFrame:
-    """Read all columns that can be features; their names are text."""
+def _read_frame(path: Path, only: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read all columns that can be features, or of a CSV or Parquet file those named ``only``.
+
+    The names in the table are text.
+    """
     if path.suffix == ".csv":
-        return _read_csv(path)
+        return _read_csv(path, only)
     if path.suffix == ".npz":
         return _read_npz_features(path)
     if path.suffix != ".parquet":
         raise InputError("the file name must end in .csv, .parquet or .npz")
-    frame = pd.read_parquet(path)
+    # Here, since other files can be read without it.
+    from pyarrow.parquet import read_schema  # type: ignore[import-untyped]
+
+    names = [name for name in read_schema(path).names if only is None or name in only]
+    frame = pd.read_parquet(path, columns=names)
     if frame.columns.nlevels > 1:
         raise InputError("its columns have names of several levels; give them names of one")
     return frame.set_axis([*map(str, frame)], axis=1)
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path, only: Sequence[str] | None) -> pd.DataFrame:
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file)
         names = next(filter(None, lines), [])
@@ -210,8 +227,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
     if names and all(map(_is_number, names)):
         raise InputError("the first line holds numbers, but must name the columns")
     # Without `index_col` the first column of a file whose lines end in a comma names its rows.
-    frame = pd.read_csv(path, index_col=False, usecols=[*range(len(names))])
-    return frame.set_axis(names, axis=1)
+    columns = [i for i, name in enumerate(names) if only is None or name in only]
+    frame = pd.read_csv(path, index_col=False, usecols=columns)
+    return frame.set_axis([names[i] for i in columns], axis=1)
 
 
 def _read_npz_features(path: Path) -> pd.DataFrame:

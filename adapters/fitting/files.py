@@ -9,15 +9,20 @@ from itertools import chain, count
 from pathlib import Path
 from secrets import token_hex
 
+from filelock import FileLock, Timeout
+
 from .dataset import InputError
 
 #: Files that are not complete yet are called so, with a random number; see :func:`written`.
 _PARTS = ".*.part"
 
+#: Is locked in a folder that somebody is going to fill.
+_LOCK = ".lmkan_fit.lock"
+
 
 @contextmanager
 def new_folder(out: Path | None) -> Iterator[Path]:
-    """Yield an empty folder, ``out`` or by default one with a name that is free.
+    """Yield an empty folder, ``out`` or by default one with a name that is free, to nobody else.
 
     ``out`` is made if there is none, and else stays what it is, also a link or a mount point. After
     an exception the folders that were made are removed, unless they hold files.
@@ -25,7 +30,7 @@ def new_folder(out: Path | None) -> Iterator[Path]:
     Raises
     ------
     InputError
-        If ``out`` is not empty or cannot be written to.
+        If ``out`` is not empty, cannot be written to, or has been yielded to another.
     """
     with ExitStack() as undo:
         with _writing(out or Path()):
@@ -39,17 +44,39 @@ def new_folder(out: Path | None) -> Iterator[Path]:
                     if not each.exists():
                         each.mkdir(exist_ok=True)
                         undo.callback(_remove_if_empty, each)
-            for part in folder.glob(_PARTS):  # left by a process that was killed
-                part.unlink()
             tempfile.TemporaryFile(dir=folder).close()  # fails where files cannot be made
-        yield folder
-        undo.pop_all()
+        with _claimed(folder):
+            for part in folder.glob(_PARTS):  # left by a process that was killed
+                part.unlink(missing_ok=True)
+            yield folder
+            undo.pop_all()
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Lock a file in the folder; however this process ends, the system unlocks it."""
+    lock = FileLock(folder / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"{folder}: another fit is going to fill it; choose another --out"
+        ) from error
+    except OSError:
+        pass  # a file system without locks: who comes second learns of it after the training
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file, but removes this one when unlocked
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def check_empty(folder: Path) -> None:
-    """Require that there is no such folder yet, or that it holds nothing but incomplete files."""
+    """Require that there is no such folder yet, or none but locks and incomplete files in it."""
     if folder.exists() and not (
-        folder.is_dir() and all(each.match(_PARTS) for each in folder.iterdir())
+        folder.is_dir()
+        and all(each.name == _LOCK or each.match(_PARTS) for each in folder.iterdir())
     ):
         raise InputError(f"{folder}: exists already; choose another --out")
 

@@ -35,11 +35,11 @@ from ..torch.training import (
     block_chain,
     epochs_for,
     evaluate,
+    held_back,
 )
 from . import mlp, pictures
 from .dataset import Dataset, InputError, one_line
 from .files import written
-from .interruption import held_back
 from .model import FittedModel, ModelDescription
 
 _log = logging.getLogger("lmkan_cupy")
@@ -99,6 +99,7 @@ class FitResult:
                 _log.warning("%s is left out: %s", folder / name, one_line(error))
 
 
+@torch.inference_mode(False)
 def fit(
     data: Dataset,
     *,
@@ -205,11 +206,7 @@ def fit(
                 shown=module.error_in_units,
             )
             groups = [{"params": [*network.parameters()], "lr": mlp.LR}]
-            try:
-                with interruption.let_through():
-                    completed = trainer.train(TITLES["mlp"], network, groups).completed
-            except KeyboardInterrupt:
-                completed = False
+            completed = trainer.train(TITLES["mlp"], network, groups).completed
             if completed:
                 networks["mlp"] = mlp.fused(network)
 

@@ -101,8 +101,10 @@ class FittedModel:
         InputError
             If the shape does not fit, a value is masked, missing or infinite, or the network's
             answer is not a finite number.
+        TypeError
+            If the features are sparse.
         """
-        features = as_numbers(features)
+        features = as_numbers("predict", "features", features)
         names = self.description.feature_names
         if features.ndim != 2 or features.shape[1] != len(names):
             raise InputError(f"features must have shape [N, {len(names)}], got {features.shape}")

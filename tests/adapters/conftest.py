@@ -21,6 +21,25 @@ def deterministic_torch() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(params=["no_grad", "inference_mode", "autocast", "float64", "meta"])
+def another_state_of_torch(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A mode, or a default dtype or device, that a caller may have set."""
+    torch = pytest.importorskip("torch")
+    if request.param == "float64":
+        torch.set_default_dtype(torch.float64)
+        yield
+        torch.set_default_dtype(torch.float32)
+    else:
+        states = {
+            "no_grad": torch.no_grad,
+            "inference_mode": torch.inference_mode,
+            "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+            "meta": lambda: torch.device("meta"),
+        }
+        with states[request.param]():
+            yield
+
+
 @pytest.fixture
 def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

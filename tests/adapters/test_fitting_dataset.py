@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fresh_process
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 from fits import (
     WRITERS,
@@ -30,6 +33,7 @@ from lmkan_cupy.adapters.fitting import (
     read_dataset,
     read_features,
 )
+from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
 # Tables that are refused: one sentence, exit code 2, nothing written
 
@@ -155,6 +159,19 @@ def test_predict_refuses_a_column_that_is_there_twice(tmp_path: Path) -> None:
         read_features(path, ["a", "b"])
 
 
+@pytest.mark.long
+def test_only_parquet_files_need_pyarrow(tmp_path: Path) -> None:
+    write_csv(table(), tmp_path / "data.csv")
+    code = """
+        import sys
+        from pathlib import Path
+        sys.modules["pyarrow"] = None
+        from lmkan_cupy.adapters.fitting import read_dataset
+        print(read_dataset(Path("data.csv")).feature_names)
+    """
+    assert fresh_process.run(code, tmp_path) == "['a', 'b', 'c']\n"
+
+
 def test_names_in_a_parquet_file_need_not_be_text(tmp_path: Path) -> None:
     path = tmp_path / "data.parquet"
     table().set_axis([0, 1, 2, 3], axis=1).to_parquet(path)
@@ -196,6 +213,21 @@ def test_what_is_masked_is_missing() -> None:
         Dataset(x, dataset().target, [*"abc"])
     with pytest.raises(InputError, match="missing or infinite"):
         quick_fit().model.predict(x)
+
+
+def test_what_is_sparse_is_refused() -> None:
+    data, model = dataset(), quick_fit().model
+    x, y = csr_array(data.features), csr_array(data.target[:, None])
+    for name, call in {
+        "Dataset: features": lambda: Dataset(x, data.target, [*"abc"]),  # type: ignore[arg-type]
+        "Dataset: target": lambda: Dataset(data.features, y, [*"abc"]),  # type: ignore[arg-type]
+        "predict: features": lambda: model.predict(x),  # type: ignore[arg-type]
+        "TableNetwork: features": lambda: model.module.predict(x),  # type: ignore[arg-type]
+    }.items():
+        argument = name.partition(": ")[2]
+        sentence = f"{name} must be dense, got a sparse csr_array: {argument}.toarray()"
+        with pytest.raises(TypeError, match=re.escape(sentence)):
+            call()
 
 
 # npz files that are damaged or evil
@@ -275,3 +307,37 @@ def test_only_what_is_needed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     read.clear()
     read_features(path, ["x1"])
     assert read == ["features"]
+
+
+@pytest.mark.parametrize(("suffix", "reader"), [(".csv", "read_csv"), (".parquet", "read_parquet")])
+def test_only_columns_that_are_needed_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, reader: str
+) -> None:
+    read, read_file = [], getattr(pd, reader)
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        frame = read_file(*arguments, **options)
+        read.append([*frame])
+        return frame
+
+    monkeypatch.setattr(pd, reader, recorded)
+    path = tmp_path / f"data{suffix}"
+    WRITERS[suffix](table(), path)
+    features = read_features(path, ["c", "a"])
+    np.testing.assert_array_equal(features, dataset().features[:, [2, 0]])
+    with pytest.raises(InputError, match="there is no column 'z', which the model needs"):
+        read_features(path, ["z"])
+    assert read == [["a", "c"], []]
+
+
+def test_a_damaged_column_that_is_not_needed_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    table().to_parquet(path)
+    column = pq.read_metadata(path).row_group(0).column(1)
+    data = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read_features(path, ["a", "c"]), dataset().features[:, [0, 2]])
+    with pytest.raises(InputError, match=re.escape(f"{path}: cannot be read as parquet")):
+        read_features(path, ["a", "b"])

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,10 @@ def names(folder: Path) -> set[str]:
 def test_the_default_folder_is_a_new_one_every_time(tmp_path: Path, command: Command) -> None:
     for expected in ("lmkan_fit", "lmkan_fit-2", "lmkan_fit-3"):
         _, out, _ = command("fit", "data.csv")
-        assert out.endswith(f"are in {expected}{os.sep}\n")
+        assert out.endswith(
+            f"are in {expected}{os.sep}\n"
+            f"To apply it: python -m lmkan_cupy predict {expected} DATA\n"
+        )
         assert names(tmp_path / expected) == FILES
 
 
@@ -62,6 +66,31 @@ def test_two_fits_at_a_time_have_folders_of_their_own(
     monkeypatch.chdir(tmp_path)
     with files.new_folder(None) as first, files.new_folder(None) as second:
         assert (first.name, second.name) == ("lmkan_fit", "lmkan_fit-2")
+
+
+@pytest.mark.parametrize("out", ["here", "empty"])
+def test_a_folder_that_another_fit_is_going_to_fill_is_refused_before_the_training(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    write_csv(table(), tmp_path / "data.csv")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(commands, "fit", lambda *_, **__: pytest.fail("not refused at once"))
+    with files.new_folder(Path(out)) as folder:
+        sentence = f"{out}: another fit is going to fill it; choose another --out"
+        check_refusal(command("fit", "data.csv", "--out", out), sentence)
+        assert folder.exists()
+    assert names(folder) == set()
+
+
+def test_a_folder_can_be_filled_where_nothing_can_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.FileLock, "acquire", fail)
+    with files.new_folder(tmp_path / "here") as folder:
+        assert names(folder) == set()
 
 
 @pytest.mark.usefixtures("trained", "undrawn")
@@ -94,6 +123,11 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path, command: Command)
     with files.written(model) as part:
         part.touch()
     model.rename(part)
+    with files.new_folder(model.parent):
+        left = names(model.parent)
+    assert left
+    for each in left:
+        (model.parent / each).touch()
     assert command("fit", "data.csv", "--out", "here")[0] == 0
     assert names(tmp_path / "here") == FILES
 
@@ -183,7 +217,7 @@ def fill(folder: Path) -> None:
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("happens", "sentence"),
-    [(fill, "here: exists already"), (Path.rmdir, "No such file or directory")],
+    [(fill, "here: exists already"), (shutil.rmtree, "No such file or directory")],
     ids=["filled", "removed"],
 )
 def test_a_model_that_cannot_be_saved_in_its_folder_goes_to_another(

@@ -17,11 +17,14 @@ import fresh_process
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 from fits import FILES, QUICK, QUICK_ARGUMENTS, dataset, quick_fit, table, write_csv
 from lmkan_cupy.adapters.fitting import FitResult, FittedModel, fit, load, pictures
 from lmkan_cupy.adapters.fitting import command as commands
-from lmkan_cupy.adapters.fitting.interruption import held_back
+from lmkan_cupy.adapters.sklearn import LMKANRegressor
 from lmkan_cupy.adapters.torch import training
+from lmkan_cupy.adapters.torch.training import held_back
+from torch import nn
 
 Command = Callable[..., tuple[int, str, str]]
 NAMES = ["SIGINT", "SIGTERM", "SIGHUP"]
@@ -96,6 +99,13 @@ def test_signals_that_are_ignored_or_handled_stay_so() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def test_nothing_is_let_through_where_it_is_held_back_once_more() -> None:
+    with held_back("SIGINT") as interruption, interruption.let_through():
+        with held_back("SIGINT"):
+            send("SIGINT")
+        assert interruption.came
+
+
 def test_other_threads_hold_nothing_back() -> None:
     def came() -> bool:
         with held_back(*NAMES) as interruption, interruption.let_through():
@@ -135,6 +145,41 @@ def test_a_signal_during_the_training_keeps_the_best_model(
     assert "mlp" not in metrics
 
 
+@pytest.mark.parametrize(
+    ("place", "stage"),
+    [
+        (training.Trainer, "train"),
+        (nn.Sequential, "load_state_dict"),  # the last in a training
+        (import_module("lmkan_cupy.adapters.sklearn"), "fold_chain_"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_signal_before_or_after_the_training_of_an_estimator_keeps_its_model(
+    monkeypatch: pytest.MonkeyPatch, place: Any, stage: str
+) -> None:
+    data = dataset()
+    expected = LMKANRegressor(random_state=0, **QUICK).fit(data.features, data.target)
+    monkeypatch.setattr(place, stage, sending("SIGINT", getattr(place, stage)))
+    regressor = LMKANRegressor(random_state=0, **QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        regressor.fit(data.features, data.target)
+    predictions = regressor.predict(data.features)
+    if stage == "train":  # ends after its first step
+        assert np.isfinite(predictions).all()
+    else:
+        np.testing.assert_array_equal(predictions, expected.predict(data.features))
+
+
+def test_a_signal_at_the_end_of_a_training_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        nn.Sequential, "load_state_dict", sending("SIGINT", nn.Sequential.load_state_dict)
+    )
+    network = nn.Sequential(nn.Linear(3, 1))
+    trainer = training.Trainer([(torch.ones(1, 3), torch.ones(1, 1))], 1, None, nn.MSELoss(), 0.0)
+    done = trainer.train("", network, [{"params": [*network.parameters()], "lr": 0.1}])
+    assert (done.steps, done.completed) == (1, False)
+
+
 def test_a_signal_before_there_is_a_model_leaves_nothing(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +190,26 @@ def test_a_signal_before_there_is_a_model_leaves_nothing(
     assert code == 130
     assert err == "error: interrupted before there was a result; nothing was written\n"
     assert os.listdir(tmp_path) == ["data.csv"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_signal_while_predictions_are_written_leaves_nothing(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def write_half(path: Path, text: str, **_: Any) -> None:
+        path.write_bytes(text[: len(text) // 2].encode())
+        send(name)
+
+    quick_fit().model.save(tmp_path)
+    write_csv(table(), tmp_path / "data.csv")
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(Path, "write_text", write_half)
+    assert command("predict", ".", "data.csv", "--out", "y.csv") == (
+        130,
+        "",
+        "error: interrupted before there was a result; nothing was written\n",
+    )
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def fit_without_raising() -> FitResult:

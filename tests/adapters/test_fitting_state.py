@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +28,6 @@ def usual() -> Any:
 def folder(usual: Any, tmp_path: Path) -> Path:
     usual.model.save(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(params=["float64", "meta", "no_grad"])
-def another_state_of_torch(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.param == "float64":
-        torch.set_default_dtype(torch.float64)
-        yield
-        torch.set_default_dtype(torch.float32)
-    else:
-        with torch.no_grad() if request.param == "no_grad" else torch.device("meta"):
-            yield
 
 
 @pytest.mark.usefixtures("another_state_of_torch")

@@ -226,19 +226,6 @@ def test_threads_that_draw_in_turn_do_not_disturb_each_other(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.fixture(params=["no_grad", "inference_mode", "float64", "meta"])
-def another_state_of_torch(request: pytest.FixtureRequest) -> Any:
-    """A mode, or a default dtype or device, that the caller of an estimator may have set."""
-    if request.param == "float64":
-        torch.set_default_dtype(torch.float64)
-        yield
-        torch.set_default_dtype(torch.float32)
-    else:
-        states = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
-        with states.get(request.param, lambda: torch.device("meta"))():
-            yield
-
-
 @pytest.fixture(scope="module")
 def predictions_as_usual() -> dict[Any, Any]:
     x, y = rows(60)

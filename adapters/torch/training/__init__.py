@@ -1,17 +1,19 @@
 """Training networks of lmKAN layers: the procedure of ``fit``, the estimators and the experiments.
 
-============== ===================================================================================
-module         what
-============== ===================================================================================
-``network``    ``TableNetwork``, a chain of lmKAN blocks; folding, refining, evaluating
-``rows``       a table's rows in batches; batch size, steps and penalty for so many rows
-``trainer``    ``Trainer``, the training loop
-``cuda_graph`` steps that a CUDA device replays as one graph
-============== ===================================================================================
+================ =================================================================================
+module           what
+================ =================================================================================
+``network``      ``TableNetwork``, a chain of lmKAN blocks; folding, refining, evaluating
+``rows``         a table's rows in batches; batch size, steps and penalty for so many rows
+``trainer``      ``Trainer``, the training loop
+``cuda_graph``   steps that a CUDA device replays as one graph
+``interruption`` Ctrl-C and other signals that end a training
+================ =================================================================================
 
 What each part of the procedure contributes was measured: see ``bench/results/procedure.md``.
 """
 
+from .interruption import held_back
 from .network import (
     BOUND,
     ROWS_AT_ONCE,
@@ -39,6 +41,7 @@ __all__ = [
     "evaluate",
     "fold_",
     "fold_chain_",
+    "held_back",
     "lmkan_layers",
     "parameter_groups",
     "penalty_for",

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lmkan_cupy.array_checks import check_unmasked
+from lmkan_cupy.array_checks import check_dense, check_unmasked
 
 from .. import LMKANBlock, LMKANConv2d, LMKANLinear
 
@@ -135,6 +135,7 @@ def _standardised(name: str, values: NDArray[np.float64], mean: Tensor, scale: T
     Arrays of users come here in any memory layout; torch takes no negative strides.
     """
     check_unmasked("TableNetwork", name, values)
+    check_dense("TableNetwork", name, values)
     ordinary = torch.tensor(np.ascontiguousarray(values, np.float64), device="cpu")
     return ((ordinary - mean) / scale).float()
 
@@ -222,7 +223,8 @@ def evaluate(network: nn.Module, features: Tensor, rows_at_once: int = ROWS_AT_O
 
 def in_parts(function: Callable[[Tensor], Tensor], features: Tensor, rows_at_once: int) -> Tensor:
     """Return a function's values [N, K] as float64, computed ``rows_at_once`` rows at a time."""
-    with torch.no_grad():  # not inference_mode: a network may differentiate itself
+    # Not in inference_mode, since a network may differentiate itself.
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         parts = torch.split(features, rows_at_once)
         # Copies, because a replayed CUDA graph writes every result to the same memory.
         return torch.cat([function(part).to(torch.float64, copy=True) for part in parts])

@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from threading import Lock, Thread
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from .. import HessianSchedule, hessian_penalty
 from .cuda_graph import GraphedFunction, new_stream
+from .interruption import held_back
 from .network import ROWS_AT_ONCE, in_parts, refine_
 
 #: Share of the steps in the first part. Much shorter, and the statistics of batch normalisation
@@ -132,14 +133,22 @@ class Trainer:
             As ``torch.optim.Adam`` takes them, each with its "lr".
         """
         chunks = self.train_in_chunks(label, network, parameter_groups)
-        stream = new_stream(next(network.parameters()).device)
-        with one_thread(), torch.enable_grad(), torch.cuda.stream(stream):
-            while True:
-                try:
+        device = next(network.parameters()).device
+        with (
+            held_back("SIGINT") as interruption,  # between two steps the network is whole
+            one_thread(),
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+            torch.cuda.stream(new_stream(device)),
+        ):
+            try:
+                while True:
                     next(chunks)
-                except StopIteration as end:
-                    training: Training = end.value
-                    return training
+                    if interruption.came:
+                        chunks.throw(KeyboardInterrupt)
+            except StopIteration as end:
+                training: Training = end.value
+        return replace(training, completed=training.completed and not interruption.came)
 
     def train_in_chunks(
         self, label: str, network: nn.Module, parameter_groups: list[dict[str, Any]]

@@ -27,15 +27,15 @@ class Interruption:
             raise KeyboardInterrupt
 
     @contextmanager
-    def let_through(self) -> Iterator[None]:
-        """Raise KeyboardInterrupt at the first signal, at once if it came before."""
-        self._is_let_through = True
+    def let_through(self, through: bool = True) -> Iterator[None]:
+        """Raise KeyboardInterrupt at the first signal, at once if it came before; or not."""
+        before, self._is_let_through = self._is_let_through, through
         try:
-            if self.came:
+            if through and self.came:
                 raise KeyboardInterrupt
             yield
         finally:
-            self._is_let_through = False
+            self._is_let_through = before
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def held_back(*names: str) -> Iterator[Interruption]:
     """Hold back signals such as "SIGINT", which is Ctrl-C, unless they are ignored or handled.
 
     Signals that a system does not have, as Windows has no SIGHUP, are left out. Inside of another
-    ``held_back`` nothing changes, and the Interruption is that one's. Only the main thread gets
+    ``held_back`` the handlers stay, and the Interruption is that one's. Only the main thread gets
     signals, so that in others there are none to hold back.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -51,7 +51,8 @@ def held_back(*names: str) -> Iterator[Interruption]:
         return
     for each in signal.valid_signals():
         if isinstance(outer := signal.getsignal(each), Interruption):
-            yield outer
+            with outer.let_through(False):
+                yield outer
             return
     interruption = Interruption()
     before = {}
