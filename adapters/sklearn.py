@@ -33,7 +33,6 @@ from .torch.training import (
     TableNetwork,
     Trainer,
     epochs_for,
-    fold_chain_,
     held_back,
     parameter_groups,
     penalty_for,
@@ -120,8 +119,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         )
         with held_back("SIGINT") as interruption:  # until the model is kept
             training = trainer.train("lmKAN", model.network, parameter_groups(model.network))
-            fold_chain_(model.network)
-            self.model_ = model.eval()
+            self.model_ = model.fold_().eval()
             self.n_iter_ = math.ceil(training.steps / rows.steps_per_epoch)
             self.validation_loss_ = training.validation_loss
         if interruption.came or not training.completed:

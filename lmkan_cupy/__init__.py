@@ -8,6 +8,7 @@ if not (Path(__file__).parent / "adapters").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
 from .configuration import show_config
+from .fitted import load_network
 from .functional import (
     backward,
     backward_backward,
@@ -44,6 +45,7 @@ __all__ = [
     "hessian_penalty_grad",
     "init_tables",
     "jvp",
+    "load_network",
     "memory",
     "network_forward",
     "network_value_and_grad",

@@ -67,7 +67,7 @@ def network_forward(
     function = "network_forward"
     x = array_checks.check_samples(function, x)
     network = array_checks.check_network(function, x, layers, shift, scale, bound)
-    return _forward(function, network, x, out)
+    return evaluate_network(function, network, x, out)
 
 
 def network_value_and_grad(
@@ -109,7 +109,10 @@ def network_value_and_grad(
     return _value_and_grad(function, network, x, grad_y)
 
 
-def _forward(function: str, network: Network, x: Array, out: AnyArray | None) -> Array:
+def evaluate_network(
+    function: str, network: Network, x: Array, out: AnyArray | None = None
+) -> Array:
+    """Return :func:`network_forward` of a checked network and checked ``x``."""
     with on_device_of(x):
         shape = (*x.shape[:-1], network.out_features)
         inputs = {"x": x} if out is None else {"x": x, **network.arrays()}

@@ -26,6 +26,7 @@ import lmkan_cupy
 from lmkan_cupy.installation import installed_version
 
 from ..sklearn import LMKANRegressor
+from ..torch import fuse
 from ..torch.training import (
     BOUND,
     MOST_STEPS,
@@ -188,7 +189,7 @@ def fit(
             completed = False
 
         module = regressor.model_
-        networks = {"lmkan": module.network}
+        networks: dict[str, nn.Module] = {"lmkan": fuse(module.network)}
         flops = {"lmkan": sum(lmkan_cupy.flops(i, o) for i, o in pairwise(description.sizes))}
         features = module.standardised(data.features)
         if completed and baseline:
@@ -292,7 +293,7 @@ def _untrained_mlp(sizes: list[int], lmkan: ModelDescription, seed: int) -> nn.S
     return mlp.make_mlp(sizes, nn.SiLU, generator)
 
 
-def _rows_per_second(networks: dict[str, nn.Sequential], features: Tensor) -> dict[str, float]:
+def _rows_per_second(networks: dict[str, nn.Module], features: Tensor) -> dict[str, float]:
     """Measure inference on ``features`` [N, I]: networks take turns, the fastest call counts."""
     seconds: dict[str, list[float]] = {name: [] for name in networks}
     for _ in range(20):

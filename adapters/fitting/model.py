@@ -1,23 +1,20 @@
 """A fitted network: predicting with it, saving it, loading it."""
 
-import json
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 import lmkan_cupy
 from lmkan_cupy.array_checks import check_num_grids, check_size
+from lmkan_cupy.fitted import FittedNetwork
 
-from ..torch.training import TableNetwork, fold_chain_
-from .dataset import InputError, as_numbers, check_finite, one_line
+from ..torch.training import TableNetwork
+from .dataset import InputError, as_numbers, check_finite
 from .files import written
 
 _FORMAT_VERSION = 2
@@ -25,7 +22,7 @@ _FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """Columns and sizes of a network: what ``model.json`` holds besides the format version.
+    """Columns and sizes of a network.
 
     Attributes
     ----------
@@ -91,6 +88,12 @@ class FittedModel:
     description: ModelDescription
     module: TableNetwork
 
+    @property
+    def network(self) -> FittedNetwork:
+        """The network without torch, which shares the module's memory."""
+        names = self.description.feature_names, [self.description.target_name]
+        return self.module.fitted(*names)
+
     def predict(self, features: NDArray[Any]) -> NDArray[np.float64]:
         """Return the predicted target [N] for features [N, I].
 
@@ -109,7 +112,7 @@ class FittedModel:
         if features.ndim != 2 or features.shape[1] != len(names):
             raise InputError(f"features must have shape [N, {len(names)}], got {features.shape}")
         check_finite(features, names)
-        predictions = self.module.predict(features)[:, 0]
+        predictions: NDArray[np.float64] = self.network.predict(features)[:, 0]
         if len(bad_rows := np.flatnonzero(~np.isfinite(predictions))):
             raise InputError(
                 f"the model predicts no finite numbers for {len(bad_rows)} rows, first for row "
@@ -118,12 +121,10 @@ class FittedModel:
         return predictions
 
     def save(self, folder: Path) -> None:
-        """Write ``model.json`` and ``model.safetensors``, which :func:`load` reads."""
-        entries = {"format_version": _FORMAT_VERSION, **asdict(self.description)}
-        with written(folder / "model.safetensors") as path:
-            path.write_bytes(safetensors.torch.save(self.module.state_dict()))
-        with written(folder / "model.json") as path:
-            path.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+        """Write the files that :func:`load` and :func:`lmkan_cupy.load_network` read."""
+        for name, content in self.network.files().items():
+            with written(folder / name) as path:
+                path.write_bytes(content)
 
 
 def load(folder: str | Path) -> FittedModel:
@@ -136,42 +137,17 @@ def load(folder: str | Path) -> FittedModel:
     InputError
         If a file is missing or damaged, or of another format version.
     """
-    folder = Path(folder)
     try:
-        for name in ("model.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise InputError(f"{folder}: there is no {name}; expected a folder that fit wrote")
-        entries = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        version = entries.pop("format_version")
-        if version != _FORMAT_VERSION:
-            raise InputError(
-                f"{folder}: the model has format version {version}, but this version of "
-                f"lmkan_cupy reads {_FORMAT_VERSION}"
-            )
-        description = ModelDescription(**entries)
-        weights = safetensors.torch.load_file(folder / "model.safetensors")
-        _check_size(description, weights)
-        module = TableNetwork(description.sizes, description.num_grids, description.bound)
-        fold_chain_(module.network)  # as in fit: removes the norms that tables have absorbed
-        module.load_state_dict(weights)
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{folder}: the model cannot be read ({error.strerror})") from error
-    except (
-        *(ValueError, TypeError, KeyError, AttributeError),  # a damaged model.json
-        *(RuntimeError, safetensors.SafetensorError),  # weights that are damaged or do not fit
-    ) as error:
-        raise InputError(f"{folder}: the model is damaged ({one_line(error)})") from error
-    return FittedModel(description, module.eval())
-
-
-def _check_size(description: ModelDescription, weights: dict[str, Tensor]) -> None:
-    """Require as many parameters as are in the file, before memory is taken for them."""
-    described = sum(
-        count * lmkan_cupy.num_parameters(*sizes, description.num_grids)
-        for sizes, count in description.layer_counts.items()
+        network = lmkan_cupy.load_network(folder)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    first = network.layers[0]
+    description = ModelDescription(
+        list(network.feature_names),
+        network.target_names[0],
+        width=first.shape[3],
+        layers=len(network.layers),
+        num_grids=first.shape[1] - 1,
+        bound=network.bound,
     )
-    held = sum(each.numel() for name, each in weights.items() if name.endswith(".tables"))
-    if described != held:
-        raise ValueError(f"model.json asks for {described:,} parameters, but there are {held:,}")
+    return FittedModel(description, TableNetwork.of(network))

@@ -62,7 +62,7 @@ def save_functions_picture(path: Path, model: FittedModel, features: NDArray[np.
     block: Any = module.network[0]
     tables = block.layer.tables.detach().numpy()
     with torch.inference_mode():
-        x = block.bound(block.norm(module.standardised(features))).numpy()
+        x = block.bound(module.standardised(features)).numpy()
     most_bent = []
     for pair in range(len(tables)):
         values = lmkan_cupy.forward(x[:, 2 * pair : 2 * pair + 2], tables[pair : pair + 1])
@@ -72,8 +72,7 @@ def save_functions_picture(path: Path, model: FittedModel, features: NDArray[np.
     most_bent = sorted(most_bent, reverse=True)[:_MOST_FUNCTIONS]
 
     names = model.description.feature_names
-    scale = module.feature_scale * (block.norm.running_var + block.norm.eps).sqrt()
-    centre = module.feature_mean + module.feature_scale * block.norm.running_mean
+    scale, centre = module.feature_scale, module.feature_mean
     columns = min(len(most_bent), 3)
     lines = -(-len(most_bent) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.5 * lines), layout="constrained", dpi=130)

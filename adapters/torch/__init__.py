@@ -15,6 +15,7 @@ module              what
 ``exchange``        calls the core on tensors: shared memory, torch's stream and allocator
 ``plain_torch``     ``engine="torch"``: the same function in torch's own operations
 ``authors_layer``   ``LMKAN2DLayer``, for checkpoints of the authors' package
+``fusion``          ``fuse``: a chain of layers as one module for inference
 ``replacement``     ``replace_linear``: from a network of linear layers to lmKAN layers
 ``schedule``        ``HessianSchedule``: the penalty's weight and the learning rate, step by step
 ``training``        the training loop of ``fit`` and the estimators; imported only on demand
@@ -27,6 +28,7 @@ module              what
 from .authors_layer import LMKAN2DLayer
 from .convolution import LMKANConv2d
 from .functional import lmkan
+from .fusion import fuse
 from .layers import LMKANBlock, LMKANLinear, hessian_penalty
 from .plots import plot_function, plot_layer
 from .replacement import replace_linear
@@ -38,6 +40,7 @@ __all__ = [
     "LMKANBlock",
     "LMKANConv2d",
     "LMKANLinear",
+    "fuse",
     "hessian_penalty",
     "lmkan",
     "plot_function",

@@ -13,7 +13,7 @@ Engine: TypeAlias = Literal["torch"] | None
 #: Device types with an engine. Meta tensors have only shapes, which need none.
 _DEVICES = ("cpu", "cuda", "meta")
 
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
@@ -28,7 +28,7 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
         float32, float64, or float16 or bfloat16, which are widened to float32.
     tables : Tensor [P, S, S, O]
         On the device of ``x`` and in its dtype, or float16 or bfloat16 with float32 ``x``. Half
-        tables are summed in float32; on the CPU they are widened to float32 first.
+        tables are summed in float32; on the CPU, bfloat16 ones are widened to float32 first.
     engine : {None, "torch"}
         None computes on the engine of the tensors' device, CPU or CUDA. "torch" computes the same
         function in torch's own operations, for other devices. It is slower, takes more memory and
@@ -56,10 +56,10 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     _check_dense("tables", tables)
     # Meta tensors have no autocast, and torch raises if it is asked.
     is_autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
-    if x.dtype in _HALF and x.dtype == tables.dtype and not is_autocast:
+    if x.dtype in HALF and x.dtype == tables.dtype and not is_autocast:
         return lmkan(x.float(), tables, engine=engine).to(x.dtype)
     evaluate = operators.forward
-    if engine == "torch" or _to_onnx():
+    if engine == "torch" or to_onnx():
         evaluate = plain_torch.forward
     else:
         check_device("x", x)
@@ -86,11 +86,12 @@ def hessian_penalty_of(tables: Tensor, *, engine: Engine = None) -> Tensor:
 
 
 def as_engine_takes(tables: Tensor) -> Tensor:
-    """Return tables as an engine takes them: on the CPU, half tables are widened to float32."""
-    return tables.float() if tables.dtype in _HALF and tables.device.type == "cpu" else tables
+    """Return tables as an engine takes them: on the CPU, bfloat16 is widened to float32."""
+    is_widened = tables.dtype == torch.bfloat16 and tables.device.type == "cpu"
+    return tables.float() if is_widened else tables
 
 
-def _to_onnx() -> bool:
+def to_onnx() -> bool:
     """Tell whether this is traced for ONNX, which knows only standard operators."""
     return torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
 

@@ -5,7 +5,7 @@ its rule for vmap; the table ``_OPERATORS`` lists them. Operators are defined by
 not by ``torch.library.custom_op``, which costs more time per call.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -61,6 +61,43 @@ def _hessian_penalty(tables: Tensor, need_grad: bool) -> Any:
     return penalty, _not_needed(tables, penalty.dtype)
 
 
+def split(arrays: Iterable[Any]) -> list[Any]:
+    """Return the layers of a network: each tables, or weight and bias."""
+    rest = iter(arrays)
+    return [each if each.ndim == 4 else (each, next(rest)) for each in rest]
+
+
+def _network(
+    x: Tensor,
+    arrays: list[Tensor],
+    bounds: list[float],
+    shift: Tensor | None,
+    scale: Tensor | None,
+) -> Any:
+    def network_forward(x: Any, shift: Any, scale: Any, *arrays: Any) -> Any:
+        layers = split(arrays)
+        return lmkan_cupy.network_forward(x, layers, shift=shift, scale=scale, bound=bounds)
+
+    return exchange.run(network_forward, x, shift, scale, *arrays)
+
+
+def _network_grad(
+    grad_y: Tensor,
+    x: Tensor,
+    arrays: list[Tensor],
+    bounds: list[float],
+    shift: Tensor | None,
+    scale: Tensor | None,
+) -> Any:
+    def network_grad(grad_y: Any, x: Any, shift: Any, scale: Any, *arrays: Any) -> Any:
+        layers = split(arrays)
+        return lmkan_cupy.network_value_and_grad(
+            x, layers, grad_y=grad_y, shift=shift, scale=scale, bound=bounds
+        )[1]
+
+    return exchange.run(network_grad, grad_y, x, shift, scale, *arrays)
+
+
 # --- Shapes and dtypes only, for compilers, fake and meta tensors ---------------------------------
 
 
@@ -99,6 +136,15 @@ def _hessian_penalty_like(tables: Tensor, need_grad: bool) -> tuple[Tensor, Tens
         tables.new_empty((), dtype=dtype),
         tables.new_empty(tables.shape, dtype=dtype) if need_grad else _not_needed(tables, dtype),
     )
+
+
+def _network_like(x: Tensor, arrays: list[Tensor], *rest: Any) -> Tensor:
+    last = arrays[-1]
+    return x.new_empty((*x.shape[:-1], last.shape[-1]))
+
+
+def _network_grad_like(grad_y: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 # --- Derivatives ----------------------------------------------------------------------------------
@@ -239,6 +285,26 @@ def _gradient(ctx: Any, kept: Any) -> Tensor:
     return each if ctx.need_grad else hessian_penalty(each, True)[1]
 
 
+def _network_vjp(ctx: Any, kept: Any, grad_y: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_y is None:
+        return (None,) * 5
+    x, shift, scale, *arrays = kept
+    grad_x = network_grad(grad_y, x, arrays, ctx.bounds, shift, scale)
+    return grad_x, None, None, None, None
+
+
+def _of_network(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Sequence[Tensor | None]:
+    x, arrays, ctx.bounds, shift, scale = inputs
+    return x, shift, scale, *arrays
+
+
+def _one_reverse_derivative(ctx: Any, kept: Any, *cotangents_or_tangents: Any) -> None:
+    raise NotImplementedError(
+        "fuse: a fused network has first derivatives in reverse mode only; the model that was "
+        "fused has the others"
+    )
+
+
 # --- Autocast -------------------------------------------------------------------------------------
 
 
@@ -329,6 +395,27 @@ def _hessian_penalty_vmap(info: Any, axes: Any, *arguments: Any) -> Any:
     return _one_by_one(hessian_penalty, info, axes, arguments)
 
 
+def _network_vmap(info: Any, axes: Any, x: Tensor, *network_arguments: Any) -> Any:
+    _check_one_network(axes[1:])
+    return network(x.movedim(axes[0], 0), *network_arguments), 0
+
+
+def _network_grad_vmap(
+    info: Any, axes: Any, grad_y: Tensor, x: Tensor, *network_arguments: Any
+) -> Any:
+    _check_one_network(axes[2:])
+    samples = (
+        _in_front(each, axis, info.batch_size) for each, axis in ((grad_y, axes[0]), (x, axes[1]))
+    )
+    return network_grad(*samples, *network_arguments), 0
+
+
+def _check_one_network(axes: Any) -> None:
+    """Require that only samples are mapped."""
+    if any(axis is not None for axis in torch.utils._pytree.tree_leaves(axes)):
+        raise NotImplementedError("fuse: vmap over the arrays of a fused network")
+
+
 # --- Registration ---------------------------------------------------------------------------------
 
 
@@ -374,6 +461,17 @@ _OPERATORS = {
         *(_hessian_penalty, _hessian_penalty_like, _tables_or_gradient),
         *(_hessian_penalty_vjp, _hessian_penalty_jvp, _hessian_penalty_vmap),
     ),
+    "network": _Operator(
+        "(Tensor x, Tensor[] arrays, float[] bounds, Tensor? shift, Tensor? scale) -> Tensor",
+        *(_network, _network_like, _of_network),
+        *(_network_vjp, _one_reverse_derivative, _network_vmap),
+    ),
+    "network_grad": _Operator(
+        "(Tensor grad_y, Tensor x, Tensor[] arrays, float[] bounds, Tensor? shift,"
+        " Tensor? scale) -> Tensor",
+        *(_network_grad, _network_grad_like, _nothing),
+        *(_one_reverse_derivative, _one_reverse_derivative, _network_grad_vmap),
+    ),
 }
 
 #: The operators exist as long as it does.
@@ -401,6 +499,8 @@ jvp: Callable[..., Tensor] = _define("jvp")
 backward: Callable[..., tuple[Tensor, Tensor]] = _define("backward")
 backward_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = _define("backward_backward")
 hessian_penalty: Callable[..., tuple[Tensor, Tensor]] = _define("hessian_penalty")
+network: Callable[..., Tensor] = _define("network")
+network_grad: Callable[..., Tensor] = _define("network_grad")
 
 _library.impl("forward", _forward_under_autocast, "AutocastCPU")
 _library.impl("forward", _forward_under_autocast, "AutocastCUDA")

@@ -16,7 +16,7 @@ from typing import Any
 import fresh_process
 import numpy as np
 import pytest
-import safetensors.torch
+import safetensors.numpy
 import torch
 from fits import FILES, QUICK, QUICK_ARGUMENTS, dataset, quick_fit, table, write_csv
 from lmkan_cupy.adapters.fitting import FitResult, FittedModel, fit, load, pictures
@@ -150,7 +150,7 @@ def test_a_signal_during_the_training_keeps_the_best_model(
     [
         (training.Trainer, "train"),
         (nn.Sequential, "load_state_dict"),  # the last in a training
-        (import_module("lmkan_cupy.adapters.sklearn"), "fold_chain_"),
+        (training.TableNetwork, "fold_"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -250,7 +250,7 @@ def test_a_signal_during_the_training_of_the_mlp_leaves_it_out(
     ("place", "stage"),
     [
         (FittedModel, "save"),
-        (safetensors.torch, "save"),
+        (safetensors.numpy, "save"),
         (pictures, "save_parity_picture"),
         (pictures, "save_functions_picture"),
     ],

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from lmkan_cupy.array_checks import check_dense, check_unmasked
+from lmkan_cupy.fitted import FittedNetwork
 
-from .. import LMKANBlock, LMKANConv2d, LMKANLinear
+from .. import LMKANBlock, LMKANConv2d, LMKANLinear, fuse
 
 #: Inputs of every layer are cut at so many standard deviations.
 BOUND = 4.0
@@ -74,6 +76,7 @@ class TableNetwork(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.bound = bound
         generator = torch.Generator().manual_seed(seed)
         self.network = block_chain(sizes, num_grids, bound, residual=residual, generator=generator)
         for name, size in (("feature", sizes[0]), ("target", sizes[-1])):
@@ -101,9 +104,44 @@ class TableNetwork(nn.Module):
         """Return targets [N, K] as the network should give them, standardised, float32."""
         return _standardised("targets", targets, self.target_mean, self.target_scale)
 
+    def fold_(self) -> Self:
+        """Make tables of everything, for inference: the branches and all normalisations."""
+        fold_chain_(self.network)
+        norm = self.network[0].norm
+        if isinstance(norm, nn.BatchNorm1d):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            self.feature_mean += self.feature_scale * norm.running_mean
+            self.feature_scale *= torch.sqrt(norm.running_var.double() + norm.eps)
+            self.network[0].norm = nn.Identity()
+        return self
+
+    def fitted(self, feature_names: Sequence[str], target_names: Sequence[str]) -> FittedNetwork:
+        """Return the folded network without torch; they share memory."""
+        return FittedNetwork(
+            feature_names,
+            target_names,
+            self.bound,
+            [each.tables.detach().numpy() for each in lmkan_layers(self.network)],
+            *(self.feature_mean.numpy(), self.feature_scale.numpy()),
+            *(self.target_mean.numpy(), self.target_scale.numpy()),
+        )
+
+    @classmethod
+    def of(cls, fitted: FittedNetwork) -> Self:
+        """Return a fitted network as a folded module; they share memory."""
+        first, *_ = tables = [*map(torch.from_numpy, fitted.layers)]
+        sizes = [len(fitted.feature_names), *(each.shape[3] for each in tables)]
+        module = cls(sizes, first.shape[1] - 1, fitted.bound).fold_()
+        for layer, each in zip(lmkan_layers(module.network), tables, strict=True):
+            layer.tables = nn.Parameter(each)
+        for name in ("feature_mean", "feature_scale", "target_mean", "target_scale"):
+            setattr(module, name, torch.from_numpy(getattr(fitted, name)))
+        return module.eval()
+
     def predict(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return predictions [N, K] in the targets' units for features [N, I]."""
-        return self.in_units(evaluate(self.network, self.standardised(features)))
+        return self.in_units(evaluate(fuse(self.network), self.standardised(features)))
 
     def in_units(self, output: Tensor) -> NDArray[np.float64]:
         """Return the network's output [N, K] in the targets' units."""

@@ -1,0 +1,231 @@
+"""A fitted network in use without any framework, and its format on disk.
+
+A folder holds ``model.json``, with the format version, the names of features and targets and the
+bound, and ``model.safetensors``, with the tables of every layer and the mean and scale of features
+and targets. Reading them runs no code from the files.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import allocation, array_checks
+from .array_checks import Network
+from .array_library import Array, array_library
+from .network import evaluate_network
+
+#: The files of a folder.
+MODEL_FILES = ("model.json", "model.safetensors")
+
+_FORMAT_VERSION = 3
+
+#: What the batch normalisation of format 2 added to variances.
+_EPS = 1e-5
+
+_STATISTICS = ("feature_mean", "feature_scale", "target_mean", "target_scale")
+
+
+@dataclass(frozen=True)
+class FittedNetwork:
+    """A chain of lmKAN layers fitted to a table.
+
+    Attributes
+    ----------
+    feature_names : list of str [I]
+    target_names : list of str [K]
+    bound : float
+        Inputs of every layer are cut at so many standard deviations.
+    layers : list of array
+        Tables [P, S, S, O]: of NumPy or CuPy, where predictions are computed.
+    feature_mean, feature_scale : float64 array [I]
+        Features enter the first layer as ``(x - mean) / scale``.
+    target_mean, target_scale : float64 array [K]
+        Targets are ``mean + scale * y``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If sizes, dtypes or names do not fit.
+    """
+
+    feature_names: Sequence[str]
+    target_names: Sequence[str]
+    bound: float
+    layers: Sequence[Array]
+    feature_mean: Array
+    feature_scale: Array
+    target_mean: Array
+    target_scale: Array
+
+    def __post_init__(self) -> None:
+        for name in (*self.feature_names, *self.target_names):
+            if not isinstance(name, str):
+                raise TypeError(f"names of columns must be text, got {name!r}")
+        if not math.isfinite(self.bound):
+            raise ValueError(f"bound must be finite, got {self.bound}")
+        for name, names in (("feature", self.feature_names), ("target", self.target_names)):
+            for statistic in ("mean", "scale"):
+                shape = getattr(self, f"{name}_{statistic}").shape
+                if shape != (len(names),):
+                    raise ValueError(f"{name}_{statistic} must have shape ({len(names)},): {shape}")
+        if self._network.out_features != len(self.target_names):
+            raise ValueError(
+                f"the last layer must have {len(self.target_names)} outputs, one for each target, "
+                f"got {self._network.out_features}"
+            )
+
+    @cached_property
+    def _network(self) -> Network:
+        xp = array_library(self.layers[0])
+        dtype = array_checks.compute_dtype_of(self.layers[0].dtype)
+        no_rows = xp.empty((0, len(self.feature_names)), dtype)
+        return array_checks.check_network(
+            "load_network", no_rows, self.layers, None, None, self.bound
+        )
+
+    def predict(self, rows: Any) -> Array:
+        """Return the targets, in their units, of rows of features in theirs.
+
+        Parameters
+        ----------
+        rows : array [N, I] or [I], or a mapping
+            Features in the order of ``feature_names``. A dict or a data frame holds them by name,
+            each a number or an array [N]; other columns do no harm.
+
+        Returns
+        -------
+        float64 array [N, K] or [K]
+            NaN where a feature is NaN.
+
+        Raises
+        ------
+        KeyError
+            If a mapping lacks a feature.
+        TypeError, ValueError
+            If rows do not have I features, or hold masked or no numbers.
+        """
+        xp = array_library(self.layers[0])
+        if isinstance(rows, Mapping) or hasattr(rows, "columns"):
+            rows = xp.stack([xp.asarray(rows[name]) for name in self.feature_names], axis=-1)
+        array_checks.check_unmasked("predict", "rows", rows)
+        array_checks.check_dense("predict", "rows", rows)
+        features = xp.asarray(rows, np.float64)
+        if features.shape[-1:] != (len(self.feature_names),):
+            raise ValueError(
+                f"predict: rows must have {len(self.feature_names)} features, "
+                f"got shape {features.shape}"
+            )
+        with np.errstate(over="ignore"):  # what is too large for float32 is cut
+            x = ((features - self.feature_mean) / self.feature_scale).astype(self._network.dtype)
+        y = evaluate_network("predict", self._network, x)
+        predictions: Array = self.target_mean + self.target_scale * y
+        return predictions
+
+    def files(self) -> dict[str, bytes]:
+        """Return the contents of the files, by name, that :func:`load_network` reads."""
+        description = {
+            "format_version": _FORMAT_VERSION,
+            "feature_names": list(self.feature_names),
+            "target_names": list(self.target_names),
+            "bound": self.bound,
+        }
+        arrays = {name: getattr(self, name) for name in _STATISTICS}
+        arrays |= {f"layers.{k}": tables for k, tables in enumerate(self.layers)}
+        on_host = {
+            name: np.ascontiguousarray(each.get() if hasattr(each, "get") else each)
+            for name, each in arrays.items()
+        }
+        text = json.dumps(description, indent=2) + "\n"
+        contents: bytes = _safetensors().save(on_host)
+        return dict(zip(MODEL_FILES, (text.encode(), contents), strict=True))
+
+
+def load_network(folder: str | Path, *, xp: Any = np) -> FittedNetwork:
+    """Load what ``fit`` wrote, to predict without torch.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Written by ``python -m lmkan_cupy fit``.
+    xp : module
+        ``numpy`` or ``cupy``: where to compute.
+
+    Returns
+    -------
+    FittedNetwork
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If safetensors is not installed.
+    ValueError
+        If a file is missing, damaged or of another format.
+    """
+    folder = Path(folder)
+    for name in MODEL_FILES:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: there is no {name}; expected a folder that fit wrote")
+    try:
+        entries = json.loads((folder / MODEL_FILES[0]).read_text(encoding="utf-8"))
+        arrays = _safetensors().load_file(folder / MODEL_FILES[1])
+        version = entries.pop("format_version")
+        if version == 2:
+            entries, arrays = _from_format_2(entries, arrays)
+        elif version != _FORMAT_VERSION:
+            raise _UnknownFormat(
+                f"{folder}: the model has format version {version}, but this version of "
+                f"lmkan_cupy reads 2 and {_FORMAT_VERSION}"
+            )
+        statistics = {name: xp.asarray(arrays.pop(name), np.float64) for name in _STATISTICS}
+        layers = [
+            allocation.aligned(xp.asarray(arrays.pop(f"layers.{k}"))) for k in range(len(arrays))
+        ]
+        return FittedNetwork(**entries, layers=layers, **statistics)
+    except (_UnknownFormat, ModuleNotFoundError):
+        raise
+    except OSError as error:
+        raise ValueError(f"{folder}: the model cannot be read ({error.strerror})") from error
+    except Exception as error:  # a damaged file can make the readers raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{folder}: the model is damaged ({reason})") from error
+
+
+class _UnknownFormat(ValueError):
+    pass
+
+
+def _from_format_2(
+    entries: dict[str, Any], arrays: dict[str, NDArray[Any]]
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Return entries and arrays as format 3 has them: one target, the first norm in the features'
+    mean and scale.
+    """
+    scale = arrays["feature_scale"]
+    mean = arrays["network.0.norm.running_mean"].astype(np.float64)
+    deviation = np.sqrt(arrays["network.0.norm.running_var"].astype(np.float64) + _EPS)
+    of_layers = {
+        f"layers.{k}": arrays[f"network.{k}.layer.tables"] for k in range(entries["layers"])
+    }
+    statistics = {name: arrays[name] for name in _STATISTICS}
+    statistics["feature_mean"] = arrays["feature_mean"] + scale * mean
+    statistics["feature_scale"] = scale * deviation
+    names = {"feature_names": entries["feature_names"], "target_names": [entries["target_name"]]}
+    return {**names, "bound": entries["bound"]}, {**statistics, **of_layers}
+
+
+def _safetensors() -> Any:
+    try:
+        return import_module("safetensors.numpy")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "load_network: a model's folder is read with safetensors: pip install safetensors",
+            name=error.name,
+        ) from error
