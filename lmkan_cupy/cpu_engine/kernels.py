@@ -233,29 +233,26 @@ def _group(x, bound, pair, first_pair, num_knots, intervals, ggx, block):
 
 # --- Locating the samples of a block for some pairs, as they stand --------------------------------
 
-#: Samples of a block: in float32 its cells of ``PAIR_TILE`` pairs take 112 KiB of a cache.
-_GATHERED = 512
+#: Samples that are gathered together: their cells of ``PAIR_TILE`` pairs stay in the first cache.
+GATHERED = 128
 
-#: The cells of N samples and Q pairs: ``cell [N Q]``, i S + j for the intervals i and j, and
-#: ``weights [4, N Q]``, those of the corners. ``coordinates, direction [2 N Q]`` are workspace: the
+#: How many cells there is room for, as whole vectors are written and read.
+ROOM = GATHERED * PAIR_TILE + _LANES
+
+#: Of N samples and Q pairs ``cell [>= N Q]``, i S + j for the intervals i and j, and
+#: ``weights [4, ROOM]``, those of the corners. ``coordinates, direction`` are workspace: the
 #: elements of ``x`` and ``ggx`` for these pairs.
 Cells = namedtuple("Cells", "cell, weights, coordinates, direction")
 
 
 @jit
-def room_for_cells(size, num_pairs):
-    """The length of such arrays, in which whole vectors are written and read."""
-    return (size * num_pairs // _LANES + 1) * _LANES
-
-
-@jit
-def _new_cells(size, num_pairs, x, ggx):
-    room = room_for_cells(size, num_pairs)
+def _new_cells(x, ggx):
+    """Room for ``GATHERED`` samples and ``PAIR_TILE`` pairs."""
     return Cells(
-        np.empty(room, np.uint32),
-        np.empty((4, room), x.dtype),
-        np.empty(2 * room, x.dtype),
-        np.empty(2 * room if ggx.size else 0, x.dtype),
+        np.empty(ROOM, np.uint32),
+        np.empty((4, ROOM), x.dtype),
+        np.empty(2 * ROOM, x.dtype),
+        np.empty(2 * ROOM if ggx.size else 0, x.dtype),
     )
 
 
@@ -283,7 +280,7 @@ def _find_cells(begin, end, x, bound, ggx, num_knots, intervals, cells):
 
     Those are the pairs from ``begin`` to ``end``. Weights are those of :func:`_put`.
     """
-    one, room = x.dtype.type(1), cells.cell.size
+    one = x.dtype.type(1)
     _copy_pairs(begin, end, x, cells.coordinates)
     if ggx.size:
         _copy_pairs(begin, end, ggx, cells.direction)
@@ -299,9 +296,9 @@ def _find_cells(begin, end, x, bound, ggx, num_knots, intervals, cells):
             weights = _weights(one, u, v)
         store(cells.cell, place, np.uint32(num_knots) * row + column)
         store(cells.weights, place, weights[0])
-        store(cells.weights, place + room, weights[1])
-        store(cells.weights, place + 2 * room, weights[2])
-        store(cells.weights, place + 3 * room, weights[3])
+        store(cells.weights, place + ROOM, weights[1])
+        store(cells.weights, place + 2 * ROOM, weights[2])
+        store(cells.weights, place + 3 * ROOM, weights[3])
 
 
 # --- Kernels --------------------------------------------------------------------------------------
@@ -357,12 +354,12 @@ def _add_rows(width):
 
 def gather_kernel(begin, end, x, tables, intervals, ggx, accumulate, out):
     """Compute the same as :func:`forward_kernel`, to the bit, for any number of samples."""
-    cells = _new_cells(min(_GATHERED, end - begin), min(PAIR_TILE, tables.shape[0]), x, ggx)
+    cells = _new_cells(x, ggx)
     no_bound = x.dtype.type(np.inf)
     if not accumulate:
         out[begin:end] = 0
-    for first in range(begin, end, _GATHERED):
-        chosen = slice(first, min(first + _GATHERED, end))
+    for first in range(begin, end, GATHERED):
+        chosen = slice(first, min(first + GATHERED, end))
         add_gathered(tables, x[chosen], no_bound, ggx[chosen], intervals, cells, out[chosen])
 
 
@@ -391,9 +388,19 @@ def _gather_rows(width):
             sums = load_samples(out, samples, first, num_outputs, width)
             for pair in range(num_pairs):
                 row = (begin + pair) * num_knots * down + first
+                # Without a star, which would make a variable of the constant.
                 sums = gather_corners(
-                    *(sums, samples, pair, num_pairs, cells, weights),
-                    *(tables, row, num_outputs, down),
+                    sums,
+                    samples,
+                    pair,
+                    num_pairs,
+                    cells,
+                    weights,
+                    ROOM,
+                    tables,
+                    row,
+                    num_outputs,
+                    down,
                 )
             store_samples(out, samples, first, num_outputs, sums)
 

@@ -9,7 +9,7 @@ import numpy as np
 from ..array_checks import LayerKind, LinearLayer, Network
 from ..array_library import Array
 from . import compiling, network_kernels
-from .kernels import MOST_SAMPLES, num_grouped
+from .kernels import GATHERED, MOST_SAMPLES, num_grouped
 from .layout import contiguous, intervals, is_gathered, stored
 from .threads import in_ranges
 
@@ -85,7 +85,7 @@ def _steps(
 ) -> tuple[Array, int, int]:
     """Return the layers as the kernels take them, the rows of a block, and the work of a row."""
     steps = np.zeros(len(kinds), network_kernels.STEP)
-    block, work = network_kernels.GATHERED, 0
+    block, work = GATHERED, 0
     for step, kind, bound in zip(steps, kinds, bounds, strict=True):
         stored_dtype = stored(np.empty(0, kind.dtype)).dtype
         if kind.is_linear:

@@ -15,7 +15,9 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from .kernels import (
+    GATHERED,
     PAIR_TILE,
+    ROOM,
     Cells,
     Groups,
     add_gathered,
@@ -26,7 +28,6 @@ from .kernels import (
     locate_pair,
     new_block,
     num_grouped,
-    room_for_cells,
 )
 from .vectors import chunked, element, jit, load, multiply_add, store, table_length
 
@@ -110,25 +111,20 @@ def _multiply(width):
     return walk
 
 
-#: Rows that are gathered together: their inputs and cells stay in a core's caches.
-GATHERED = 128
-
-
 @jit
 def _new_workspace(like):
-    """Bytes for what a step computes of its inputs on the way: the cells of ``PAIR_TILE`` pairs."""
-    return np.empty(room_for_cells(GATHERED, PAIR_TILE) * (4 + 6 * like.itemsize), np.uint8)
+    """Bytes for the cells that a gathered layer finds on the way."""
+    return np.empty(ROOM * (4 + 6 * like.itemsize), np.uint8)
 
 
 @jit
 def _cells_in(workspace, like):
-    room = room_for_cells(GATHERED, PAIR_TILE)
-    weights = workspace + 4 * room
-    coordinates = weights + 4 * room * like.itemsize
+    weights = workspace + 4 * ROOM
+    coordinates = weights + 4 * ROOM * like.itemsize
     return Cells(
-        carray(_pointer(workspace), (room,), np.uint32),
-        carray(_pointer(weights), (4, room), like.dtype),
-        carray(_pointer(coordinates), (2 * room,), like.dtype),
+        carray(_pointer(workspace), (ROOM,), np.uint32),
+        carray(_pointer(weights), (4, ROOM), like.dtype),
+        carray(_pointer(coordinates), (2 * ROOM,), like.dtype),
         like[:0],
     )
 

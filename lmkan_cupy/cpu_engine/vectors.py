@@ -226,23 +226,22 @@ def store_samples(typing_context, rows, samples, first, length, vectors):
     return types.void(rows, samples, types.intp, types.intp, vectors), generate
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def gather_corners(
-    typing_context, sums, samples, pair, num_pairs, cells, weights, tables, row, right, down
+    typing_context, sums, samples, pair, num_pairs, cells, weights, room, tables, row, right, down
 ):
     """Each sample's sum plus the weighted corners of its cell for one pair, one by one.
 
-    The cell is ``cells[sample num_pairs + pair]``, the weights ``weights[:, the same]``. The table
-    row of cell 0 begins at ``row``; ``right`` and ``down`` lead to those of the next knots.
+    The cell is ``cells[sample num_pairs + pair]``; its four weights are at the same place and at
+    multiples of ``room``, a constant, after it. The table row of cell 0 begins at ``row``;
+    ``right`` and ``down`` lead to those of the next knots.
     """
-    count, vector = samples.count, sums.dtype
+    count, vector, step = samples.count, sums.dtype, room.literal_value
 
     def generate(context, builder, signature, arguments):
-        each, numbers, pair, num_pairs, cell_array, weight_array, table, row, right, down = (
+        each, numbers, pair, num_pairs, cell_array, weight_array, _, table, row, right, down = (
             arguments
         )
-        shape = context.make_array(weights)(context, builder, weight_array).shape
-        room = builder.extract_value(shape, 1)
         numbers = cgutils.unpack_tuple(builder, numbers, count)
         results = []
         for number, y in zip(numbers, cgutils.unpack_tuple(builder, each, count), strict=True):
@@ -251,16 +250,18 @@ def gather_corners(
             corner = builder.add(row, builder.mul(builder.zext(cell, _INTP), right))
             below = builder.add(corner, down)
             corners = corner, builder.add(corner, right), below, builder.add(below, right)
-            for start in corners:
-                weight = _element(context, builder, weights, weight_array, place)
+            for k, start in enumerate(corners):
+                weight_place = builder.add(place, _INTP(k * step))
+                weight = _element(context, builder, weights, weight_array, weight_place)
                 chunk = _loaded(context, builder, tables, table, start, vector)
                 y = _fused(builder, _as_vector(builder, weight, y.type), chunk, y)
-                place = builder.add(place, room)
             results.append(y)
         return context.make_tuple(builder, sums, results)
 
     index = types.intp
-    signature = sums(sums, samples, index, index, cells, weights, tables, index, index, index)
+    signature = sums(
+        *(sums, samples, index, index, cells, weights, room, tables, index, index, index)
+    )
     return signature, generate
 
 
