@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numba
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 import lmkan_cupy
 
-from .harness import results_file
+from .harness import onnx, results_file
 from .harness.console_tables import console, show_table
 from .harness.targets import CheckedTarget, target_rows
 from .harness.timing import interleave, ratio, stopwatch
@@ -99,24 +98,6 @@ def by_torch(network: Callable[[Tensor], Tensor]) -> Evaluate:
     return evaluate
 
 
-def by_onnxruntime(network: nn.Module, threads: int) -> Evaluate:
-    rows = torch.export.Dim("rows")
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        torch.onnx.export(
-            network,
-            (torch.zeros(2, FEATURES),),
-            path,
-            input_names=["x"],
-            dynamic_shapes=({0: rows},),
-            verbose=False,
-        )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda x: session.run(None, {"x": x})[0]
-
-
 def evaluations(threads: int) -> dict[tuple[str, str], Evaluate]:
     """Return what is timed, by network and by how it is evaluated."""
     found: dict[tuple[str, str], Evaluate] = {}
@@ -129,12 +110,12 @@ def evaluations(threads: int) -> dict[tuple[str, str], Evaluate]:
         found[name, HALF] = fused([each.astype(np.float16) for each in tables])
         if width <= WIDEST_IN_ONNX:
             network = FusedNetwork(arrays, [BOUND] * len(arrays), None, None).eval()
-            found[name, ONNX] = by_onnxruntime(network, threads)
+            found[name, ONNX] = onnx.session(network, FEATURES, threads)
     for width in MLPS:
         network = mlp(width)
         found[f"MLP {width}", EAGER] = by_torch(network)
         found[f"MLP {width}", COMPILED] = by_torch(torch.compile(network, dynamic=True))
-        found[f"MLP {width}", ONNX] = by_onnxruntime(network, threads)
+        found[f"MLP {width}", ONNX] = onnx.session(network, FEATURES, threads)
     return found
 
 

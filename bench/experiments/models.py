@@ -9,11 +9,10 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
-import torch
 from lmkan_cupy.adapters.fitting.mlp import fused, make_mlp, mlp_flops
-from lmkan_cupy.adapters.torch.training import BOUND, block_chain, fold_chain_, parameter_groups
+from lmkan_cupy.adapters.torch import fuse
+from lmkan_cupy.adapters.torch.training import BOUND, block_chain, parameter_groups
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_linear_bn_weights
 
 import lmkan_cupy
 
@@ -221,9 +220,7 @@ class LMKAN(Model):
         return parameter_groups(network, lr)
 
     def deployed(self, network: nn.Module) -> nn.Module:
-        assert isinstance(network, nn.Sequential)
-        fold_chain_(network)
-        return network
+        return fuse(network)
 
 
 @dataclass(frozen=True)
@@ -245,18 +242,6 @@ class LinearFirst(LMKAN):
         first, second, *_ = self.sizes
         blocks = block_chain(self.sizes[1:], self.num_grids, BOUND, residual=self.residual)
         return nn.Sequential(nn.Linear(first, second), *blocks)
-
-    def deployed(self, network: nn.Module) -> nn.Module:
-        assert isinstance(network, nn.Sequential)
-        mixing, *blocks = network
-        fold_chain_(nn.Sequential(*blocks))
-        norm = blocks[0].norm
-        one, zero = torch.ones_like(norm.running_var), torch.zeros_like(norm.running_var)
-        mixing.weight, mixing.bias = fuse_linear_bn_weights(
-            mixing.weight, mixing.bias, norm.running_mean, norm.running_var, norm.eps, one, zero
-        )
-        blocks[0].norm = nn.Identity()
-        return network
 
 
 def variants(sizes: tuple[int, ...]) -> list[Model]:
