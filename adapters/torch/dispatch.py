@@ -143,6 +143,19 @@ def call(
     return cheapest
 
 
+def is_eager(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether all that torch may have to do with tensors is to record reverse mode.
+
+    There are no transforms, modes or subclasses, no autocast and no forward mode, and nothing is
+    compiled.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and forward_ad._current_level < 0
+        and _nothing_to_dispatch(tensors)
+    )
+
+
 def _is_differentiated(tensors: Sequence[Tensor]) -> bool:
     """Tell whether autograd has anything to do, in reverse or in forward mode."""
     if forward_ad._current_level >= 0:  # any of the tensors may have a tangent
