@@ -12,11 +12,8 @@ from typing_extensions import Self
 import lmkan_cupy
 from lmkan_cupy.tables import init_bound, tables_shape
 
-from . import block, dispatch, exchange, functional
+from . import dispatch, exchange, functional, nodes
 from .functional import Engine
-
-#: Dtypes that are computed in as they are.
-_COMPUTED = torch.float32, torch.float64
 
 #: The branch beside the tables.
 Residual: TypeAlias = Literal["linear", "relu"] | None
@@ -35,10 +32,14 @@ def hessian_penalty(module: nn.Module) -> Tensor:
     are float64.
     """
     layers = [each for each in module.modules() if isinstance(each, TablesModule)]
+    if not layers:  # a number on the CPU can be added to tensors on any device
+        return torch.zeros((), dtype=torch.float32, device="cpu")
+    if all(each.engine is None for each in layers):
+        tables = [each.tables.flatten(0, -4) for each in layers]
+        if dispatch.is_eager(tables):
+            return nodes.penalty([each.requires_grad for each in tables], *tables)
     penalties = [each.hessian_penalty() for each in layers]
-    # A number on the CPU can be added to tensors on any device.
-    none = torch.zeros((), dtype=torch.float32, device="cpu")
-    return sum(penalties[1:], penalties[0]) if penalties else none
+    return sum(penalties[1:], penalties[0])
 
 
 class TablesModule(nn.Module):
@@ -327,14 +328,14 @@ class LMKANBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``y [..., O]`` for ``x [..., I]``; the statistics are over all leading axes."""
-        if (arguments := self._arguments(x)) is not None:
-            return block.evaluate(*arguments).reshape(*x.shape[:-1], -1)
+        if (arguments := self._usual_arguments(x)) is not None:
+            return nodes.block(*arguments).reshape(*x.shape[:-1], -1)
         normed = self.norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
         y = self.layer(self.bound(normed))
         return y
 
-    def _arguments(self, x: Tensor) -> tuple[Any, ...] | None:
-        """Return the arguments of :func:`.block.evaluate`; None where modules have to be called.
+    def _usual_arguments(self, x: Tensor) -> tuple[Any, ...] | None:
+        """Return the arguments of :func:`.nodes.block`; None where the modules have to be called.
 
         That is, where somebody replaced them or hooked on to them, where they raise an error, or
         where torch has more to do than to record what they compute.
@@ -350,24 +351,28 @@ class LMKANBlock(nn.Module):
             and x.shape[-1:] == (layer.in_features,)
         ):
             return None
-        rows = x.reshape(-1, layer.in_features)
+        x = x.reshape(-1, layer.in_features)
         mean = variance = normalisation = limits = None
         if isinstance(norm, nn.BatchNorm1d):
             mean, variance = norm.running_mean, norm.running_var
-            is_tracked = mean is not None and norm.momentum is not None
-            if not is_tracked or norm.affine or (norm.training and len(rows) < 2):
-                return None
             normalisation = norm.training, norm.momentum, norm.eps
+            if (
+                mean is None
+                or variance is None
+                or not x.shape[1:] == mean.shape == variance.shape
+                or norm.momentum is None
+                or norm.affine
+                or x.shape[0] <= norm.training
+            ):
+                return None
         if isinstance(bound, nn.Hardtanh):
             limits = bound.min_val, bound.max_val
-        arguments = rows, layer.tables, layer.weight, layer.bias, mean, variance
-        tensors = [each for each in arguments if each is not None]
-        kinds = {(each.dtype, each.device) for each in tensors}
-        if len(kinds) > 1 or rows.dtype not in _COMPUTED or not dispatch.is_eager(tensors):
+        tensors = x, layer.tables, layer.weight, layer.bias, mean, variance
+        if not dispatch.is_eager([each for each in tensors if each is not None]):
             return None
-        if norm.training and mean is not None:
+        if normalisation is not None and norm.training:
             norm.num_batches_tracked.add_(1)
-        return *arguments, normalisation, limits
+        return nodes.BlockSettings(normalisation, limits), *tensors
 
 
 def _is_usual(module: nn.Module, *kinds: type[nn.Module]) -> bool:

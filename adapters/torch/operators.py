@@ -28,8 +28,7 @@ def _not_needed(argument: Tensor, dtype: torch.dtype) -> Tensor:
     return argument.new_empty([0] * argument.ndim, dtype=dtype)
 
 
-def forward_kernel(x: Tensor, tables: Tensor) -> Any:
-    """Compute :func:`forward` on tensors with nothing to dispatch."""
+def _forward(x: Tensor, tables: Tensor) -> Any:
     return exchange.run(lmkan_cupy.forward, x, tables)
 
 
@@ -352,7 +351,7 @@ class _Operator(NamedTuple):
 _OPERATORS = {
     "forward": _Operator(
         "(Tensor x, Tensor tables) -> Tensor",
-        *(forward_kernel, _forward_like, _inputs, _forward_vjp, _forward_jvp, _forward_vmap),
+        *(_forward, _forward_like, _inputs, _forward_vjp, _forward_jvp, _forward_vmap),
     ),
     "jvp": _Operator(
         "(Tensor? tangent_x, Tensor? tangent_tables, Tensor x, Tensor tables) -> Tensor",
