@@ -1,7 +1,7 @@
 """Calls the core on tensors: as arrays over the same memory, on torch's stream and allocator."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any
@@ -47,16 +47,10 @@ def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
             f"{function.__name__}: tensors on {tensor.device} cannot be computed on: "
             "move them to the CPU"
         )
-    with memory.in_use():
-        arrays = [memory.array(each) if isinstance(each, Tensor) else each for each in arguments]
-        results = allocation.served_by(memory.allocate, function, *arrays, **options)
-        if isinstance(results, tuple):
-            return tuple([None if each is None else memory.tensor(each) for each in results])
-        return memory.tensor(results)
-
-
-#: A context that does nothing, made once, since making it takes longer than entering it.
-_NO_CHANGE = nullcontext()
+    if memory.kind == "cpu":
+        return memory.call(function, arguments, options)
+    with _cupy_joins_torch(tensor.device):
+        return memory.call(function, arguments, options)
 
 
 class _Memory:
@@ -67,9 +61,15 @@ class _Memory:
         self.kind = device.type
         self._allocated: dict[int, tuple[Array, Tensor]] = {}  # by the id of the array
 
-    def in_use(self) -> AbstractContextManager[Any]:
-        """Return a context in which CuPy uses torch's stream and torch's memory."""
-        return _NO_CHANGE if self.kind == "cpu" else _cupy_joins_torch(self.device)
+    def call(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        """Call a function on arrays over this memory; return its results as tensors."""
+        arrays = [self.array(each) if isinstance(each, Tensor) else each for each in arguments]
+        results = allocation.served_by(self.allocate, function, *arrays, **options)
+        if isinstance(results, tuple):
+            return tuple([None if each is None else self.tensor(each) for each in results])
+        return self.tensor(results)
 
     def array(self, tensor: Tensor) -> Array:
         """Return an array over the memory of a tensor, copied only if it has to be.
@@ -121,6 +121,7 @@ def _numpy_array(tensor: Tensor) -> Array:
 
 
 def _cupy_joins_torch(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which CuPy uses torch's stream and torch's memory."""
     require_cuda_engine()
     cuda, index = _cupy().cuda, device.index
 

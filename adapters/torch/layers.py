@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.nn.modules.module import _has_any_global_hook
 from typing_extensions import Self
 
 import lmkan_cupy
@@ -343,11 +344,13 @@ class LMKANBlock(nn.Module):
         norm, bound, layer = self.norm, self.bound, self.layer
         if not (
             isinstance(x, Tensor)
+            and not _has_any_global_hook()
             and _is_usual(norm, nn.BatchNorm1d, nn.Identity)
             and _is_usual(bound, nn.Hardtanh, nn.Identity)
             and _is_usual(layer, LMKANLinear)
             and layer.engine is None
             and layer.residual != "relu"
+            and (layer.weight is None) == (layer.bias is None)
             and x.shape[-1:] == (layer.in_features,)
         ):
             return None
