@@ -155,8 +155,12 @@ def is_eager(tensors: Sequence[Tensor]) -> bool:
     """
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return False
-    (dtype, device), *others = {(each.dtype, each.device) for each in tensors}
-    return not others and dtype in (torch.float32, torch.float64) and _nothing_to_dispatch(tensors)
+    kinds = {(each.dtype, each.device) for each in tensors}
+    return (
+        len(kinds) == 1
+        and tensors[0].dtype in (torch.float32, torch.float64)
+        and _nothing_to_dispatch(tensors)
+    )
 
 
 def _is_differentiated(tensors: Sequence[Tensor]) -> bool:

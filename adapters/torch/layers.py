@@ -1,6 +1,7 @@
 """The modules ``LMKANLinear``, in place of ``nn.Linear``, and ``LMKANBlock``, the safe block."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -32,14 +33,26 @@ def hessian_penalty(module: nn.Module) -> Tensor:
     until the backward pass. It takes as many bytes as the tables in float32, or in float64 if they
     are float64.
     """
-    layers = [each for each in module.modules() if isinstance(each, TablesModule)]
-    if not layers:  # a number on the CPU can be added to tensors on any device
-        return torch.zeros((), dtype=torch.float32, device="cpu")
-    if all(each.engine is None for each in layers):
-        tables = [each.tables.flatten(0, -4) for each in layers]
-        if dispatch.is_eager(tables):
-            return nodes.penalty([each.requires_grad for each in tables], *tables)
-    penalties = [each.hessian_penalty() for each in layers]
+    layers = table_modules(module)
+    # A number on the CPU can be added to tensors on any device.
+    return penalty_of(layers) if layers else torch.zeros((), dtype=torch.float32, device="cpu")
+
+
+def table_modules(module: nn.Module) -> list["TablesModule"]:
+    """Return the layers of a model that have tables."""
+    return [each for each in module.modules() if isinstance(each, TablesModule)]
+
+
+def penalty_of(layers: "Sequence[TablesModule]") -> Tensor:
+    """Return the sum of the Hessian penalties of layers, 0-d; of one at least."""
+    tables = [each.tables.flatten(0, -4) for each in layers]  # groups and pairs
+    if dispatch.is_eager(tables) and not any([each.engine for each in layers]):
+        is_recorded = torch.is_grad_enabled()
+        return nodes.penalty([is_recorded and each.requires_grad for each in tables], *tables)
+    penalties = [
+        functional.hessian_penalty_of(each, engine=layer.engine)
+        for each, layer in zip(tables, layers, strict=True)
+    ]
     return sum(penalties[1:], penalties[0])
 
 
@@ -56,8 +69,7 @@ class TablesModule(nn.Module):
 
     def hessian_penalty(self) -> Tensor:
         """Return the roughness of the tables: :func:`lmkan_cupy.hessian_penalty`."""
-        tables = self.tables.flatten(0, -4)  # groups and pairs
-        return functional.hessian_penalty_of(tables, engine=self.engine)
+        return penalty_of([self])
 
     def engine_name(self) -> str:
         """Return the name of what computes the layer: a device's engine, or plain torch."""
