@@ -190,6 +190,12 @@ class Doubled(nn.BatchNorm1d):  # type: ignore[misc]
         return 2 * super().forward(x)
 
 
+def affine_norm() -> Any:
+    norm = nn.BatchNorm1d(4)
+    nn.init.constant_(norm.weight, 0.5)
+    return norm
+
+
 UNUSUAL: dict[str, Callable[[], Any]] = {
     "a hook": _with(lambda block: block.norm.register_forward_hook(lambda *_: torch.ones(5, 4))),
     "a hook before": _with(
@@ -198,7 +204,7 @@ UNUSUAL: dict[str, Callable[[], Any]] = {
     "a subclass": _with(lambda block: setattr(block, "norm", Doubled(4, affine=False))),
     "another module": _with(lambda block: setattr(block, "norm", nn.LayerNorm(4))),
     "another forward": _with(lambda block: setattr(block.bound, "forward", torch.sin)),
-    "affine": _with(lambda block: setattr(block, "norm", nn.BatchNorm1d(4))),
+    "affine": _with(lambda block: setattr(block, "norm", affine_norm())),
     "cumulative": _with(lambda block: setattr(block.norm, "momentum", None)),
     "no-statistics": _with(
         lambda block: setattr(
@@ -207,7 +213,8 @@ UNUSUAL: dict[str, Callable[[], Any]] = {
     ),
     "relu": lambda: LMKANBlock(4, 3, 6, residual="relu"),
     "engine": lambda: LMKANBlock(4, 3, 6, engine="torch"),
-    "half": _with(lambda block: block.layer.fold_().half()),
+    "half-tables": _with(lambda block: block.layer.fold_().half()),
+    "bfloat16": lambda: LMKANBlock(4, 3, 6, dtype=torch.bfloat16),
     "no bias": _with(lambda block: setattr(block.layer, "bias", None)),
 }
 
@@ -215,7 +222,10 @@ UNUSUAL: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("make", UNUSUAL.values(), ids=UNUSUAL)
 def test_unusual_blocks_call_their_modules(make: Callable[[], Any]) -> None:
     torch.manual_seed(0)
-    block, x = make(), torch.randn(5, 4, requires_grad=True)
+    block = make()
+    x = torch.randn(5, 4, requires_grad=True)
+    if isinstance(block.norm, nn.BatchNorm1d) and block.norm.running_mean is not None:
+        x = x.to(block.norm.running_mean)
     twin = copy.deepcopy(block)
     y = block(x)
     assert torch.equal(y, twin.layer(twin.bound(twin.norm(x))))
@@ -279,12 +289,23 @@ class TestPenalty:
         assert "lmkan_cupy_penalty" in penalty.grad_fn.name()
         assert_same_bits(results(penalty), results(by_layer[0] + by_layer[1] + by_layer[2]))
 
-    def test_of_layers_of_several_dtypes_and_engines(self, model: Any) -> None:
-        model[0].layer.double()
-        model[2].engine = "torch"
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda model: model[0].layer.double(),
+            lambda model: model[0].layer.half(),
+            lambda model: model.bfloat16(),
+            lambda model: setattr(model[2], "engine", "torch"),
+        ],
+        ids=["float64", "float16", "bfloat16", "engine"],
+    )
+    def test_of_layers_that_differ(self, model: Any, change: Callable[[Any], Any]) -> None:
+        """In dtypes or engines."""
+        change(model)
         penalty = adapter.hessian_penalty(model)
-        assert penalty.dtype == torch.float64
+        assert "lmkan_cupy_penalty" not in penalty.grad_fn.name()
+        each_alone = [model[0].layer, model[1], model[2]]
+        assert torch.equal(penalty, sum(each.hessian_penalty() for each in each_alone))
         penalty.backward()
-        assert [each.grad.dtype for each in model.parameters()] == [
-            each.dtype for each in model.parameters()
-        ]
+        for each in model.parameters():
+            assert each.grad.dtype == each.dtype
