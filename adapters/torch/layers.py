@@ -342,9 +342,10 @@ class LMKANBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``y [..., O]`` for ``x [..., I]``; the statistics are over all leading axes."""
         if (arguments := self._usual_arguments(x)) is not None:
-            return nodes.block(*arguments).reshape(*x.shape[:-1], -1)
+            rows = nodes.block(*arguments)
+            return rows.reshape(*x.shape[:-1], rows.shape[-1])
         normed = self.norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
-        y = self.layer(self.bound(normed))
+        y: Tensor = self.layer(self.bound(normed))
         return y
 
     def _usual_arguments(self, x: Tensor) -> tuple[Any, ...] | None:
@@ -356,7 +357,7 @@ class LMKANBlock(nn.Module):
         norm, bound, layer = self.norm, self.bound, self.layer
         if not (
             isinstance(x, Tensor)
-            and not _has_any_global_hook()
+            and not _has_any_global_hook()  # type: ignore[no-untyped-call]
             and _is_usual(norm, nn.BatchNorm1d, nn.Identity)
             and _is_usual(bound, nn.Hardtanh, nn.Identity)
             and _is_usual(layer, LMKANLinear)
@@ -367,10 +368,9 @@ class LMKANBlock(nn.Module):
         ):
             return None
         x = x.reshape(-1, layer.in_features)
-        mean = variance = normalisation = limits = None
+        mean = variance = num_batches = normalisation = limits = None
         if isinstance(norm, nn.BatchNorm1d):
             mean, variance = norm.running_mean, norm.running_var
-            normalisation = norm.training, norm.momentum, norm.eps
             if (
                 mean is None
                 or variance is None
@@ -380,13 +380,15 @@ class LMKANBlock(nn.Module):
                 or x.shape[0] <= norm.training
             ):
                 return None
+            num_batches = norm.num_batches_tracked if norm.training else None
+            normalisation = norm.training, norm.momentum, norm.eps
         if isinstance(bound, nn.Hardtanh):
             limits = bound.min_val, bound.max_val
         tensors = x, layer.tables, layer.weight, layer.bias, mean, variance
         if not dispatch.is_eager([each for each in tensors if each is not None]):
             return None
-        if normalisation is not None and norm.training:
-            norm.num_batches_tracked.add_(1)
+        if num_batches is not None:
+            num_batches.add_(1)
         return nodes.BlockSettings(normalisation, limits), *tensors
 
 

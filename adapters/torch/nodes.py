@@ -66,7 +66,7 @@ def _one_node(
             # Views, since one of the tensors may have been computed from another.
             views = [None if each is None else each.view_as(each) for each in tensors]
             result = one_by_one(ctx.settings, *views)
-            wanted = [each for each, need in zip(views, needs, strict=True) if need]
+            wanted: list[Any] = [each for each, need in zip(views, needs, strict=True) if need]
             grads = torch.autograd.grad(result, wanted, grad, create_graph=create_graph)
         some = iter(grads)
         return None, *[next(some) if need else None for need in needs]

@@ -84,6 +84,12 @@ class TestBlock:
         assert has_one_node(block(x))
         assert_same_bits(results(block, x), results(hooked(block), x))
 
+    @pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5), (5,)], ids=str)
+    def test_few_rows(self, mode: str, shape: tuple[int, ...]) -> None:
+        block, x = block_and_input("branch", shape=shape)
+        block.train(mode == "training").norm = nn.Identity()
+        assert_same_bits([block(x)], [hooked(block)(x)])
+
     @pytest.mark.parametrize("name", ["branch", "tables-alone"])
     def test_derivatives(self, name: str, mode: str) -> None:
         """Against finite differences; normalisation and cut have derivatives of their own."""
