@@ -107,9 +107,13 @@ def check_array(function: str, name: str, value: Any) -> Array:
 
     Raises a RuntimeError if the array is in CUDA memory and CuPy cannot run.
     """
+    array: Array
+    if type(value) is np.ndarray:  # first, as it is what nearly all values are
+        array = value
+        return array
     if is_array(value):
         check_unmasked(function, name, value)
-        array: Array = value
+        array = value
         return array
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     if not hasattr(value, "__dlpack__"):

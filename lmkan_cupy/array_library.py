@@ -44,12 +44,12 @@ def is_cupy_array(value: object) -> bool:
 
 def array_library(array: Array) -> Any:
     """Return the module, ``numpy`` or ``cupy``, that ``array`` belongs to."""
-    return sys.modules["cupy"] if is_cupy_array(array) else np
+    return np if isinstance(array, np.ndarray) else sys.modules["cupy"]
 
 
-def on_device_of(array: Any) -> AbstractContextManager[Any]:
+def on_device_of(array: Array) -> AbstractContextManager[Any]:
     """Return a context in which the device of a CuPy array is CuPy's current one."""
-    if not is_cupy_array(array):
+    if isinstance(array, np.ndarray):
         return _NO_CHANGE
     if array.data.device_id == sys.modules["cupy"].cuda.runtime.getDevice():
         return _NO_CHANGE

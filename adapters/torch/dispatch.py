@@ -59,14 +59,18 @@ def recorder(
         with forward_ad._set_fwd_grad_enabled(True):
             return jvp(ctx, [*map(_primal, ctx.saved_tensors)], *tangents)
 
-    methods: dict[str, Callable[..., Any]] = {"forward": forward, "backward": backward, "jvp": push}
+    return autograd_function(name, forward=forward, backward=backward, jvp=push)
+
+
+def autograd_function(name: str, **methods: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what calls an ``autograd.Function`` with these static methods."""
     function: Any = type(
         f"lmkan_cupy_{name}",
         (torch.autograd.Function,),
         {method: staticmethod(each) for method, each in methods.items()},
     )
     # Not the `apply` of this class itself: it takes a microsecond to look for transforms of
-    # torch.func, which the dispatcher takes care of.
+    # torch.func, which are never there where this is called.
     recorded: Callable[..., Any] = super(torch.autograd.Function, function).apply
     return recorded
 
@@ -143,11 +147,27 @@ def call(
     return cheapest
 
 
+def is_eager(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether all that torch may have to do with tensors is to record reverse mode.
+
+    Then they are in one dtype, float32 or float64, and on one device; there are no transforms,
+    modes or subclasses, no autocast and no forward mode, and nothing is compiled.
+    """
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+        return False
+    kinds = {(each.dtype, each.device) for each in tensors}
+    return (
+        len(kinds) == 1
+        and tensors[0].dtype in (torch.float32, torch.float64)
+        and _nothing_to_dispatch(tensors)
+    )
+
+
 def _is_differentiated(tensors: Sequence[Tensor]) -> bool:
     """Tell whether autograd has anything to do, in reverse or in forward mode."""
     if forward_ad._current_level >= 0:  # any of the tensors may have a tangent
         return True
-    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+    return torch.is_grad_enabled() and any([each.requires_grad for each in tensors])
 
 
 @cache
@@ -164,8 +184,8 @@ def _nothing_to_dispatch(tensors: Sequence[Tensor]) -> bool:
         or torch.overrides.has_torch_function(tensors)  # of a subclass, or of a mode
     ):
         return False
-    usual = _usual_keys(device)
-    return all(torch._C._dispatch_keys(each).raw_repr() in usual for each in tensors)
+    usual, keys = _usual_keys(device), torch._C._dispatch_keys
+    return all([keys(each).raw_repr() in usual for each in tensors])
 
 
 def _state() -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Calls the core on tensors: as arrays over the same memory, on torch's stream and allocator."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any
@@ -40,22 +40,17 @@ def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     RuntimeError
         If they are in CUDA memory and the CUDA engine cannot run.
     """
-    device = next(each.device for each in arguments if isinstance(each, Tensor))
-    if device.type not in ("cpu", "cuda"):
+    (tensor, *_) = [each for each in arguments if isinstance(each, Tensor)]
+    memory = _Memory(tensor.device)
+    if memory.kind not in ("cpu", "cuda"):
         raise TypeError(
-            f"{function.__name__}: tensors on {device} cannot be computed on: move them to the CPU"
+            f"{function.__name__}: tensors on {tensor.device} cannot be computed on: "
+            "move them to the CPU"
         )
-    memory = _Memory(device)
-    with memory.in_use():
-        arrays = [memory.array(each) if isinstance(each, Tensor) else each for each in arguments]
-        results = allocation.served_by(memory.allocate, function, *arrays, **options)
-        if isinstance(results, tuple):
-            return tuple(None if each is None else memory.tensor(each) for each in results)
-        return memory.tensor(results)
-
-
-#: A context that does nothing, made once, since making it takes longer than entering it.
-_NO_CHANGE = nullcontext()
+    if memory.kind == "cpu":
+        return memory.call(function, arguments, options)
+    with _cupy_joins_torch(tensor.device):
+        return memory.call(function, arguments, options)
 
 
 class _Memory:
@@ -63,11 +58,18 @@ class _Memory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.kind = device.type
         self._allocated: dict[int, tuple[Array, Tensor]] = {}  # by the id of the array
 
-    def in_use(self) -> AbstractContextManager[Any]:
-        """Return a context in which CuPy uses torch's stream and torch's memory."""
-        return _NO_CHANGE if self.device.type == "cpu" else _cupy_joins_torch(self.device)
+    def call(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        """Call a function on arrays over this memory; return its results as tensors."""
+        arrays = [self.array(each) if isinstance(each, Tensor) else each for each in arguments]
+        results = allocation.served_by(self.allocate, function, *arrays, **options)
+        if isinstance(results, tuple):
+            return tuple([None if each is None else self.tensor(each) for each in results])
+        return self.tensor(results)
 
     def array(self, tensor: Tensor) -> Array:
         """Return an array over the memory of a tensor, copied only if it has to be.
@@ -76,8 +78,8 @@ class _Memory:
         """
         if not tensor.is_contiguous() or tensor.is_neg():
             tensor = tensor.resolve_neg().contiguous()
-        if self.device.type == "cpu":
-            return np.asarray(_ArrayInterface(tensor))
+        if self.kind == "cpu":
+            return _numpy_array(tensor)
         return cupy_array(tensor, self.device.index)
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array) -> Array:
@@ -94,24 +96,32 @@ class _Memory:
         return from_dlpack(array)
 
 
-class _ArrayInterface:
-    """Shows NumPy the memory of a contiguous tensor, and keeps the tensor alive.
+class _Shown:
+    """Shows NumPy some memory, and keeps its owner alive."""
 
-    The address is passed on because DLPack takes twice as long, and because after
-    ``tensor.numpy()`` the storage could not be resized any more, which FSDP does to free it.
+    owner: Tensor
+    __array_interface__: dict[str, Any]
+
+
+def _numpy_array(tensor: Tensor) -> Array:
+    """Return a NumPy array over the memory of a contiguous tensor.
+
+    Made from its address: DLPack takes twice as long, and after ``tensor.numpy()`` the storage
+    could not be resized any more, which FSDP does to free it.
     """
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (tensor.data_ptr(), False),  # not read-only
-            "shape": tuple(tensor.shape),
-            "typestr": _numpy_dtype(tensor.dtype).str,
-        }
+    shown = _Shown()
+    shown.owner = tensor
+    shown.__array_interface__ = {
+        "version": 3,
+        "data": (tensor.data_ptr(), False),  # not read-only
+        "shape": tuple(tensor.shape),
+        "typestr": _type_string(tensor.dtype),
+    }
+    return np.asarray(shown)
 
 
 def _cupy_joins_torch(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which CuPy uses torch's stream and torch's memory."""
     require_cuda_engine()
     cuda, index = _cupy().cuda, device.index
 
@@ -177,6 +187,12 @@ def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
         raise TypeError(f"tensors must be float32, float64, float16 or bfloat16, got {name}")
     named: np.dtype[Any] = np.dtype(getattr(library, name))
     return named
+
+
+@lru_cache
+def _type_string(dtype: torch.dtype) -> str:
+    """Return NumPy's code of a dtype, which NumPy takes a microsecond to make."""
+    return _numpy_dtype(dtype).str
 
 
 def dtype_name(dtype: torch.dtype) -> str:

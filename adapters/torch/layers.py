@@ -1,18 +1,20 @@
 """The modules ``LMKANLinear``, in place of ``nn.Linear``, and ``LMKANBlock``, the safe block."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.nn.modules.module import _has_any_global_hook
 from typing_extensions import Self
 
 import lmkan_cupy
 from lmkan_cupy.tables import init_bound, tables_shape
 
-from . import exchange, functional
+from . import dispatch, exchange, functional, nodes
 from .functional import Engine
 
 #: The branch beside the tables.
@@ -31,11 +33,27 @@ def hessian_penalty(module: nn.Module) -> Tensor:
     until the backward pass. It takes as many bytes as the tables in float32, or in float64 if they
     are float64.
     """
-    layers = [each for each in module.modules() if isinstance(each, TablesModule)]
-    penalties = [each.hessian_penalty() for each in layers]
+    layers = table_modules(module)
     # A number on the CPU can be added to tensors on any device.
-    none = torch.zeros((), dtype=torch.float32, device="cpu")
-    return sum(penalties[1:], penalties[0]) if penalties else none
+    return penalty_of(layers) if layers else torch.zeros((), dtype=torch.float32, device="cpu")
+
+
+def table_modules(module: nn.Module) -> list["TablesModule"]:
+    """Return the layers of a model that have tables."""
+    return [each for each in module.modules() if isinstance(each, TablesModule)]
+
+
+def penalty_of(layers: "Sequence[TablesModule]") -> Tensor:
+    """Return the sum of the Hessian penalties of layers, 0-d; of one at least."""
+    tables = [each.tables.flatten(0, -4) for each in layers]  # groups and pairs
+    if dispatch.is_eager(tables) and not any([each.engine for each in layers]):
+        is_recorded = torch.is_grad_enabled()
+        return nodes.penalty([is_recorded and each.requires_grad for each in tables], *tables)
+    penalties = [
+        functional.hessian_penalty_of(each, engine=layer.engine)
+        for each, layer in zip(tables, layers, strict=True)
+    ]
+    return sum(penalties[1:], penalties[0])
 
 
 class TablesModule(nn.Module):
@@ -51,8 +69,7 @@ class TablesModule(nn.Module):
 
     def hessian_penalty(self) -> Tensor:
         """Return the roughness of the tables: :func:`lmkan_cupy.hessian_penalty`."""
-        tables = self.tables.flatten(0, -4)  # groups and pairs
-        return functional.hessian_penalty_of(tables, engine=self.engine)
+        return penalty_of([self])
 
     def engine_name(self) -> str:
         """Return the name of what computes the layer: a device's engine, or plain torch."""
@@ -324,9 +341,66 @@ class LMKANBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``y [..., O]`` for ``x [..., I]``; the statistics are over all leading axes."""
+        if (arguments := self._usual_arguments(x)) is not None:
+            rows = nodes.block(*arguments)
+            return rows.reshape(*x.shape[:-1], rows.shape[-1])
         normed = self.norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
         y: Tensor = self.layer(self.bound(normed))
         return y
+
+    def _usual_arguments(self, x: Tensor) -> tuple[Any, ...] | None:
+        """Return the arguments of :func:`.nodes.block`; None where the modules have to be called.
+
+        That is, where somebody replaced them or hooked on to them, where they raise an error, or
+        where torch has more to do than to record what they compute.
+        """
+        norm, bound, layer = self.norm, self.bound, self.layer
+        if not (
+            isinstance(x, Tensor)
+            and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+            and _is_usual(norm, nn.BatchNorm1d, nn.Identity)
+            and _is_usual(bound, nn.Hardtanh, nn.Identity)
+            and _is_usual(layer, LMKANLinear)
+            and layer.engine is None
+            and layer.residual != "relu"
+            and (layer.weight is None) == (layer.bias is None)
+            and x.shape[-1:] == (layer.in_features,)
+        ):
+            return None
+        x = x.reshape(-1, layer.in_features)
+        mean = variance = num_batches = normalisation = limits = None
+        if isinstance(norm, nn.BatchNorm1d):
+            mean, variance = norm.running_mean, norm.running_var
+            if (
+                mean is None
+                or variance is None
+                or not x.shape[1:] == mean.shape == variance.shape
+                or norm.momentum is None
+                or norm.affine
+                or x.shape[0] <= norm.training
+            ):
+                return None
+            num_batches = norm.num_batches_tracked if norm.training else None
+            normalisation = norm.training, norm.momentum, norm.eps
+        if isinstance(bound, nn.Hardtanh):
+            limits = bound.min_val, bound.max_val
+        tensors = x, layer.tables, layer.weight, layer.bias, mean, variance
+        if not dispatch.is_eager([each for each in tensors if each is not None]):
+            return None
+        if num_batches is not None:
+            num_batches.add_(1)
+        return nodes.BlockSettings(normalisation, limits), *tensors
+
+
+def _is_usual(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Tell whether calling a module is to compute what a module of one of these kinds computes."""
+    return type(module) in kinds and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+    )
 
 
 def _refined(tables: Tensor, num_grids: int) -> Tensor:

@@ -4,6 +4,7 @@
 C-contiguous. Outputs arrive uninitialised, and every element of them is written.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,7 @@ def _pull_back(
         in_ranges(x_by_sample, len(x), most=kernels.num_grouped(tables.shape[1]), work=work)
 
 
+@cache
 def _none(dtype: np.dtype[Any], ndim: int) -> Array:
     """Return the empty array that stands for None in the arguments of a kernel."""
     return np.empty((0,) * ndim, dtype)

@@ -9,10 +9,12 @@ from ..array_library import Array
 from ..grid import sigma_grid
 from .vectors import table_length
 
+_HALF = np.dtype(np.float16)
+
 
 def stored(tables: Array) -> Array:
     """Return tables as the kernels take them: float16 as 16-bit words, as Numba has no float16."""
-    words: Array = tables.view(np.uint16) if tables.dtype == np.float16 else tables
+    words: Array = tables.view(np.uint16) if tables.dtype == _HALF else tables
     return words
 
 

@@ -53,6 +53,10 @@ def in_ranges(run: Callable[[int, int], None], count: int, *, most: int, work: i
     (Ctrl-C) included, no thread is at work any more when this returns.
     """
     threads = max(1, min(num_threads(), work // _WORK_PER_THREAD))
+    if threads == 1 and count <= most:
+        if count:
+            run(0, count)
+        return
     rounds = -(-count // (most * threads))
     length = max(1, -(-count // max(1, rounds * threads)))
     begins = deque(range(0, count, length))

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import HessianSchedule, hessian_penalty
+from .. import HessianSchedule
+from ..layers import penalty_of, table_modules
 from .cuda_graph import GraphedFunction, new_stream
 from .interruption import held_back
 from .network import ROWS_AT_ONCE, in_parts, refine_
@@ -173,6 +174,7 @@ class Trainer:
         optimizer = torch.optim.Adam(
             parameter_groups, betas=BETAS, fused=True, capturable=device.type == "cuda"
         )
+        layers = table_modules(network)
         lrs = [group["lr"] for group in optimizer.param_groups]
 
         def train_on(features: Tensor, target: Tensor, scheduled: Tensor) -> Tensor:
@@ -181,7 +183,7 @@ class Trainer:
             for x, y, (weight, factor) in zip(features, target, scheduled, strict=True):
                 loss = self.loss(network(x), y)
                 optimizer.zero_grad()
-                torch.autograd.backward(loss + weight * hessian_penalty(network))
+                torch.autograd.backward(loss + weight * penalty_of(layers) if layers else loss)
                 for group, lr in zip(optimizer.param_groups, lrs, strict=True):
                     group["lr"] = lr * factor
                 optimizer.step()
@@ -207,7 +209,9 @@ class Trainer:
                         train_chunk, forward = GraphedFunction(train_on), GraphedFunction(network)
                     # In evaluation mode batch normalisation keeps its statistics; to all other
                     # modules here the mode makes no difference.
-                    network.train(step < first_part or not self.keeps_statistics)
+                    is_training = step < first_part or not self.keeps_statistics
+                    if network.training != is_training:  # setting it takes a while
+                        network.train(is_training)
                     part_ends = first_part if step < first_part else self.steps
                     check = min(interval - step % interval, self.steps - step)
                     size = min(at_once, part_ends - step, check)
