@@ -70,6 +70,11 @@ class FusedNetwork(nn.Module):
                 f"FusedNetwork: x must have {self.in_features} features on its last axis, "
                 f"got x.shape={tuple(x.shape)}"
             )
+        if x.device != self.arrays[0].device:
+            raise TypeError(
+                f"FusedNetwork: x must be on {self.arrays[0].device} as the network is, "
+                f"got a tensor on {x.device}"
+            )
         if x.dtype in HALF:
             return self.forward(x.float()).to(x.dtype)
         if to_onnx():
