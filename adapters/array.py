@@ -1,5 +1,6 @@
-"""An lmKAN layer over plain NumPy or CuPy arrays, for prototyping without any framework."""
+"""lmKAN layers over plain NumPy or CuPy arrays, for prototyping without any framework."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -91,3 +92,36 @@ class LMKANLayer:
         mean = self._mean / (1 - 0.9**self._steps)
         deviation = (self._mean_of_squares / (1 - 0.999**self._steps)) ** 0.5
         self.tables -= lr * mean / (deviation + 1e-8)
+
+
+def evaluate(
+    layers: Sequence[LMKANLayer], x: Array, *, bound: float | Sequence[float | None] | None = None
+) -> Array:
+    """Return ``y [..., O]`` of a chain of layers for ``x [..., I]``, in one call.
+
+    It equals ``forward`` of one layer after the other to the bit, and keeps nothing for
+    ``backward``.
+
+    Parameters
+    ----------
+    layers : sequence of LMKANLayer
+        Each takes as many features as the one before it gives.
+    x : array [..., I]
+        In the dtype of the layers.
+    bound : float or sequence of (float or None), optional
+        Where inputs of the layers are cut, see :func:`lmkan_cupy.network_forward`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no layer, or sizes, dtypes, libraries or ``bound`` do not fit.
+    """
+    shape = x.shape
+    for k, layer in enumerate(layers):
+        if shape[-1:] != (layer.in_features,):
+            raise ValueError(
+                f"evaluate: layers[{k}] must get {layer.in_features} features on the last axis, "
+                f"got shape {shape}"
+            )
+        shape = (*shape[:-1], layer.tables.shape[-1])
+    return lmkan_cupy.network_forward(x, [each.tables for each in layers], bound=bound)

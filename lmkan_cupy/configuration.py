@@ -6,12 +6,13 @@ from importlib import import_module
 
 from . import installation
 
+_REQUIRED = ("numpy", "numba", "safetensors")
+
 #: Distribution -> what needs it, and the command that installs it.
 _OPTIONAL = {
     "torch": ("lmkan_cupy.adapters.torch and fit", "pip install 'lmkan-cupy[torch]'"),
     "jax": ("lmkan_cupy.adapters.jax", "pip install 'lmkan-cupy[jax]'"),
     "scikit-learn": ("lmkan_cupy.adapters.sklearn and fit", "pip install 'lmkan-cupy[sklearn]'"),
-    "safetensors": ("fit", "pip install 'lmkan-cupy[fit]'"),
     "matplotlib": ("fit and plots", "pip install 'lmkan-cupy[fit]'"),
     "pandas": ("fit", "pip install 'lmkan-cupy[fit]'"),
     "pyarrow": ("fit on Parquet files", "pip install 'lmkan-cupy[fit]'"),
@@ -32,8 +33,7 @@ def _configuration() -> dict[str, str]:
         or "run from a checkout, not installed",
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
-        "numpy": installation.installed_version("numpy") or "",
-        "numba": installation.installed_version("numba") or "",
+        **{name: installation.installed_version(name) or "missing" for name in _REQUIRED},
     }
     for name, (purpose, command) in _OPTIONAL.items():
         rows[name] = (

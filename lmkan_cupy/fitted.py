@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from . import allocation, array_checks
 from .array_checks import Network
-from .array_library import Array, array_library
+from .array_library import Array, array_library, is_array
 from .network import evaluate_network
 
 #: The files of a folder.
@@ -71,6 +70,8 @@ class FittedNetwork:
                 raise TypeError(f"names of columns must be text, got {name!r}")
         if not math.isfinite(self.bound):
             raise ValueError(f"bound must be finite, got {self.bound}")
+        if not self.layers:
+            raise ValueError("there must be at least one layer")
         for name, names in (("feature", self.feature_names), ("target", self.target_names)):
             for statistic in ("mean", "scale"):
                 shape = getattr(self, f"{name}_{statistic}").shape
@@ -110,27 +111,37 @@ class FittedNetwork:
         KeyError
             If a mapping lacks a feature.
         TypeError, ValueError
-            If rows do not have I features, or hold masked or no numbers.
+            If rows do not have I features, are masked or sparse, or hold anything but numbers.
         """
-        xp = array_library(self.layers[0])
-        if isinstance(rows, Mapping) or hasattr(rows, "columns"):
-            rows = xp.stack([xp.asarray(rows[name]) for name in self.feature_names], axis=-1)
-        array_checks.check_unmasked("predict", "rows", rows)
-        array_checks.check_dense("predict", "rows", rows)
-        features = xp.asarray(rows, np.float64)
-        if features.shape[-1:] != (len(self.feature_names),):
-            raise ValueError(
-                f"predict: rows must have {len(self.feature_names)} features, "
-                f"got shape {features.shape}"
-            )
+        features = self._features(rows)
         with np.errstate(over="ignore"):  # what is too large for float32 is cut
             x = ((features - self.feature_mean) / self.feature_scale).astype(self._network.dtype)
         y = evaluate_network("predict", self._network, x)
         predictions: Array = self.target_mean + self.target_scale * y
         return predictions
 
+    def _features(self, rows: Any) -> Array:
+        """Return float64 features [..., I] on the network's device."""
+        xp = array_library(self.layers[0])
+        features: Array
+        if isinstance(rows, Mapping) or hasattr(rows, "columns"):
+            columns = [_column(rows, name) for name in self.feature_names]
+            if len(shapes := {each.shape for each in columns}) > 1:
+                raise ValueError(f"predict: features must have one shape, got {sorted(shapes)}")
+            features = xp.stack([*map(xp.asarray, columns)], axis=-1)
+        else:
+            features = xp.asarray(_numbers("rows", rows))
+        if features.shape[-1:] != (len(self.feature_names),):
+            raise ValueError(
+                f"predict: rows must have {len(self.feature_names)} features, "
+                f"got shape {features.shape}"
+            )
+        return features
+
     def files(self) -> dict[str, bytes]:
         """Return the contents of the files, by name, that :func:`load_network` reads."""
+        from safetensors.numpy import save
+
         description = {
             "format_version": _FORMAT_VERSION,
             "feature_names": list(self.feature_names),
@@ -144,8 +155,28 @@ class FittedNetwork:
             for name, each in arrays.items()
         }
         text = json.dumps(description, indent=2) + "\n"
-        contents: bytes = _safetensors().save(on_host)
-        return dict(zip(MODEL_FILES, (text.encode(), contents), strict=True))
+        return dict(zip(MODEL_FILES, (text.encode(), save(on_host)), strict=True))
+
+
+def _column(rows: Any, name: str) -> Array:
+    """Return a feature out of a mapping."""
+    try:
+        column = rows[name]
+    except KeyError as error:
+        raise KeyError(f"predict: rows must have the feature {name!r}") from error
+    return _numbers(f"rows[{name!r}]", column)
+
+
+def _numbers(name: str, values: Any) -> Array:
+    """Return numbers as a float64 array: of CuPy if they are one, else of NumPy."""
+    array_checks.check_unmasked("predict", name, values)
+    array_checks.check_dense("predict", name, values)
+    array = values if is_array(values) else np.asarray(values)
+    if array.dtype == object:  # which NumPy would convert even if it holds text
+        array = np.array(array.tolist())
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"predict: {name} must hold numbers, got {array.dtype}")
+    return array.astype(np.float64, copy=False)
 
 
 def load_network(folder: str | Path, *, xp: Any = np) -> FittedNetwork:
@@ -164,18 +195,18 @@ def load_network(folder: str | Path, *, xp: Any = np) -> FittedNetwork:
 
     Raises
     ------
-    ModuleNotFoundError
-        If safetensors is not installed.
     ValueError
         If a file is missing, damaged or of another format.
     """
+    from safetensors.numpy import load_file
+
     folder = Path(folder)
     for name in MODEL_FILES:
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: there is no {name}; expected a folder that fit wrote")
     try:
         entries = json.loads((folder / MODEL_FILES[0]).read_text(encoding="utf-8"))
-        arrays = _safetensors().load_file(folder / MODEL_FILES[1])
+        arrays = load_file(folder / MODEL_FILES[1])
         version = entries.pop("format_version")
         if version == 2:
             entries, arrays = _from_format_2(entries, arrays)
@@ -189,7 +220,7 @@ def load_network(folder: str | Path, *, xp: Any = np) -> FittedNetwork:
             allocation.aligned(xp.asarray(arrays.pop(f"layers.{k}"))) for k in range(len(arrays))
         ]
         return FittedNetwork(**entries, layers=layers, **statistics)
-    except (_UnknownFormat, ModuleNotFoundError):
+    except _UnknownFormat:
         raise
     except OSError as error:
         raise ValueError(f"{folder}: the model cannot be read ({error.strerror})") from error
@@ -219,13 +250,3 @@ def _from_format_2(
     statistics["feature_scale"] = scale * deviation
     names = {"feature_names": entries["feature_names"], "target_names": [entries["target_name"]]}
     return {**names, "bound": entries["bound"]}, {**statistics, **of_layers}
-
-
-def _safetensors() -> Any:
-    try:
-        return import_module("safetensors.numpy")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "load_network: a model's folder is read with safetensors: pip install safetensors",
-            name=error.name,
-        ) from error

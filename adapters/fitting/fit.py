@@ -214,13 +214,13 @@ def fit(
         speeds = _rows_per_second(networks, features[np.resize(order, ROWS_AT_ONCE)])
         metrics: dict[str, Any] = {}
         predictions = {}
-        for name, network in networks.items():
-            predictions[name] = module.in_units(evaluate(network, features[test]))[:, 0]
+        for name, each in networks.items():
+            predictions[name] = module.in_units(evaluate(each, features[test]))[:, 0]
             errors = predictions[name] - data.target[test]
             metrics[name] = {
                 "rmse": float(np.sqrt((errors**2).mean())),
                 "mae": float(np.abs(errors).mean()),
-                "parameters": sum(each.numel() for each in network.parameters()),
+                "parameters": sum(array.numel() for array in each.parameters()),
                 "flops": flops[name],
                 "rows_per_second": speeds[name],
             }

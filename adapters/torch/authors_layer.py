@@ -14,7 +14,7 @@ from lmkan_cupy.tables import init_bound, tables_shape
 
 from . import functional
 from .functional import Engine
-from .layers import TablesModule
+from .layers import TablesModule, as_leaf
 
 #: Arguments that tune the authors' kernels for a GPU; this library chooses such things itself.
 _TILE_ARGUMENTS = {
@@ -100,7 +100,7 @@ class LMKAN2DLayer(TablesModule):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[O, B]`` for ``x [I, B]``."""
         if isinstance(x, Proxy):
-            return self._as_leaf(x)
+            return as_leaf(self, x)
         if x.ndim != 2 or x.shape[0] != self.input_dim:
             raise ValueError(
                 f"LMKAN2DLayer: x must have shape [{self.input_dim}, batch], "

@@ -9,7 +9,7 @@ from torch.fx import Proxy
 
 from . import functional
 from .functional import Engine
-from .layers import Layer, Residual
+from .layers import Layer, Residual, as_leaf
 
 
 class LMKANConv2d(Layer):
@@ -86,7 +86,7 @@ class LMKANConv2d(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[N, O, H', W']`` for ``x [N, C, H, W]``; both may lack the axis N."""
         if isinstance(x, Proxy):
-            return self._as_leaf(x)
+            return as_leaf(self, x)
         if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
             raise ValueError(
                 f"LMKANConv2d: x must have shape [N, {self.in_channels}, H, W] or "

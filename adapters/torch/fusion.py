@@ -7,22 +7,31 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from . import operators, plain_torch
-from .functional import HALF, to_onnx
-from .layers import LMKANBlock, LMKANLinear
+from .functional import HALF, as_engine_takes, to_onnx
+from .layers import LMKANBlock, LMKANLinear, as_leaf, is_altered
+
+#: Modules whose children are called one after the other.
+_CHAINS = (nn.Sequential, LMKANBlock)
 
 #: Modules that do nothing in evaluation.
 _NOTHING = (nn.Identity, nn.Dropout)
+
+_PARTS = (LMKANLinear, nn.Linear, nn.BatchNorm1d, nn.Hardtanh, *_NOTHING)
 
 
 class FusedNetwork(nn.Module):
     """A chain of layers for inference; made by :func:`fuse`.
 
-    Its forward takes ``x [..., I]`` to ``[..., O]`` and can be differentiated once in x.
+    Its forward takes ``x [..., I]`` to ``[..., O]`` and can be differentiated once in x, in reverse
+    mode.
 
     Attributes
     ----------
+    in_features : int
+        Size I.
     arrays : ParameterList
         Of each layer its tables [P, S, S, O], or its weight [O, I] and bias [O].
     bounds : list of float
@@ -33,12 +42,14 @@ class FusedNetwork(nn.Module):
 
     def __init__(
         self,
+        in_features: int,
         arrays: list[Tensor],
         bounds: list[float],
         shift: Tensor | None,
         scale: Tensor | None,
     ) -> None:
         super().__init__()
+        self.in_features = in_features
         self.arrays = nn.ParameterList(nn.Parameter(each, requires_grad=False) for each in arrays)
         self.bounds = bounds
         if shift is None or scale is None:
@@ -48,15 +59,32 @@ class FusedNetwork(nn.Module):
             self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``y [..., O]`` for ``x [..., I]``, in the dtype of x."""
+        """Return ``y [..., O]`` for ``x [..., I]``, in the dtype of x, under autocast too.
+
+        x is float32, or float64 where the tables are; float16 and bfloat16 are widened to float32.
+        """
+        if isinstance(x, Proxy):
+            return as_leaf(self, x)
+        if x.shape[-1:] != (self.in_features,):
+            raise ValueError(
+                f"FusedNetwork: x must have {self.in_features} features on its last axis, "
+                f"got x.shape={tuple(x.shape)}"
+            )
+        if x.device != self.arrays[0].device:
+            raise TypeError(
+                f"FusedNetwork: x must be on {self.arrays[0].device} as the network is, "
+                f"got a tensor on {x.device}"
+            )
         if x.dtype in HALF:
             return self.forward(x.float()).to(x.dtype)
-        evaluate = _by_layers if to_onnx() else operators.network
-        return evaluate(x, [*self.arrays], self.bounds, self.shift, self.scale)
+        if to_onnx():
+            return _by_layers(x, [*self.arrays], self.bounds, self.shift, self.scale)
+        arrays = [*map(as_engine_takes, self.arrays)]
+        return operators.network(x, arrays, self.bounds, self.shift, self.scale)
 
     def extra_repr(self) -> str:
         """Describe the network in ``print(module)``."""
-        return f"bounds={self.bounds}"
+        return f"in_features={self.in_features}, bounds={self.bounds}"
 
 
 def _by_layers(
@@ -92,8 +120,9 @@ def fuse(model: nn.Module, *, dtype: torch.dtype | None = None) -> FusedNetwork:
         ``nn.Linear``, ``nn.BatchNorm1d``, ``nn.Hardtanh`` in front of an :class:`LMKANLinear`,
         ``nn.Identity`` and ``nn.Dropout``; or one of them.
     dtype : dtype, optional
-        Of the tables: float16, or bfloat16 on a GPU, takes half the memory. By default that of the
-        model.
+        Of the tables; by default that of the model. float16 takes half the memory, and so does
+        bfloat16 on a GPU; on the CPU each call widens it to float32. float64 is for x in float64;
+        with all others x and the rest of the network are float32.
 
     Returns
     -------
@@ -108,22 +137,26 @@ def fuse(model: nn.Module, *, dtype: torch.dtype | None = None) -> FusedNetwork:
         raise TypeError(f"fuse: dtype must be float16, bfloat16, float32 or float64, got {dtype}")
     chain = _Chain(dtype)
     for name, part in _parts("", model):
-        chain.append(name or "the model", part)
+        chain.append(name, part)
     return chain.network().eval()
 
 
-def _parts(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    if _has_hooks(module):
-        raise TypeError(f"fuse: {name or 'the model'} has hooks, which a fused network cannot call")
-    if type(module) in (nn.Sequential, LMKANBlock):
-        for child_name, child in module.named_children():
-            yield from _parts(f"{name}.{child_name}" if name else child_name, child)
-    else:
+def _parts(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the modules of a chain, with their names, in the order in which they are called."""
+    kind, name = type(module), path or "the model"
+    if kind not in (*_CHAINS, *_PARTS):
+        raise TypeError(
+            f"fuse: {name} is a {kind.__name__}; a network is fused from Sequential, LMKANBlock, "
+            "LMKANLinear, Linear, BatchNorm1d, Hardtanh, Identity and Dropout"
+        )
+    if is_altered(module):
+        raise TypeError(f"fuse: {name} has hooks or a forward of its own, which would be lost")
+    if kind in _PARTS:
         yield name, module
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+        return
+    for key, child in module._modules.items():  # not named_children, which skips repetitions
+        assert child is not None
+        yield from _parts(f"{path}.{key}" if path else key, child)
 
 
 class _Chain:
@@ -131,50 +164,57 @@ class _Chain:
 
     def __init__(self, dtype: torch.dtype | None) -> None:
         self._dtype = dtype
-        self._layers: list[tuple[Tensor, ...]] = []
+        self._features: list[int] = []  # before the first layer and behind each
+        self._layers: list[tuple[Tensor, ...]] = []  # half ones widened, to be rounded once
+        self._dtypes: list[torch.dtype] = []  # that the layers get in the end
         self._bounds: list[float] = []
         self._bound = math.inf  # of a Hardtanh that waits for its layer
         self._affine: tuple[Tensor, Tensor] | None = None  # in front of the first layer, float64
 
-    def append(self, name: str, part: nn.Module) -> None:
+    def append(self, name: str, part: Any) -> None:
         kind = type(part)
         if kind in _NOTHING:
             return
         if kind is nn.Hardtanh:
             self._cut(name, part)
-        elif kind is LMKANLinear:
-            self._append_tables(part)
-        elif kind in (nn.Linear, nn.BatchNorm1d):
-            if self._bound != math.inf:
-                raise TypeError(
-                    f"fuse: {name} is a {kind.__name__} behind a Hardtanh; only the inputs of an "
-                    "LMKANLinear can be cut"
-                )
-            if kind is nn.Linear:
-                self._append_linear(part)
-            else:
-                self._fold(name, part)
-        else:
+            return
+        if kind is not LMKANLinear and self._bound != math.inf:
             raise TypeError(
-                f"fuse: {name} is a {kind.__name__}; a network is fused from LMKANBlock, "
-                "LMKANLinear, Linear, BatchNorm1d, Hardtanh, Identity and Dropout"
+                f"fuse: {name} is a {kind.__name__} behind a Hardtanh; only the inputs of an "
+                "LMKANLinear can be cut"
             )
+        if kind is nn.BatchNorm1d:
+            self._check_features(name, part.num_features)
+            self._fold(name, part)
+        else:
+            self._check_features(name, part.in_features)
+            self._append_layer(part)
 
     def network(self) -> FusedNetwork:
         if not self._layers:
             raise ValueError("fuse: the model must hold at least one LMKANLinear or Linear")
         if self._bound != math.inf:
             raise TypeError("fuse: the model ends with a Hardtanh, which has no layer to cut for")
-        dtype = self._layers[0][0].dtype
-        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        compute = torch.float64 if torch.float64 in self._dtypes else torch.float32
         arrays = [
-            each if each.ndim == 4 else each.to(compute) for layer in self._layers for each in layer
+            each.to(dtype if each.ndim == 4 else compute)
+            for layer, dtype in zip(self._layers, self._dtypes, strict=True)
+            for each in layer
         ]
         shift = scale = None
         if self._affine is not None:
             factor, constant = self._affine
             shift, scale = (-constant / factor).to(compute), factor.to(compute)
-        return FusedNetwork(arrays, self._bounds, shift, scale)
+        return FusedNetwork(self._features[0], arrays, self._bounds, shift, scale)
+
+    def _check_features(self, name: str, number: int) -> None:
+        if not self._features:
+            self._features.append(number)
+        if number != self._features[-1]:
+            raise ValueError(
+                f"fuse: {name} must take {self._features[-1]} features, as what is before it "
+                f"gives, got {number}"
+            )
 
     def _cut(self, name: str, part: Any) -> None:
         if not part.max_val == -part.min_val > 0:
@@ -183,17 +223,20 @@ class _Chain:
             )
         self._bound = min(self._bound, part.max_val)
 
-    def _append_tables(self, part: Any) -> None:
-        folded = copy.deepcopy(part).fold_()
-        self._layers.append((folded.tables.detach().to(self._dtype or folded.tables.dtype),))
+    def _append_layer(self, part: Any) -> None:
+        dtype = next(part.parameters()).dtype
+        wide = copy.deepcopy(part).to(torch.promote_types(dtype, torch.float32))
+        arrays: tuple[Tensor, ...]
+        if type(part) is LMKANLinear:
+            arrays = (wide.fold_().tables,)
+        else:
+            weight = wide.weight
+            arrays = weight, weight.new_zeros(len(weight)) if wide.bias is None else wide.bias
+        self._layers.append(tuple(each.detach() for each in arrays))
+        self._dtypes.append(self._dtype or dtype)
         self._bounds.append(self._bound)
         self._bound = math.inf
-
-    def _append_linear(self, part: Any) -> None:
-        weight = part.weight.detach()
-        bias = weight.new_zeros(len(weight)) if part.bias is None else part.bias.detach()
-        self._layers.append((weight.clone(), bias.clone()))
-        self._bounds.append(math.inf)
+        self._features.append(part.out_features)
 
     def _fold(self, name: str, norm: Any) -> None:
         """Take in a normalisation by its statistics, ``h -> factor h + constant``."""

@@ -75,17 +75,6 @@ class TablesModule(nn.Module):
         """Return the name of what computes the layer: a device's engine, or plain torch."""
         return self.engine or self.tables.device.type
 
-    def _as_leaf(self, x: Proxy) -> Any:
-        """Return the result of one node of a traced graph: ``torch.fx`` looks into no layer."""
-        tracer: Any = x.tracer
-        path = tracer.path_of_module(self)
-        if not path:
-            raise TypeError(
-                f"symbolic_trace: a {type(self).__name__} is not traced itself: trace a model that "
-                "holds it"
-            )
-        return tracer.create_proxy("call_module", path, (x,), {})
-
 
 class Layer(TablesModule):
     """What :class:`LMKANLinear` and ``LMKANConv2d`` share: parameters, folding, refining.
@@ -276,7 +265,7 @@ class LMKANLinear(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``y [..., O]`` for ``x [..., I]``."""
         if isinstance(x, Proxy):
-            return self._as_leaf(x)
+            return as_leaf(self, x)
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(
                 f"LMKANLinear: x must have {self.in_features} features on its last axis, "
@@ -401,6 +390,24 @@ def _is_usual(module: nn.Module, *kinds: type[nn.Module]) -> bool:
         or module._backward_pre_hooks
         or "forward" in vars(module)
     )
+
+
+def as_leaf(module: nn.Module, x: Proxy) -> Any:
+    """Return a module's result as one node of a traced graph: ``torch.fx`` looks into no layer."""
+    tracer: Any = x.tracer
+    path = tracer.path_of_module(module)
+    if not path:
+        raise TypeError(
+            f"symbolic_trace: a {type(module).__name__} is not traced itself: trace a model that "
+            "holds it"
+        )
+    return tracer.create_proxy("call_module", path, (x,), {})
+
+
+def is_altered(module: nn.Module) -> bool:
+    """Tell whether a call of a module does more than its class says."""
+    hooks = (value for name, value in vars(module).items() if name.endswith("_hooks"))
+    return "forward" in vars(module) or any(hooks)
 
 
 def _refined(tables: Tensor, num_grids: int) -> Tensor:

@@ -413,7 +413,7 @@ def _network_grad_vmap(
 def _check_one_network(axes: Any) -> None:
     """Require that only samples are mapped."""
     if any(axis is not None for axis in torch.utils._pytree.tree_leaves(axes)):
-        raise NotImplementedError("fuse: vmap over the arrays of a fused network")
+        raise NotImplementedError("fuse: vmap maps the inputs of a fused network, not its arrays")
 
 
 # --- Registration ---------------------------------------------------------------------------------

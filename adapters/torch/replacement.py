@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .layers import LMKANLinear, Residual
+from .layers import LMKANLinear, Residual, is_altered
 
 _log = logging.getLogger("lmkan_cupy")
 
@@ -81,18 +81,12 @@ def _is_replaced(
     elif filter is not None and not filter(name, linear):
         _log.info("replace_linear: %s stays: the filter leaves it out", name or "module")
         return False
-    elif _is_altered(linear):
+    elif is_altered(linear):
         reason = "it has hooks or a forward of its own"
     else:
         return True
     _log.warning("replace_linear: %s stays: %s", name or "module", reason)
     return False
-
-
-def _is_altered(module: nn.Module) -> bool:
-    """Tell whether a call of a module does more than its class says."""
-    hooks = (value for name, value in vars(module).items() if name.endswith("_hooks"))
-    return "forward" in vars(module) or any(hooks)
 
 
 def _leave_fast_paths(module: nn.Module) -> None:
@@ -130,7 +124,7 @@ def _relu_before(parent: nn.Module, key: str) -> str:
         return ""
     before = keys[position - 1]
     activation = parent._modules[before]
-    return before if type(activation) is nn.ReLU and not _is_altered(activation) else ""
+    return before if type(activation) is nn.ReLU and not is_altered(activation) else ""
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""`LMKANLayer`: the core's numbers, the steps of Adam, and errors of use."""
+"""`LMKANLayer` and `evaluate`: the core's numbers, the steps of Adam, and errors of use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lmkan_cupy.adapters.array import LMKANLayer
+from lmkan_cupy.adapters.array import LMKANLayer, evaluate
 from problems import FLOAT64, SMALL, Dtypes, make_problem
 from tolerances import host
 
@@ -98,3 +98,34 @@ def test_errors_of_use(call: Any, error: type[Exception], text: str) -> None:
 def test_half_precision_is_an_error() -> None:
     with pytest.raises(TypeError, match="dtype must be float32 or float64, got float16"):
         LMKANLayer(5, 2, dtype="float16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_evaluate_is_one_layer_after_the_other(
+    xp: Any, rng: np.random.Generator, dtype: str
+) -> None:
+    options = {"dtype": dtype, "rng": rng, "xp": xp}
+    layers = [LMKANLayer(5, 7, 10, **options), LMKANLayer(7, 3, 4, **options)]
+    x = xp.asarray(rng.normal(0, 2, (3, 4, 5)).astype(dtype))
+    hidden = layers[0].forward(x)
+    y = evaluate(layers, x)
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(host(y), host(layers[1].forward(hidden)))
+    cut = layers[0].forward(xp.clip(x, -0.5, 0.5))
+    np.testing.assert_array_equal(
+        host(evaluate(layers, x, bound=(0.5, None))), host(layers[1].forward(cut))
+    )
+
+
+def test_layers_that_do_not_follow_each_other() -> None:
+    """Six features make as many pairs as five."""
+    x, six, five = np.zeros((2, 6), "float32"), LMKANLayer(6, 6), LMKANLayer(5, 2)
+    with pytest.raises(
+        ValueError,
+        match=r"evaluate: layers\[1\] must get 5 features on the last axis, got shape \(2, 6\)",
+    ):
+        evaluate([six, five], x)
+    with pytest.raises(ValueError, match=r"layers\[0\] must get 6 features .*, got shape \(\)"):
+        evaluate([six], x[0, 0])
+    with pytest.raises(ValueError, match="layers must hold at least one layer, got none"):
+        evaluate([], x)

@@ -14,6 +14,8 @@ from fits import check_refusal, dataset, quick_fit, table, write_csv
 from lmkan_cupy.adapters.fitting import InputError, load
 from lmkan_cupy.adapters.fitting import model as models
 
+import lmkan_cupy
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -102,6 +104,16 @@ def test_predictions_that_are_no_numbers_are_refused(folder: Path, command: Any)
     sentence = "the model predicts no finite numbers for 60 rows, first for row 1"
     check_refusal(command("predict", ".", "data.csv", "--out", "y.csv"), sentence)
     assert not (folder / "y.csv").exists()
+
+
+def test_the_core_predicts_the_same(folder: Path) -> None:
+    """What `load_network` gives, to the bit; the module, in torch's float32, up to rounding."""
+    model, x = quick_fit().model, dataset().features
+    expected = model.predict(x)
+    np.testing.assert_array_equal(lmkan_cupy.load_network(folder).predict(x)[:, 0], expected)
+    np.testing.assert_array_equal(load(folder).predict(x), expected)
+    by_torch = model.module.predict(x)[:, 0]
+    np.testing.assert_allclose(by_torch, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_any_memory_layout_is_taken() -> None:

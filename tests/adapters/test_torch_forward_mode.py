@@ -100,7 +100,7 @@ def test_against_the_oracle(
 
 
 def test_half_tables_in_operators(rng: np.random.Generator) -> None:
-    """Operators get them as they are only on CUDA; tangents then have their dtype, too."""
+    """Where operators get them as they are, tangents have their dtype, too."""
     problem = make_problem(rng, SMALL, HALF_TABLES)
     x, tables, *tangents = tensors_of(problem)
     grad_y = torch.from_numpy(problem.grad_y)

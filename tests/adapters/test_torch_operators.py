@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,7 @@ torch = pytest.importorskip("torch")
 adapter = pytest.importorskip("lmkan_cupy.adapters.torch")
 functional = pytest.importorskip("lmkan_cupy.adapters.torch.functional")
 operators = pytest.importorskip("lmkan_cupy.adapters.torch.operators")
+tree_map_only = pytest.importorskip("torch.utils._pytree").tree_map_only
 FakeTensorMode = pytest.importorskip("torch._subclasses").FakeTensorMode
 
 LMKANLinear, lmkan = adapter.LMKANLinear, adapter.lmkan
@@ -134,7 +136,7 @@ def test_bfloat16_tables_on_cuda(rng: np.random.Generator, engine: str | None) -
 
 LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "contiguous": lambda tensor: tensor,
-    "transposed": lambda tensor: tensor.mT.contiguous().mT,
+    "transposed": lambda tensor: tensor.movedim(-1, 0).contiguous().movedim(0, -1),
     "stepped": lambda tensor: tensor.repeat_interleave(2, -1)[..., ::2],
 }
 
@@ -143,12 +145,17 @@ def arguments_of(rng: np.random.Generator, dtypes: Dtypes, batch: int) -> dict[s
     """Arguments of every operator by its name; gradients of half tables are float32."""
     sizes = Sizes(batch, 3, 2, 4)
     x, tables, grad_y, ggx, ggt = map(torch.from_numpy, make_problem(rng, sizes, dtypes))
+    shift, scale = x.new_tensor([0.1, -0.2, 0.3]), x.new_tensor([1.0, 2.0, 3.0])
+    arrays = [tables, grad_y.new_ones(2, 2), grad_y.new_ones(2)]
+    network = x, arrays, [1.5, math.inf], shift, scale
     return {
         "forward": (x, tables),
         "jvp": (ggx, ggt, x, tables),
         "backward": (grad_y, x, tables, True, True),
         "backward_backward": (ggx, ggt, grad_y, x, tables),
         "hessian_penalty": (tables, True),
+        "network": network,
+        "network_grad": (grad_y, *network),
     }
 
 
@@ -167,14 +174,15 @@ class TestRegistration:
         batch: int,
         device: str,
     ) -> None:
-        """Once without and once with derivatives, which `backward_backward` does not have."""
+        """Once without and once with derivatives, which two operators do not have."""
         operator = getattr(torch.ops.lmkan_cupy, name).default
-        arguments = [
-            LAYOUTS[layout](each.to(device)) if torch.is_tensor(each) else each
-            for each in arguments_of(rng, dtypes, batch)[name]
-        ]
+        arguments = tree_map_only(
+            torch.Tensor,
+            lambda each: LAYOUTS[layout](each.to(device)),
+            [*arguments_of(rng, dtypes, batch)[name]],
+        )
         torch.library.opcheck(operator, arguments)
-        if name != "backward_backward":
+        if name not in ("backward_backward", "network_grad"):
             arguments = [
                 each.requires_grad_() if torch.is_tensor(each) else each for each in arguments
             ]
@@ -229,12 +237,11 @@ class TestRegistration:
         with FakeTensorMode() as mode:
 
             def fake(each: Any) -> Any:
-                if not torch.is_tensor(each):
-                    return each
                 dtype = half if each.dtype == torch.float16 else each.dtype
                 return mode.from_tensor(each).to(device="cuda:1", dtype=dtype)
 
-            results = getattr(operators, name)(*map(fake, arguments))
+            fakes = tree_map_only(torch.Tensor, fake, arguments)
+            results = getattr(operators, name)(*fakes)
         for result, expected in zip(
             *((each,) if torch.is_tensor(each) else each for each in (results, real)), strict=True
         ):
@@ -242,16 +249,15 @@ class TestRegistration:
             assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
 
     @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
-    def test_half_tables_go_to_cuda_as_they_are(
-        self, monkeypatch: pytest.MonkeyPatch, half: Any
-    ) -> None:
+    def test_half_tables_stay_half(self, monkeypatch: pytest.MonkeyPatch, half: Any) -> None:
+        """But for bfloat16 on the CPU, which NumPy does not have."""
         seen: list[Any] = []
         monkeypatch.setattr(operators, "forward", lambda x, tables: seen.append(tables.dtype))
         for device in ("cuda", "cpu"):
             with FakeTensorMode():
                 tables = torch.empty(3, 5, 5, 7, device=device, dtype=half)
                 lmkan(torch.empty(4, 5, device=device), tables)
-        assert seen == [half, torch.float32]
+        assert seen == [half, torch.float32 if half == torch.bfloat16 else half]
 
     @pytest.mark.parametrize("engine", ENGINES)
     def test_meta_tensors(self, engine: str | None) -> None:

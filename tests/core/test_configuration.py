@@ -8,6 +8,7 @@ import fresh_process
 import numba
 import numpy as np
 import pytest
+import safetensors
 from problems import first_short
 
 SHOW = "import lmkan_cupy; lmkan_cupy.show_config()"
@@ -30,7 +31,13 @@ def test_every_line_has_a_value(tmp_path: Path) -> None:
 
 def test_versions_and_threads(tmp_path: Path) -> None:
     shown = fresh_process.run(SHOW, tmp_path, NUMBA_NUM_THREADS="1")
-    for part in (np.__version__, numba.__version__, "NUMBA_NUM_THREADS", " 1 "):
+    for part in (
+        np.__version__,
+        numba.__version__,
+        safetensors.__version__,
+        "NUMBA_NUM_THREADS",
+        " 1 ",
+    ):
         assert part in shown
 
 

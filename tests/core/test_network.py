@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import fresh_process
 import numpy as np
 import pytest
-from problems import DTYPES, FLOAT32, FLOAT64, HALF_TABLES, LAYOUTS, Dtypes
+from problems import DTYPES, FLOAT32, FLOAT64, HALF_TABLES, LAYOUTS, Dtypes, first_short
 from special_values import BAD_VALUES
 from tolerances import host
 
 import lmkan_cupy
-from lmkan_cupy import array_checks, network
+from lmkan_cupy import array_checks, cpu_engine, network
+from lmkan_cupy.cpu_engine import compiling, network_kernels, threads
 
 #: Odd and even sizes, one output, a wide layer; a grid for each layer.
 _SIZES = (5, 9, 1, 70, 33, 3)
@@ -252,3 +255,87 @@ def test_out_must_not_overlap(rng: np.random.Generator) -> None:
     weight = np.zeros((3, 3), np.float32)
     with pytest.raises(ValueError, match=r"out must not share memory with layers\[0\]\[1\]"):
         lmkan_cupy.network_forward(_X, [(weight, bias[0])], out=bias)
+
+
+def _grouped(steps: np.ndarray[Any, Any], dtypes: Dtypes) -> list[bool]:
+    """Which layers are evaluated cell by cell."""
+    return [
+        step["forward"]
+        == compiling.step_address(
+            network_kernels.grouped_forward,
+            np.dtype(dtypes.x),
+            np.dtype("uint16" if dtypes.tables == "float16" else dtypes.tables),
+        )
+        for step in steps
+    ]
+
+
+@pytest.mark.parametrize("dtypes", first_short(DTYPES), ids=str)
+def test_large_tables_are_grouped_by_cell(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, dtypes: Dtypes
+) -> None:
+    """From 1024 rows on, and only tables of more than 8 MiB; nothing changes by a bit."""
+    seen: list[list[bool]] = []
+    real = cpu_engine.network._steps
+
+    def steps(*arguments: Any, **options: Any) -> Any:
+        made = real(*arguments, **options)
+        seen.append(_grouped(made[0], dtypes))
+        return made
+
+    monkeypatch.setattr(cpu_engine.network, "_steps", steps)
+    at_limit = 2**23 // (8 * 16**2 * np.dtype(dtypes.tables).itemsize)
+    x = rng.normal(0, 2, (1024, 16)).astype(dtypes.x)
+    for outputs in (at_limit, at_limit + 1):
+        layers = []
+        for inputs, count, knots in ((16, outputs, 16), (outputs, 3, 4)):
+            shape = ((inputs + 1) // 2, knots, knots, count)
+            layers.append(rng.uniform(-1, 1, shape).astype(dtypes.tables))
+        for rows in (1023, 1024):
+            grad_y = np.ones((rows, 3), dtypes.x)
+            expected = _one_by_one(x[:rows], layers, grad_y, bound=1.5)
+            _equal(lmkan_cupy.network_forward(x[:rows], layers, bound=1.5), expected[0])
+            got = lmkan_cupy.network_value_and_grad(x[:rows], layers, bound=1.5)
+            for one, other in zip(got, expected, strict=True):
+                _equal(one, other)
+            assert seen == [[outputs > at_limit and rows >= 1024, False]] * 2
+            seen.clear()
+
+
+def test_several_grouped_layers_and_threads(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gathered, grouped, grouped with another grid, linear, gathered."""
+    sizes = ((7, 16, 9), (16, 1100, 16), (1100, 260, 4))
+    layers: list[Any] = [
+        rng.uniform(-1, 1, ((inputs + 1) // 2, knots, knots, outputs)).astype("float32")
+        for inputs, outputs, knots in sizes
+    ]
+    assert [each.nbytes > 2**23 for each in layers] == [False, True, True]
+    x = rng.normal(0, 2, (2600, 7)).astype("float32")
+    grad_y = rng.normal(size=(2600, 260)).astype("float32")
+    expected = _one_by_one(x, layers, grad_y, bound=2.0)
+    layers += [_linear(rng, 260, 6), *_layers(rng, sizes=(6, 3))]
+    first = lmkan_cupy.network_forward(x[:1500], layers, bound=2.0)
+    for number in (1, 2, 3):
+        monkeypatch.setattr(threads, "num_threads", lambda number=number: number)
+        got = lmkan_cupy.network_value_and_grad(x, layers[:3], grad_y=grad_y, bound=2.0)
+        for one, other in zip(got, expected, strict=True):
+            _equal(one, other)
+        _equal(lmkan_cupy.network_forward(x[:1500], layers, bound=2.0), first)
+
+
+def test_the_first_call_of_a_process(tmp_path: Path) -> None:
+    """It needs nothing that another call, or another package, has made."""
+    code = """
+        import sys
+        sys.modules |= dict.fromkeys(["torch", "cupy", "jax", "scipy", "ml_dtypes"])
+        import lmkan_cupy, numpy
+        tables = [lmkan_cupy.init_tables(5, 6, 8, rng=0), lmkan_cupy.init_tables(6, 2, 24, rng=1)]
+        x = numpy.random.default_rng(0).normal(size=(40, 5)).astype("float32")
+        y = lmkan_cupy.{function}(x, tables)
+        y = y[0] if isinstance(y, tuple) else y
+        assert (y == lmkan_cupy.forward(lmkan_cupy.forward(x, tables[0]), tables[1])).all()
+    """
+    for function in ("network_forward", "network_value_and_grad"):
+        fresh_process.run(code.format(function=function), tmp_path)

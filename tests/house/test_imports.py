@@ -83,6 +83,7 @@ def test_public_names(tmp_path: Path) -> None:
         "hessian_penalty_grad",
         "init_tables",
         "jvp",
+        "load_network",
         "memory",
         "network_forward",
         "network_value_and_grad",
