@@ -109,7 +109,7 @@ def evaluations(threads: int) -> dict[tuple[str, str], Evaluate]:
         found[name, FUSED] = fused(tables)
         found[name, HALF] = fused([each.astype(np.float16) for each in tables])
         if width <= WIDEST_IN_ONNX:
-            network = FusedNetwork(arrays, [BOUND] * len(arrays), None, None).eval()
+            network = FusedNetwork(FEATURES, arrays, [BOUND] * len(arrays), None, None).eval()
             found[name, ONNX] = onnx.session(network, FEATURES, threads)
     for width in MLPS:
         network = mlp(width)
