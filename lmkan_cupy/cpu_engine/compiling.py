@@ -15,12 +15,16 @@ from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
 from .. import installation
-from . import kernels, network_kernels, vectors
+from . import kernels, network_kernels, penalty_kernel, vectors
 
 if obstacle := installation.cpu_obstacle():
     raise RuntimeError(f"the CPU engine cannot run: {obstacle}")
 
 _log = logging.getLogger("lmkan_cupy")
+
+
+#: All that is compiled.
+_SOURCES = (vectors, kernels, network_kernels, penalty_kernel)
 
 
 class _Cache(FunctionCache):
@@ -33,7 +37,7 @@ class _Cache(FunctionCache):
     def __init__(self, function: Callable[..., None]) -> None:
         super().__init__(function)  # type: ignore[no-untyped-call]
         # Numba looks at the file of the function alone, which calls functions of the others.
-        files = [os.stat(str(each.__file__)) for each in (vectors, kernels, network_kernels)]
+        files = [os.stat(str(each.__file__)) for each in _SOURCES]
         self._cache_file._source_stamp = [(each.st_mtime, each.st_size) for each in files]
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
@@ -90,7 +94,7 @@ def _log_once(warning: str) -> None:
 FORWARD = _kernel(kernels.forward_kernel)
 GATHER = _kernel(kernels.gather_kernel)
 BACKWARD = _kernel(kernels.backward_kernel)
-PENALTY = _kernel(kernels.penalty_kernel)
+PENALTY = _kernel(penalty_kernel.penalty_kernel)
 NETWORK = _kernel(network_kernels.network_kernel)
 NETWORK_GRAD = _kernel(network_kernels.network_grad_kernel)
 KERNELS = (FORWARD, GATHER, BACKWARD, PENALTY, NETWORK, NETWORK_GRAD)
