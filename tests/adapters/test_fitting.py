@@ -260,7 +260,7 @@ def test_predict_refuses_tables_that_do_not_fit(tmp_path: Path, command: Any) ->
 
 @pytest.mark.parametrize(
     "package",
-    first_short(["torch", "sklearn", "safetensors", "matplotlib", "pandas", "tqdm"]),
+    first_short(["torch", "sklearn", "matplotlib", "pandas", "tqdm"]),
 )
 def test_a_missing_package_is_named_with_the_command_to_install_it(
     tmp_path: Path, package: str
