@@ -75,7 +75,7 @@ MOST_SAMPLES = 4096
 
 
 @register_jitable
-def num_grouped(num_knots):
+def num_grouped(num_knots: int) -> int:
     """How many samples to group: several per cell, but no more than caches hold."""
     return min(max(1024, 16 * num_knots * num_knots), MOST_SAMPLES)
 

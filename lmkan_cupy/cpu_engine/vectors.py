@@ -378,7 +378,7 @@ _PERMUTED = 8
 
 
 @register_jitable
-def table_length(count):
+def table_length(count: int) -> int:
     """The length of a row of ``count`` numbers that :func:`look_up` takes: whole vectors."""
     return -(-count // _PERMUTED) * _PERMUTED
 
