@@ -208,7 +208,7 @@ class _Quantity:
         is_missing = np.isnan(values)
         if is_missing.any():
             if "missing" not in self.parts:
-                raise ValueError(_where(self.name, is_missing, "lacks a value, as none did before"))
+                raise ValueError(_where(self.name, is_missing, "has no value"))
             values = np.where(is_missing, self.fill, values)
         return [each for part in self.parts for each in _part(part, values, is_missing)]
 
@@ -257,7 +257,7 @@ class _Category:
         texts = _texts(cells)
         if None not in self.levels and None in texts:
             is_missing = np.array([text is None for text in texts])
-            raise ValueError(_where(self.name, is_missing, "lacks a value, as none did before"))
+            raise ValueError(_where(self.name, is_missing, "has no value"))
         row_of = {level: row for row, level in enumerate(self.levels)}
         rows = np.array([row_of.get(text, -1) for text in texts], np.intp)
         return [*self._rows[rows].T]
@@ -298,7 +298,8 @@ def _cells_of(table: Any, name: str) -> _Cells:
     if values.ndim != 1:
         raise ValueError(f"column {name!r} must have one value per row, got shape {values.shape}")
     if isinstance(column, np.ndarray) and hasattr(column, "mask"):
-        values = np.where(np.ma.getmaskarray(column), None, values)
+        values = values.astype(object)
+        values[np.ma.getmaskarray(column)] = None
     if values.dtype.kind in "iuf":
         return values.astype(np.float64)
     if values.dtype.kind == "m":  # NaT gives NaN
@@ -503,12 +504,12 @@ def _fitted_quantity(
 
 
 def _fitted_category(name: str, texts: list[str | None]) -> tuple[_Category | None, str]:
-    counts = Counter(texts)
-    missing = counts.pop(None, 0)
+    counts = Counter(text for text in texts if text is not None)
+    missing = texts.count(None)
     frequent = [
         level for level, count in counts.most_common(MOST_LEVELS) if count >= LEAST_ROWS_OF_LEVEL
     ]
-    levels = [*sorted(frequent), *[None] * bool(missing)]
+    levels = sorted(frequent) + [None] * bool(missing)
     others = len(texts) - missing - sum(counts[level] for level in frequent)
     if not counts:
         return None, "left out: empty"
@@ -520,5 +521,5 @@ def _fitted_category(name: str, texts: list[str | None]) -> tuple[_Category | No
         fate += f"; {len(counts) - len(frequent):,} rare ones ({others:,} rows) are others"
     if missing:
         fate += f"; missing in {missing:,} rows, a level too"
-    counts[None] = missing
-    return _Category(name, levels, [counts[level] for level in levels], others), fate
+    occurred = [counts[level] for level in sorted(frequent)] + [missing] * bool(missing)
+    return _Category(name, levels, occurred, others), fate

@@ -201,9 +201,9 @@ def test_missing_values_where_there_were_none_are_refused_all_at_once() -> None:
             {"a": [1.0, np.nan, np.nan], "b": [None, "x", "x"], "t": [True, None, True], "g": 3}
         )
     assert str(caught.value) == (
-        "column 'a': row 2 lacks a value, as none did before (2 such rows); "
-        "column 'b': row 1 lacks a value, as none did before; "
-        "column 't': row 2 lacks a value, as none did before"
+        "column 'a': row 2 has no value (2 such rows); "
+        "column 'b': row 1 has no value; "
+        "column 't': row 2 has no value"
     )
 
 
