@@ -44,6 +44,11 @@ from .torch.training import (
 _STEPS_PER_ROOT = 40
 
 
+def default_epochs(rows: int) -> int:
+    """Return the passes over so many rows to train on where ``epochs`` is None."""
+    return epochs_for(rows, min(MOST_STEPS, _STEPS_PER_ROOT * math.sqrt(rows)))
+
+
 class _Estimator(BaseEstimator):  # type: ignore[misc]
     """What regressor and classifier share: parameters, validation rows, training."""
 
@@ -105,10 +110,9 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             model.standardise_targets_by(y)
             loss, targets = nn.functional.mse_loss, model.standardised_targets
             shown = model.error_in_units
-        steps = min(MOST_STEPS, _STEPS_PER_ROOT * math.sqrt(len(X)))
         lmkan_cupy.warmup(X.shape[1], self.width, self.num_grids)
         rows = Rows(model.standardised(X), targets(y), seed)
-        epochs = self.epochs or epochs_for(len(X), steps)
+        epochs = self.epochs or default_epochs(len(X))
         trainer = Trainer(
             batches=rows,
             steps=epochs * rows.steps_per_epoch,
