@@ -36,7 +36,7 @@ _LINES = 1000
 
 def read_dataset(
     table: Any,
-    target: str | Sequence[str] = (),
+    target: str | Sequence[str] | None = None,
     drop: Sequence[str] = (),
     *,
     task: Task | None = None,
@@ -52,7 +52,7 @@ def read_dataset(
     ----------
     table : Path, or a frame of pandas or polars
         A file as :func:`read_table` reads it. Of an npz file each array [N] can be a target.
-    target : str or sequence of str
+    target : str or sequence of str, optional
         Names of the targets; by default the last column, or the last array [N].
     drop : sequence of str
         Names of columns to leave out.
@@ -66,7 +66,7 @@ def read_dataset(
     InputError
         If the table cannot be read, lacks one of these columns, or :class:`Dataset` refuses it.
     """
-    targets = [target] if isinstance(target, str) else [*target]
+    targets = [target] if isinstance(target, str) else [*(target or ())]
     frame = read_table(table, sep=sep, decimal=decimal)
     with _naming(table):
         if missing := [name for name in drop if name not in frame]:
@@ -184,10 +184,10 @@ def _read_csv(
     with _opened(path) as file:
         first = [*islice(file, _LINES)]
     sep = {None: _separator(first, separators), "\\t": "\t"}.get(sep, sep)
-    decimal = decimal or _decimal(first, sep)
     for name, mark in (("sep", sep), ("decimal", decimal)):
-        if len(mark) != 1:
+        if mark is not None and len(mark) != 1:
             raise InputError(f"{name} must be one character, got {mark!r}")
+    decimal = decimal or _decimal(first, sep)
     with _opened(path) as file:
         lines = csv.reader(file, delimiter=sep, skipinitialspace=True)
         names = [name.strip() for name in next(filter(None, lines), [])]

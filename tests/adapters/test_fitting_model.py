@@ -14,6 +14,8 @@ from fits import check_refusal, dataset, quick_fit, table, write_csv
 from lmkan_cupy.adapters.fitting import InputError, load
 from lmkan_cupy.adapters.fitting import model as models
 
+NUMBER = {"name": "d", "kind": "number", "parts": ["value"], "fill": 0.0}
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -37,8 +39,8 @@ def change(folder: Path, **entries: Any) -> None:
 
 
 def test_another_version_is_named(folder: Path) -> None:
-    change(folder, format_version=3)
-    assert "format version 3, but this version of lmkan_cupy reads 2" in refusal(folder)
+    change(folder, format_version=4)
+    assert "format version 4, but this version of lmkan_cupy reads 3" in refusal(folder)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b"\xff", b"[" * 10**6])
@@ -54,8 +56,9 @@ def test_a_damaged_description(folder: Path, text: bytes) -> None:
         *(("width", each) for each in (0, 5, 4.0, "4", 10**30)),
         *(("layers", each) for each in (0, 2, 4, 10**6, 10**12)),
         *(("num_grids", each) for each in (2, 7, 10**9)),
-        *(("feature_names", each) for each in ([], [["a"], "b", "c"], [1, 2, 3], [*"abcd"], 3)),
-        ("target_name", ["y"]),
+        *(("columns", each) for each in ([], [{}], [1, 2, 3], [*"abcd"], 3, [NUMBER] * 4)),
+        *(("target_names", each) for each in ([], [1], "yz", 3)),
+        *(("classes", each) for each in ([], [1], [1, 2], 3)),
         ("code", "print()"),
     ],
     ids=lambda value: repr(value),
@@ -65,7 +68,7 @@ def test_a_description_that_cannot_be(
 ) -> None:
     """Nor may it make `load` take memory or time for what the weights are not."""
     change(folder, **{entry: value})
-    is_of_right_size = (entry, value) == ("feature_names", [*"abcd"])
+    is_of_right_size = (entry, value) == ("columns", [NUMBER] * 4)
     if not is_of_right_size:
         monkeypatch.setattr(models, "TableNetwork", lambda *_: pytest.fail("takes memory"))
     assert "the model is damaged" in refusal(folder)
@@ -111,7 +114,7 @@ def test_predictions_that_are_no_numbers_are_refused(folder: Path, command: Any)
 
 
 def test_any_memory_layout_is_taken() -> None:
-    model, x = quick_fit().model, dataset().features
+    model, x = quick_fit().model, dataset().encoded
     expected = model.predict(x)
     for layout in (
         x[::-1][::-1],
@@ -121,5 +124,5 @@ def test_any_memory_layout_is_taken() -> None:
     ):
         np.testing.assert_array_equal(model.predict(layout), expected)
     np.testing.assert_array_equal(model.predict(x[::-1]), expected[::-1])
-    with pytest.raises(InputError, match=r"features must have shape \[N, 3\], got \(60, 2\)"):
+    with pytest.raises(InputError, match=r"table must have shape \[N, 3\], got \(60, 2\)"):
         model.predict(x[:, :2])

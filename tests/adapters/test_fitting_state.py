@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+pd = pytest.importorskip("pandas")
 fitting = pytest.importorskip("lmkan_cupy.adapters.fitting")
 
 X = np.random.default_rng(0).normal(size=(60, 3))
 
 
 def fitted() -> Any:
-    data = fitting.Dataset(X, X[:, 0] * X[:, 1], ["a", "b", "c"])
+    data = fitting.Dataset(pd.DataFrame(X), pd.DataFrame({"y": X[:, 0] * X[:, 1]}))
     return fitting.fit(data, width=4, layers=2, epochs=10)
 
 
