@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.torch
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -138,9 +139,8 @@ class FittedModel:
 
         The table and what is raised are those of :meth:`predict`.
         """
-        logits = self._output(table)
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+        logits = torch.from_numpy(self._output(table))
+        probabilities: NDArray[np.float64] = logits.softmax(1).numpy()
         return probabilities
 
     def _output(self, table: Any) -> NDArray[np.float64]:

@@ -152,7 +152,7 @@ def test_marks_can_be_given(tmp_path: Path) -> None:
     data = read_dataset(path)
     assert [*data.features] == ["a", "b,c"]
     assert data.encoded[1].tolist() == [1, 1.5]
-    with pytest.raises(InputError, match="line 2 holds 3 values, but the first line names 2"):
+    with pytest.raises(InputError, match="no column to learn from"):
         read_dataset(path, sep=",")
     assert read_table(path, sep=";", decimal=".")["b,c"][1] == "1,5"
     path.write_text(path.read_text().replace(";", "\t"))
