@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         "features; .npz: arrays 'features' [rows, columns] and targets [rows], optionally "
         "'feature_names'; default: the bundled methane sample",
     )
-    several = {"action": "append", "default": [], "metavar": "NAME"}
+    several: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME"}
     fit.add_argument(
         "--target",
         **several,

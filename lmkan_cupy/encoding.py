@@ -156,7 +156,7 @@ def fit_encoder(table: Any) -> tuple[Encoder, dict[str, str]]:
     """
     names = [*getattr(table, "columns", table)]
     fitted = _for_each(
-        names, lambda name: _fitted(name, _cells_of(table, name), _is_categorical(table[name]))
+        names, lambda name: _fitted(name, _cells_of(table, name), is_categorical(table[name]))
     )
     fates = {name: fate for name, (_, fate) in zip(names, fitted, strict=True)}
     if not (columns := [column for column, _ in fitted if column is not None]):
@@ -330,8 +330,8 @@ def _cell(name: str, row: int, value: Any) -> Any:
     raise ValueError(f"column {name!r}: row {row + 1} holds {value!r}, a {type(value).__name__}")
 
 
-def _is_categorical(column: Any) -> bool:
-    """Whether pandas or polars hold it as a category."""
+def is_categorical(column: Any) -> bool:
+    """Return whether a column of pandas or polars holds categories."""
     return str(getattr(column, "dtype", "")).lower().startswith(("categor", "enum"))
 
 

@@ -170,7 +170,7 @@ def _holds_classes(target: "pd.Series[Any]") -> bool:
     numbers = pd.to_numeric(values, errors="coerce")
     if numbers.isna().any():
         return not pd.api.types.is_datetime64_any_dtype(values)
-    return values.map(type).eq(bool).all() or set(numbers) == {0, 1}
+    return all(isinstance(value, bool) for value in values) or set(numbers) == {0, 1}
 
 
 def _numbers(names: Sequence[str], targets: Any) -> NDArray[np.float64]:

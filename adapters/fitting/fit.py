@@ -89,23 +89,22 @@ class FitResult:
         description = self.model.description
         predictions = {TITLES[name]: each for name, each in self.test_predictions.items()}
         if description.classes is None:
-            quality, draw_quality = "parity.png", pictures.save_parity_picture
-            names: Any = description.target_names
+            quality, draw_quality = (
+                "parity.png",
+                partial(pictures.save_parity_picture, names=description.target_names),
+            )
         else:
-            quality, draw_quality = "confusion.png", pictures.save_confusion_picture
-            names = description.classes
+            quality, draw_quality = (
+                "confusion.png",
+                partial(pictures.save_confusion_picture, names=description.classes),
+            )
         draw_functions = partial(
             pictures.save_functions_picture,
             model=self.model,
             features=description.encoder(self.test_table),
         )
         for file, draw in (
-            (
-                quality,
-                partial(
-                    draw_quality, names=names, values=self.test_values, predictions=predictions
-                ),
-            ),
+            (quality, partial(draw_quality, values=self.test_values, predictions=predictions)),
             ("functions.png", draw_functions),
         ):
             try:
@@ -223,7 +222,7 @@ def fit(
             rows = Rows(features[training], target[training], seed)
             trainer = Trainer(
                 batches=rows,
-                steps=(epochs or default_epochs(len(training))) * rows.steps_per_epoch,
+                steps=(epochs or default_epochs(rows)) * rows.steps_per_epoch,
                 validation=(module.standardised(valid[0]), _targets(module, valid[1])),
                 loss=nn.functional.mse_loss
                 if data.classes is None

@@ -4,7 +4,7 @@ import csv
 import gzip
 import re
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -70,7 +70,7 @@ def read_dataset(
     frame = read_table(table, sep=sep, decimal=decimal)
     with _naming(table):
         if missing := [name for name in drop if name not in frame]:
-            raise InputError(_there_is_no("column to drop", missing, frame))
+            raise InputError(_there_is_no("column to drop", missing, [*frame]))
         fates = dict.fromkeys(drop, "left out: as asked for")
         frame = frame.loc[:, [name not in drop for name in frame]]
         numbers = _row_numbers(frame, targets)
@@ -80,7 +80,7 @@ def read_dataset(
         if _kind(table) == ".npz":
             return Dataset(frame, _read_npz_targets(table, targets, len(frame)), task, fates)
         if missing := [name for name in targets if name not in frame]:
-            raise InputError(_there_is_no("target", missing, frame))
+            raise InputError(_there_is_no("target", missing, [*frame]))
         targets = targets or [*frame.columns[-1:]]
         return Dataset(frame.drop(columns=targets), frame[targets], task, fates)
 
@@ -183,7 +183,7 @@ def _read_csv(
 ) -> pd.DataFrame:
     with _opened(path) as file:
         first = [*islice(file, _LINES)]
-    sep = {None: _separator(first, separators), "\\t": "\t"}.get(sep, sep)
+    sep = "\t" if sep == "\\t" else sep or _separator(first, separators)
     for name, mark in (("sep", sep), ("decimal", decimal)):
         if mark is not None and len(mark) != 1:
             raise InputError(f"{name} must be one character, got {mark!r}")
@@ -259,9 +259,9 @@ def _read_parquet(path: Path, only: Collection[str] | None) -> pd.DataFrame:
 
     names = parquet.ParquetDataset(path).schema.names
     # Metadata of pandas would hide columns in an index.
-    return parquet.read_table(
-        path, columns=[name for name in names if only is None or name.strip() in only]
-    ).to_pandas(ignore_metadata=True)
+    needed = [name for name in names if only is None or name.strip() in only]
+    frame: pd.DataFrame = parquet.read_table(path, columns=needed).to_pandas(ignore_metadata=True)
+    return frame
 
 
 def _read_npz_features(path: Path) -> pd.DataFrame:
@@ -296,7 +296,7 @@ def _row_numbers(frame: pd.DataFrame, targets: Sequence[str]) -> list[int]:
     """Return which columns number the rows."""
     return [
         i
-        for i, name in enumerate(frame)
+        for i, name in enumerate(map(str, frame))
         if name not in targets
         and (
             _NO_NAME.fullmatch(name)
@@ -311,6 +311,6 @@ def _counts(column: "pd.Series[Any]") -> bool:
     return len(values) > 0 and bool((values == np.arange(len(values)) + values[0]).all())
 
 
-def _there_is_no(what: str, names: Sequence[str], known: Iterable[str]) -> str:
+def _there_is_no(what: str, names: Sequence[str], known: Sequence[Any]) -> str:
     those = ", ".join(map(repr, names))
     return f"there is no {what} {those}; those there are: {', '.join(known)}"
