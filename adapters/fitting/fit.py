@@ -88,23 +88,23 @@ class FitResult:
             path.write_text(json.dumps(self.metrics, indent=2) + "\n", encoding="utf-8")
         description = self.model.description
         predictions = {TITLES[name]: each for name, each in self.test_predictions.items()}
-        if description.classes is None:
-            quality, draw_quality = (
-                "parity.png",
-                partial(pictures.save_parity_picture, names=description.target_names),
-            )
-        else:
-            quality, draw_quality = (
-                "confusion.png",
-                partial(pictures.save_confusion_picture, names=description.classes),
-            )
+        draw_quality: Any = pictures.save_parity_picture
+        quality, names = "parity.png", description.target_names
+        if description.classes is not None:
+            draw_quality = pictures.save_confusion_picture
+            quality, names = "confusion.png", description.classes
         draw_functions = partial(
             pictures.save_functions_picture,
             model=self.model,
             features=description.encoder(self.test_table),
         )
         for file, draw in (
-            (quality, partial(draw_quality, values=self.test_values, predictions=predictions)),
+            (
+                quality,
+                partial(
+                    draw_quality, names=names, values=self.test_values, predictions=predictions
+                ),
+            ),
             ("functions.png", draw_functions),
         ):
             try:
