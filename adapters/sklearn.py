@@ -47,7 +47,7 @@ _STEPS_PER_ROOT = 40
 
 
 #: What the names of a regressor's losses stand for: losses of each prediction [B, K].
-_LOSSES: dict[str, Callable[..., Tensor]] = {
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "squared_error": nn.functional.mse_loss,
     "absolute_error": nn.functional.l1_loss,
     "huber": nn.functional.huber_loss,
@@ -60,10 +60,10 @@ def default_epochs(rows: Rows) -> int:
     return max(1, round(steps / rows.steps_per_epoch))
 
 
-def loss_function(loss: str, quantile: float) -> Callable[..., Tensor]:
+def loss_function(loss: str, quantile: float = 0.5) -> Callable[..., Tensor]:
     """Return a regressor's ``loss(predictions, targets, reduction="mean")`` by its name."""
     if loss != "quantile":
-        return _LOSSES[loss]
+        return LOSSES[loss]
 
     def pinball(predictions: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         below = targets - predictions
@@ -402,9 +402,9 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
     def _check_parameters(self) -> None:
         super()._check_parameters()
         name = type(self).__name__
-        if self.loss not in (*_LOSSES, "quantile"):
+        if self.loss not in (*LOSSES, "quantile"):
             raise ValueError(
-                f"{name}: loss must be one of {', '.join(_LOSSES)}, quantile, got {self.loss!r}"
+                f"{name}: loss must be one of {', '.join(LOSSES)}, quantile, got {self.loss!r}"
             )
         if not 0 < self.quantile < 1:
             raise ValueError(f"{name}: quantile must be between 0 and 1, got {self.quantile}")

@@ -149,6 +149,12 @@ def _parser() -> argparse.ArgumentParser:
             f"--{name}", action=_Once, type=kind, default=default, metavar="N", help=text
         )
     fit.add_argument(
+        "--loss",
+        action=_Once,
+        metavar="L",
+        help="squared_error, the default, absolute_error or huber; of numbers, not of classes",
+    )
+    fit.add_argument(
         "--device", action=_Once, default="cpu", metavar="D", help="only cpu, the default"
     )
     fit.add_argument(

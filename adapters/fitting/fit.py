@@ -11,6 +11,7 @@ import operator
 import os
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 import lmkan_cupy
 from lmkan_cupy.installation import installed_version
 
-from ..sklearn import LMKANClassifier, LMKANRegressor, default_epochs
+from ..sklearn import LOSSES, LMKANClassifier, LMKANRegressor, default_epochs, loss_function
 from ..torch.training import (
     BOUND,
     ROWS_AT_ONCE,
@@ -124,6 +125,7 @@ def fit(
     epochs: int | None = None,
     patience: int = 10,
     penalty: float | None = None,
+    loss: str | None = None,
     seed: int = 0,
     device: str = "cpu",
     baseline: bool = True,
@@ -142,6 +144,8 @@ def fit(
     data : Dataset
     width, layers, num_grids, epochs, penalty
         As in the estimators.
+    loss : str, optional
+        The loss of a regression, as in the estimators; by default "squared_error".
     patience : int
         Their ``n_iter_no_change``.
     seed : int
@@ -176,6 +180,7 @@ def fit(
         epochs=epochs,
         patience=patience,
         penalty=penalty,
+        loss=loss,
         seed=seed,
         device=device,
     )
@@ -187,17 +192,21 @@ def fit(
         valid = data.prepared(validation)
         training = np.concatenate([held_out, training])
     description = _description(data, width, layers, num_grids)
-    kind = LMKANRegressor if data.classes is None else LMKANClassifier
-    estimator = kind(
-        width,
-        layers,
-        num_grids,
-        penalty=penalty,
-        epochs=epochs,
-        n_iter_no_change=patience,
-        random_state=seed,
-        verbose=1,
-    )
+    options: dict[str, Any] = {
+        "penalty": penalty,
+        "epochs": epochs,
+        "n_iter_no_change": patience,
+        "random_state": seed,
+        "verbose": 1,
+    }
+    estimator: LMKANRegressor | LMKANClassifier
+    function: Callable[..., Tensor] = nn.functional.cross_entropy
+    if data.classes is None:
+        loss = loss or "squared_error"
+        function = loss_function(loss)
+        estimator = LMKANRegressor(width, layers, num_grids, loss=loss, **options)
+    else:
+        estimator = LMKANClassifier(width, layers, num_grids, **options)
     completed = True
     with held_back("SIGINT") as interruption:
         try:
@@ -224,12 +233,10 @@ def fit(
                 batches=rows,
                 steps=(epochs or default_epochs(rows)) * rows.steps_per_epoch,
                 validation=(module.standardised(valid[0]), _targets(module, valid[1])),
-                loss=nn.functional.mse_loss
-                if data.classes is None
-                else nn.functional.cross_entropy,
+                loss=function,
                 penalty=0.0,  # an MLP has none
                 patience=patience,
-                shown=module.error_in_units if data.classes is None else float,
+                shown=module.error_in_units if loss == "squared_error" else float,
             )
             groups = [{"params": [*network.parameters()], "lr": mlp.LR}]
             completed = trainer.train(TITLES["mlp"], network, groups).completed
@@ -274,6 +281,7 @@ def check_options(
     epochs: int | None,
     patience: int,
     penalty: float | None,
+    loss: str | None,
     seed: int,
     device: str,
 ) -> None:
@@ -290,6 +298,10 @@ def check_options(
             raise InputError(f"{name} must be at least {least}, got {size}")
     if not 0 <= seed < 2**64:
         raise InputError(f"seed must be at least 0 and below 2^64, got {seed}")
+    if loss is not None and data.classes is not None:
+        raise InputError(f"loss can be chosen for numbers, but {data.target_names[0]!r} is classes")
+    if loss not in (None, *LOSSES):
+        raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
     if device != "cpu":
         raise InputError(f"device must be 'cpu' in this version, got {device!r}")
     description = _description(data, width, layers, num_grids)

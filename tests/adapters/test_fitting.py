@@ -218,7 +218,7 @@ def test_predict_follows_the_units_of_the_table() -> None:
         (["broken.npz"], "broken.npz: cannot be read as npz: "),
         (["pickled.npz"], "pickled.npz: cannot be read as npz: "),
         (["other.npz"], "other.npz: there is no array 'features' of shape [rows, columns]"),
-        (["data.csv", "--target", "z"], "there is no target 'z'; those there are: a, b, c, y"),
+        (["data.csv", "--target", "z"], "there is no target 'z'; those there are: k, a, b, c, y"),
         (["data.csv", "--drop", "y", "--target", "y"], "there is no target 'y'; those there are"),
         (["data.csv", "--out", "taken"], "taken: exists already; choose another --out"),
         (
@@ -228,6 +228,14 @@ def test_predict_follows_the_units_of_the_table() -> None:
         (["data.csv", "--sep", ";;"], "data.csv: sep must be one character, got ';;'"),
         (["data.csv", "--patience", "0"], "patience must be at least 1, got 0"),
         (["data.csv", "--penalty", "-1"], "penalty must be at least 0, got -1"),
+        (
+            ["data.csv", "--loss", "mse"],
+            "loss must be one of squared_error, absolute_error, huber",
+        ),
+        (
+            ["data.csv", "--task", "classification", "--target", "k", "--loss", "huber"],
+            "loss can be chosen for numbers, but 'k' is classes",
+        ),
         (["data.csv", "--penalty", "nan"], "penalty must be at least 0, got nan"),
         (["data.csv", "--layers", "0"], "layers must be at least 1, got 0"),
         (["data.csv", "--width", "0"], "width must be at least 1, got 0"),
@@ -243,7 +251,7 @@ def test_predict_follows_the_units_of_the_table() -> None:
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
 def test_bad_arguments(tmp_path: Path, command: Any, arguments: list[str], sentence: str) -> None:
-    write_csv(table(), tmp_path / "data.csv")
+    write_csv(table().assign(k=[0, 1] * 30)[[*"kabcy"]], tmp_path / "data.csv")
     for name in ("data.txt", "empty.csv", "broken.parquet", "broken.npz"):
         (tmp_path / name).write_text("" if name == "empty.csv" else "a,b\n1,2\n")
     np.savez(tmp_path / "pickled.npz", features=np.array([{}], dtype=object))

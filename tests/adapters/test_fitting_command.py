@@ -139,7 +139,11 @@ def split(data: Dataset) -> tuple[Any, Any]:
     return order[tenth : 2 * tenth], order[2 * tenth :]
 
 
-SETTINGS: list[dict[str, Any]] = [{}, {"penalty": 1.0, "num_grids": 5}, {"patience": 2}]
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"penalty": 1.0, "num_grids": 5, "loss": "huber"},
+    {"patience": 2},
+]
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
