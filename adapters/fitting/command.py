@@ -48,8 +48,9 @@ def run_fit(
     check_options(data, **options)
     rows = None
     if validation is not None:
-        names = [*(column["name"] for column in data.encoder.columns), *data.target_names]
-        rows = read_table(validation, names, sep=sep, decimal=decimal)
+        names, levels = _names(data.encoder.columns)
+        names += data.target_names
+        rows = read_table(validation, names, text=levels, sep=sep, decimal=decimal)
         try:
             data.prepared(rows)
         except InputError as error:
@@ -83,9 +84,7 @@ def run_predict(
     if out is not None:
         check_file(out)
     fitted = load(model)
-    columns = fitted.description.columns
-    needed = [column["name"] for column in columns]
-    levels = [column["name"] for column in columns if "levels" in column]
+    needed, levels = _names(fitted.description.columns)
     table = read_table(data, [*needed, *id], text=[*levels, *id], sep=sep, decimal=decimal)
     try:
         if missing := [name for name in (*needed, *id) if name not in table]:
@@ -103,6 +102,14 @@ def run_predict(
         with held_back("SIGINT", "SIGTERM", "SIGHUP") as interruption, interruption.let_through():
             write_text(out, text)
     return 0
+
+
+def _names(columns: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """Return the names of all columns of an encoder, and of those that are categories."""
+    return (
+        [column["name"] for column in columns],
+        [column["name"] for column in columns if "levels" in column],
+    )
 
 
 def _predicted(fitted: FittedModel, table: pd.DataFrame) -> pd.DataFrame:

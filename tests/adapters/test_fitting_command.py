@@ -191,6 +191,14 @@ def test_rows_for_validation_can_be_given(command: Command) -> None:
     assert command("fit", "data.csv", *arguments)[0] == 0
     expected = result.model.predict_proba(frame)
     np.testing.assert_array_equal(load("model").predict_proba(frame), expected)
+    frame[lambda frame: frame["level"] != "a"].to_csv("later.csv", index=False)
+    arguments[arguments.index("model")] = "again"
+    assert command("fit", "data.csv", *arguments)[0] == 0  # "01" is a level though all are numbers
+    alike = fit(
+        data, validation=frame[lambda frame: frame["level"] != "a"], baseline=False, **QUICK
+    )
+    expected = alike.model.predict_proba(frame)
+    np.testing.assert_array_equal(load("again").predict_proba(frame), expected)
     later.drop(columns="flag").to_csv("later.csv", index=False)
     check_refusal(
         command("fit", "data.csv", "--validation", "later.csv"),

@@ -54,7 +54,7 @@ def test_rows_and_columns_in_reversed_order(usual: Any) -> None:
 
 def test_masked_values_are_missing_ones(usual: Any) -> None:
     masked = np.ma.masked_array(X, np.arange(X.size).reshape(X.shape) == 4)
-    text = "values are missing or infinite in 1 rows, first in row 2, column 'b'"
+    text = "column '1': row 2 has no value"
     with pytest.raises(fitting.InputError, match=text):
         usual.model.predict(masked)
     unmasked = np.ma.masked_array(X)
