@@ -46,6 +46,8 @@ from .torch.training import (
 _STEPS_PER_ROOT = 40
 
 
+Loss = Literal["squared_error", "absolute_error", "huber", "quantile"]
+
 #: What the names of a regressor's losses stand for: losses of each prediction [B, K].
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "squared_error": nn.functional.mse_loss,
@@ -341,7 +343,7 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         layers: int = 3,
         num_grids: int = 8,
         *,
-        loss: Literal["squared_error", "absolute_error", "huber", "quantile"] = "squared_error",
+        loss: Loss = "squared_error",
         quantile: float = 0.5,
         bound: float = BOUND,
         penalty: float | None = None,

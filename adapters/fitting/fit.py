@@ -27,7 +27,14 @@ from torch import Tensor, nn
 import lmkan_cupy
 from lmkan_cupy.installation import installed_version
 
-from ..sklearn import LOSSES, LMKANClassifier, LMKANRegressor, default_epochs, loss_function
+from ..sklearn import (
+    LOSSES,
+    LMKANClassifier,
+    LMKANRegressor,
+    Loss,
+    default_epochs,
+    loss_function,
+)
 from ..torch.training import (
     BOUND,
     ROWS_AT_ONCE,
@@ -125,7 +132,7 @@ def fit(
     epochs: int | None = None,
     patience: int = 10,
     penalty: float | None = None,
-    loss: str | None = None,
+    loss: Loss | None = None,
     seed: int = 0,
     device: str = "cpu",
     baseline: bool = True,
@@ -281,7 +288,7 @@ def check_options(
     epochs: int | None,
     patience: int,
     penalty: float | None,
-    loss: str | None,
+    loss: Loss | None,
     seed: int,
     device: str,
 ) -> None:
