@@ -62,6 +62,23 @@ def _fail(message: str) -> int:
     return 2
 
 
+class _Once(argparse.Action):
+    """Stores a value, and refuses a second one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store it."""
+        if getattr(self, "given", False):
+            parser.error(f"{option_string} is given twice")
+        self.given = True
+        setattr(namespace, self.dest, values)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lmkan_cupy", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -83,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = commands.add_parser(
         "fit",
-        help="fit a network of lmKAN layers to a table of numbers",
+        help="fit a network of lmKAN layers to a table",
         description="Fit a network of lmKAN layers to a table, and an MLP of equal inference FLOPs "
         "beside it; write the model, metrics.json and pictures. Exit code: 0; 2 for a wrong "
         "argument or file; 130 after Ctrl-C, SIGTERM or SIGHUP, which keep the best model so far.",
@@ -93,34 +110,56 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         type=Path,
         metavar="DATA",
-        help=".csv or .parquet: all columns but the target are features; .npz: arrays 'features' "
-        "[rows, columns] and targets [rows], optionally 'feature_names'; default: the bundled "
-        "methane sample",
+        help=".csv, .tsv (also .gz) or .parquet (also a folder): all columns but the targets are "
+        "features; .npz: arrays 'features' [rows, columns] and targets [rows], optionally "
+        "'feature_names'; default: the bundled methane sample",
     )
+    several: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME"}
     fit.add_argument(
         "--target",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="default: the last column, or the last array [rows]",
+        **several,
+        help="default: the last column, or the last array [rows]; for several, once for each",
     )
     fit.add_argument(
-        "--drop",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a column to leave out, such as a number of the row; for several, once for each",
+        "--task",
+        action=_Once,
+        choices=("regression", "classification"),
+        help="default: classification of a target of text, truth values or zeros and ones",
     )
-    fit.add_argument("--width", type=int, default=32, metavar="N", help="default: %(default)s")
-    fit.add_argument("--layers", type=int, default=3, metavar="N", help="default: %(default)s")
-    fit.add_argument("--num-grids", type=int, default=8, metavar="N", help="default: %(default)s")
+    fit.add_argument("--drop", **several, help="a column to leave out; for several, once for each")
+    fit.add_argument("--id", **several, help="a column that names the rows, left out as well")
     fit.add_argument(
-        "--epochs", type=int, metavar="N", help="default: as many as make about 10,000 steps"
+        "--validation",
+        action=_Once,
+        type=Path,
+        metavar="FILE",
+        help="a table of rows for validation; default: a tenth of the rows of DATA",
     )
-    fit.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    fit.add_argument("--device", default="cpu", metavar="D", help="only cpu, the default")
+    for name, kind, default, text in (
+        ("width", int, 32, "features between the layers"),
+        ("layers", int, 3, "number of layers"),
+        ("num-grids", int, 8, "grid intervals per axis"),
+        ("epochs", int, None, "most passes over the rows; default: 40 sqrt(rows) steps"),
+        ("patience", int, 10, "stop after N of 50 validations without a better one"),
+        ("penalty", float, None, "weight of the roughness; default: by the number of rows"),
+        ("seed", int, 0, "seed of split and training"),
+    ):
+        text += "; default: %(default)s" * (default is not None)
+        fit.add_argument(
+            f"--{name}", action=_Once, type=kind, default=default, metavar="N", help=text
+        )
+    fit.add_argument(
+        "--loss",
+        action=_Once,
+        metavar="L",
+        help="squared_error, the default, absolute_error or huber; of numbers, not of classes",
+    )
+    fit.add_argument(
+        "--device", action=_Once, default="cpu", metavar="D", help="only cpu, the default"
+    )
     fit.add_argument(
         "--out",
+        action=_Once,
         type=Path,
         metavar="DIR",
         help="a new or empty folder; default: lmkan_fit, or lmkan_fit-2, ... where that exists",
@@ -129,17 +168,32 @@ def _parser() -> argparse.ArgumentParser:
         "--no-baseline", action="store_false", dest="baseline", help="do not train the MLP"
     )
 
-    predict = commands.add_parser("predict", help="predict the target for the rows of a table")
+    predict = commands.add_parser("predict", help="predict the targets for the rows of a table")
     predict.add_argument("model", type=Path, metavar="MODEL", help="a folder that fit wrote")
     predict.add_argument(
         "data",
         type=Path,
         metavar="DATA",
-        help="a table with the model's features, as for fit; other columns are ignored",
+        help="a table with the columns that the model reads, as for fit; others are ignored",
     )
     predict.add_argument(
-        "--out", type=Path, metavar="FILE", help="a CSV file; default: standard output"
+        "--id", **several, help="a column of DATA to write first; for several, once for each"
     )
+    predict.add_argument(
+        "--out",
+        action=_Once,
+        type=Path,
+        metavar="FILE",
+        help="a CSV file; default: standard output",
+    )
+    for each in (fit, predict):
+        for name, text in (("sep", "separator"), ("decimal", "decimal mark")):
+            each.add_argument(
+                f"--{name}",
+                action=_Once,
+                metavar=name[0].upper(),
+                help=f"{text} of a CSV file; default: found in the file",
+            )
     return parser
 
 

@@ -1,8 +1,9 @@
 """A fitted network in use without any framework, and its format on disk.
 
-A folder holds ``model.json``, with the format version, the names of features and targets and the
-bound, and ``model.safetensors``, with the tables of every layer and the mean and scale of features
-and targets. Reading them runs no code from the files.
+A folder holds ``model.json``, with the format version, the names of features and targets, the
+classes, the columns that the features are made of, and the bound; and ``model.safetensors``, with
+the tables of every layer and the mean and scale of features and targets. Reading them runs no code
+from the files.
 """
 
 import json
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from . import allocation, array_checks
 from .array_checks import Network
 from .array_library import Array, array_library, is_array
+from .encoding import Encoder
 from .network import evaluate_network
 
 #: The files of a folder.
@@ -49,6 +51,12 @@ class FittedNetwork:
     target_mean, target_scale : float64 array [K]
         Targets are ``mean + scale * y``.
 
+    columns : list of dict, optional
+        Of the :class:`~lmkan_cupy.encoding.Encoder` that makes the features of a table's columns.
+        Without it every feature is a column of numbers.
+    classes : list [K], optional
+        The labels of a classification, whose K outputs are logits.
+
     Raises
     ------
     TypeError, ValueError
@@ -63,6 +71,8 @@ class FittedNetwork:
     feature_scale: Array
     target_mean: Array
     target_scale: Array
+    columns: Sequence[Mapping[str, Any]] | None = None
+    classes: Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
         for name in (*self.feature_names, *self.target_names):
@@ -70,18 +80,23 @@ class FittedNetwork:
                 raise TypeError(f"names of columns must be text, got {name!r}")
         if not math.isfinite(self.bound):
             raise ValueError(f"bound must be finite, got {self.bound}")
+        if self.classes is not None and len(self.classes) < 2:
+            raise ValueError(f"there must be at least two classes, got {self.classes}")
         if not self.layers:
             raise ValueError("there must be at least one layer")
-        for name, names in (("feature", self.feature_names), ("target", self.target_names)):
+        outputs = self.target_names if self.classes is None else self.classes
+        for name, names in (("feature", self.feature_names), ("target", outputs)):
             for statistic in ("mean", "scale"):
                 shape = getattr(self, f"{name}_{statistic}").shape
                 if shape != (len(names),):
                     raise ValueError(f"{name}_{statistic} must have shape ({len(names)},): {shape}")
-        if self._network.out_features != len(self.target_names):
+        if self._network.out_features != len(outputs):
             raise ValueError(
-                f"the last layer must have {len(self.target_names)} outputs, one for each target, "
+                f"the last layer must have {len(outputs)} outputs, one for each target, "
                 f"got {self._network.out_features}"
             )
+        if self._encoder is not None and self._encoder.names != list(self.feature_names):
+            raise ValueError(f"feature_names must be those of columns: {self._encoder.names}")
 
     @cached_property
     def _network(self) -> Network:
@@ -92,14 +107,45 @@ class FittedNetwork:
             "load_network", no_rows, self.layers, None, None, self.bound
         )
 
+    @cached_property
+    def _encoder(self) -> Encoder | None:
+        return None if self.columns is None else Encoder(self.columns)
+
     def predict(self, rows: Any) -> Array:
-        """Return the targets, in their units, of rows of features in theirs.
+        """Return the targets, in their units, of rows of features in theirs; or the labels.
+
+        Parameters
+        ----------
+        rows
+            As in :meth:`outputs`.
+
+        Returns
+        -------
+        float64 array [N, K] or [K], or labels [N] or []
+        """
+        outputs = self.outputs(rows)
+        if self.classes is None:
+            return outputs
+        labels: Array = np.array(self.classes)[array_library(outputs).argmax(outputs, axis=-1)]
+        return labels
+
+    def predict_proba(self, rows: Any) -> Array:
+        """Return the probabilities [N, K] or [K] of the classes, see :meth:`outputs`."""
+        logits = self.outputs(rows)
+        xp = array_library(logits)
+        powers = xp.exp(logits - logits.max(axis=-1, keepdims=True))
+        probabilities: Array = powers / powers.sum(axis=-1, keepdims=True)
+        return probabilities
+
+    def outputs(self, rows: Any) -> Array:
+        """Return the targets, in their units, of rows of features in theirs; or logits.
 
         Parameters
         ----------
         rows : array [N, I] or [I], or a mapping
-            Features in the order of ``feature_names``. A dict or a data frame holds them by name,
-            each a number or an array [N]; other columns do no harm.
+            Features in the order of ``feature_names``. A dict or a data frame holds them, or the
+            ``columns`` that they are made of, by name, each a value or an array [N]; other columns
+            do no harm.
 
         Returns
         -------
@@ -124,7 +170,13 @@ class FittedNetwork:
         """Return float64 features [..., I] on the network's device."""
         xp = array_library(self.layers[0])
         features: Array
-        if isinstance(rows, Mapping) or hasattr(rows, "columns"):
+        is_table = isinstance(rows, Mapping) or hasattr(rows, "columns")
+        if is_table and self._encoder is not None:
+            encoded = xp.asarray(self._encoder(rows))
+            names = [column["name"] for column in self._encoder.columns]
+            is_one_row = names and np.ndim(rows[names[0]]) == 0
+            features = encoded[0] if is_one_row else encoded
+        elif is_table:
             columns = [_column(rows, name) for name in self.feature_names]
             if len(shapes := {each.shape for each in columns}) > 1:
                 raise ValueError(f"predict: features must have one shape, got {sorted(shapes)}")
@@ -146,6 +198,8 @@ class FittedNetwork:
             "format_version": _FORMAT_VERSION,
             "feature_names": list(self.feature_names),
             "target_names": list(self.target_names),
+            "classes": None if self.classes is None else list(self.classes),
+            "columns": None if self.columns is None else list(self.columns),
             "bound": self.bound,
         }
         arrays = {name: getattr(self, name) for name in _STATISTICS}
@@ -248,5 +302,12 @@ def _from_format_2(
     statistics = {name: arrays[name] for name in _STATISTICS}
     statistics["feature_mean"] = arrays["feature_mean"] + scale * mean
     statistics["feature_scale"] = scale * deviation
-    names = {"feature_names": entries["feature_names"], "target_names": [entries["target_name"]]}
-    return {**names, "bound": entries["bound"]}, {**statistics, **of_layers}
+    names = entries["feature_names"]
+    number = {"kind": "number", "parts": ["value"], "fill": 0.0}
+    description = {
+        "feature_names": names,
+        "target_names": [entries["target_name"]],
+        "columns": [{"name": name, **number} for name in names],
+        "bound": entries["bound"],
+    }
+    return description, {**statistics, **of_layers}

@@ -32,8 +32,7 @@ def with_cell(row: int, column: str, value: object) -> pd.DataFrame:
 
 def dataset(rows: int = 60, features: int = 3) -> Dataset:
     frame = table(rows, features)
-    names = list(frame)[:-1]
-    return Dataset(frame[names].to_numpy(), frame["y"].to_numpy(), names, "y")
+    return Dataset(frame.drop(columns="y"), frame[["y"]])
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Networks of lmKAN layers for tables of numbers: ``python -m lmkan_cupy fit`` and ``predict``.
+"""Networks of lmKAN layers for tables: ``python -m lmkan_cupy fit`` and ``predict``.
 
 ================ =================================================================================
 module           what
@@ -6,7 +6,8 @@ module           what
 ``command``      the two commands, and the printed report
 ``fit``          ``fit``: trains the network, and an MLP of equal FLOPs beside it
 ``model``        ``FittedModel``, ``load``: a fitted network on disk and in memory
-``dataset``      tables from CSV, Parquet and npz files, checked
+``reading``      tables from CSV, Parquet and npz files and from frames
+``dataset``      ``Dataset``: columns encoded as features, and targets, checked
 ``npz``          arrays of npz files
 ``files``        folders and files that are written
 ``pictures``     pictures of a fit
@@ -15,9 +16,10 @@ module           what
 """
 
 from .command import run_fit, run_predict
-from .dataset import Dataset, InputError, read_dataset, read_features
+from .dataset import Dataset, InputError
 from .fit import FitResult, fit
 from .model import FittedModel, ModelDescription, load
+from .reading import read_dataset, read_table
 
 __all__ = [
     "Dataset",
@@ -28,7 +30,7 @@ __all__ = [
     "fit",
     "load",
     "read_dataset",
-    "read_features",
+    "read_table",
     "run_fit",
     "run_predict",
 ]

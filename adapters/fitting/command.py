@@ -7,59 +7,94 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 import lmkan_cupy
 
 from ..torch.training import held_back
-from .dataset import InputError, read_dataset, read_features
+from .dataset import Dataset, InputError, Task, check_unique
 from .files import check_empty, check_file, new_folder, write_text
 from .fit import TITLES, FitResult, check_options, fit
-from .model import load
+from .model import FittedModel, load
+from .reading import read_dataset, read_table
+
+#: What the metrics hold about the errors of a network -> what the report calls it.
+_ERRORS = {"rmse": "RMSE", "mae": "MAE", "accuracy": "accuracy", "log_loss": "log loss"}
 
 
 def run_fit(
     path: Path | None,
     target: Sequence[str],
     drop: Sequence[str],
+    id: Sequence[str],
+    task: Task | None,
+    sep: str | None,
+    decimal: str | None,
+    validation: Path | None,
     out: Path | None,
     baseline: bool,
     **options: Any,
 ) -> int:
     """Run ``python -m lmkan_cupy fit``; return its exit code, 130 after Ctrl-C or a signal like it.
 
-    ``path`` is a table, None for the bundled methane sample; ``target`` has the name of one column
-    or none. The other options are those of :func:`~.dataset.read_dataset`,
-    :func:`~.files.new_folder` and :func:`fit`.
+    ``path`` is a table, None for the bundled methane sample, and ``validation`` one of rows for
+    validation. The columns of ``id`` are dropped, too. The other options are those of
+    :func:`~.reading.read_dataset`, :func:`~.files.new_folder` and :func:`fit`.
     """
     if path is None:
         path = Path(lmkan_cupy.__file__).with_name("data") / "methane.npz"
-    if len(target) > 1:
-        raise InputError(f"--target: one column can be the target, got {', '.join(target)}")
-    data = read_dataset(path, target[0] if target else None, drop)
+    data = read_dataset(path, target, [*drop, *id], task=task, sep=sep, decimal=decimal)
     check_options(data, **options)
-    names = ", ".join(data.feature_names)
+    rows = None
+    if validation is not None:
+        names, levels = _names(data.encoder.columns)
+        names += data.target_names
+        rows = read_table(validation, names, text=levels, sep=sep, decimal=decimal)
+        try:
+            data.prepared(rows)
+        except InputError as error:
+            raise InputError(f"{validation}: {error}") from error
     with held_back("SIGINT", "SIGTERM", "SIGHUP") as interruption:
         with new_folder(out) as folder:
-            print(f"{data.target_name} is learned from {names}", flush=True)
-            result = fit(data, baseline=baseline, **options)
+            print(_introduction(data), flush=True)
+            result = fit(data, baseline=baseline, validation=rows, **options)
             _save(result, folder)
         if result.interrupted:
             print("Interrupted: this is the best model so far.")
-        print(_report(result.metrics, data.target_name))
+        print(_report(result.metrics, data.target_names))
         print(f"The model, its metrics and pictures are in {folder}{os.sep}")
         print(f"To apply it: python -m lmkan_cupy predict {quote(str(folder))} DATA")
     return 130 if interruption.came or result.interrupted else 0
 
 
-def run_predict(model: Path, data: Path, out: Path | None) -> int:
-    """Run ``python -m lmkan_cupy predict``, which writes a CSV file of one column; return 0."""
+def run_predict(
+    model: Path,
+    data: Path,
+    id: Sequence[str],
+    sep: str | None,
+    decimal: str | None,
+    out: Path | None,
+) -> int:
+    """Run ``python -m lmkan_cupy predict``, which writes a CSV file; return 0.
+
+    Its columns are those of ``id``, then one for each target, named as the target; after labels
+    "probability of" each of them.
+    """
     if out is not None:
         check_file(out)
     fitted = load(model)
-    predictions = fitted.predict(read_features(data, fitted.description.feature_names))
-    column = pd.DataFrame({fitted.description.target_name: predictions})
-    text = column.to_csv(index=False, float_format="%.9g", lineterminator="\n")
+    needed, levels = _names(fitted.description.columns)
+    table = read_table(data, [*needed, *id], text=[*levels, *id], sep=sep, decimal=decimal)
+    try:
+        if missing := [name for name in (*needed, *id) if name not in table]:
+            raise InputError("; ".join(f"there is no column {name!r}" for name in missing))
+        check_unique(table)
+        predicted = _predicted(fitted, table)
+    except InputError as error:
+        raise InputError(f"{data}: {error}") from error
+    answer = pd.concat([table[[*id]], predicted], axis=1)
+    text = answer.to_csv(index=False, float_format="%.9g", lineterminator="\n")
     if out is None:
         print(text, end="")
     else:
@@ -67,6 +102,41 @@ def run_predict(model: Path, data: Path, out: Path | None) -> int:
         with held_back("SIGINT", "SIGTERM", "SIGHUP") as interruption, interruption.let_through():
             write_text(out, text)
     return 0
+
+
+def _names(columns: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """Return the names of all columns of an encoder, and of those that are categories."""
+    return (
+        [column["name"] for column in columns],
+        [column["name"] for column in columns if "levels" in column],
+    )
+
+
+def _predicted(fitted: FittedModel, table: pd.DataFrame) -> pd.DataFrame:
+    """Return a column for every target, then one for the probability of every class."""
+    description = fitted.description
+    if description.classes is None:
+        return pd.DataFrame(fitted.predict(table), table.index, description.target_names)
+    probabilities = fitted.predict_proba(table)
+    names = [f"probability of {label}" for label in description.classes]
+    answers = pd.DataFrame(probabilities, table.index, names)
+    labels = np.array(description.classes)[probabilities.argmax(axis=1)]
+    answers.insert(0, description.target_names[0], labels)
+    return answers
+
+
+def _introduction(data: Dataset) -> str:
+    """Return what is learned from what, and what became of every column."""
+    targets = ", ".join(data.target_names)
+    verb = "is" if len(data.target_names) == 1 else "are"
+    names = ", ".join(column["name"] for column in data.encoder.columns)
+    lines = [f"{targets} {verb} learned from {names}"]
+    if data.classes is not None:
+        some = ", ".join(map(str, data.classes[:5])) + ", ..." * (len(data.classes) > 5)
+        hint = "" if isinstance(data.classes[0], str) else " (--task regression learns numbers)"
+        lines.append(f"{targets} holds {len(data.classes)} classes: {some}{hint}")
+    width = max(map(len, data.fates))
+    return "\n".join([*lines, *(f"  {name:<{width}}  {fate}" for name, fate in data.fates.items())])
 
 
 def _save(result: FitResult, folder: Path) -> None:
@@ -80,21 +150,25 @@ def _save(result: FitResult, folder: Path) -> None:
         raise InputError(f"{error}; the model is in {rescued}{os.sep}") from error
 
 
-def _report(metrics: dict[str, Any], target_name: str) -> str:
+def _report(metrics: dict[str, Any], target_names: Sequence[str]) -> str:
     """Return a table of the metrics, a column for every network."""
     networks = {title: metrics[name] for name, title in TITLES.items() if name in metrics}
-    rows = [
-        (f"test RMSE of {target_name}", "rmse", ".4g"),
-        (f"test MAE of {target_name}", "mae", ".4g"),
+    rows: list[tuple[str, list[Any], str]] = []
+    for key, error in _ERRORS.items():
+        found = [network[key] for network in networks.values() if key in network]
+        for name in target_names if found else ():
+            values = [each[name] if isinstance(each, dict) else each for each in found]
+            rows.append((f"test {error} of {name}", values, ".4g"))
+    for key, title, form in (
         ("parameters", "parameters", ",d"),
-        ("inference FLOPs per row", "flops", ",d"),
-        ("rows per second", "rows_per_second", ",.0f"),
-    ]
+        ("flops", "inference FLOPs per row", ",d"),
+        ("rows_per_second", "rows per second", ",.0f"),
+    ):
+        rows.append((title, [network[key] for network in networks.values()], form))
     width = max(len(title) for title, *_ in rows)
     lines = [" " * width + "".join(f"{title:>14}" for title in networks)]
-    for title, key, form in rows:
-        values = "".join(f"{network[key]:>14{form}}" for network in networks.values())
-        lines.append(f"{title:<{width}}{values}")
+    for title, values, form in rows:
+        lines.append(f"{title:<{width}}" + "".join(f"{value:>14{form}}" for value in values))
     count = metrics["rows"]
     lines.append(
         f"{count['train']:,} rows to train, {count['test']:,} to test; {metrics['seconds']:.0f} s"

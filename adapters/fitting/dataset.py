@@ -1,31 +1,20 @@
-"""Tables of numbers from CSV, Parquet and npz files, checked before anything is fitted to them."""
+"""What a network is fitted to: the columns of a table as features, and its targets, checked."""
 
-import csv
-import logging
-import re
-import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from lmkan_cupy.array_checks import check_dense
+from lmkan_cupy.encoding import LEAST_ROWS_OF_LEVEL, Encoder, fit_encoder
 
-from . import npz
-
-_log = logging.getLogger("lmkan_cupy")
+Task = Literal["regression", "classification"]
 
 #: Fewer rows than this leave too few to test on.
 MIN_ROWS = 50
-
-#: The name of a column that has none, as it stands in a file or as pandas writes it.
-_NO_NAME = re.compile(r"\s*|Unnamed: [\d.]+")
 
 
 class InputError(ValueError):
@@ -39,261 +28,196 @@ def one_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Features and a target to predict from them.
-
-    Arrays of other dtypes, sequences and masked arrays are converted; what is masked is missing.
-
-    Attributes
-    ----------
-    features : float64 array [N, I]
-    target : float64 array [N]
-    feature_names : sequence of str [I]
-    target_name : str
-
-    Raises
-    ------
-    InputError
-        If shapes do not fit, there are fewer than 50 rows or no feature, a name occurs twice, a
-        value is missing or infinite, or a column is constant.
-    TypeError
-        If features or target are sparse.
-    """
-
-    features: NDArray[np.float64]
-    target: NDArray[np.float64]
-    feature_names: Sequence[str]
-    target_name: str = "target"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "features", as_numbers("Dataset", "features", self.features))
-        object.__setattr__(self, "target", as_numbers("Dataset", "target", self.target))
-        object.__setattr__(self, "feature_names", [*map(str, self.feature_names)])
-        object.__setattr__(self, "target_name", str(self.target_name))
-        if self.features.ndim != 2 or self.features.shape != (
-            *self.target.shape,
-            len(self.feature_names),
-        ):
-            raise InputError(
-                f"features, target and feature_names must have shapes [N, I], [N] and [I], got "
-                f"{self.features.shape}, {self.target.shape} and [{len(self.feature_names)}]"
-            )
-        if not self.feature_names:
-            raise InputError(f"there is no column beside the target {self.target_name!r}")
-        if len(self.target) < MIN_ROWS:
-            raise InputError(f"{len(self.target)} rows are too few; at least {MIN_ROWS} are needed")
-        names = [*self.feature_names, self.target_name]
-        _check_unique(names)
-        values = np.column_stack([self.features, self.target])
-        check_finite(values, names)
-        for name, spread in zip(names, np.ptp(values, axis=0), strict=True):
-            if spread == 0:
-                raise InputError(f"column {name!r} is constant; leave it out")
-
-
-def read_dataset(path: Path, target: str | None = None, drop: Sequence[str] = ()) -> Dataset:
-    """Read a table with a target.
-
-    A column without a name is left out, with a warning: pandas and R write row numbers so.
+    """Columns of a table, and targets to predict from them.
 
     Parameters
     ----------
-    path : Path
-        A ``.csv`` file in UTF-8, whose first line names the columns, or a ``.parquet`` file: all
-        columns but the target are features. Or an ``.npz`` file: its array ``features`` [N, I]
-        holds the features, its array ``feature_names`` [I] their names, if there is one, and each
-        array [N] can be the target.
-    target : str, optional
-        Name of the target; by default the last column, or the last array [N].
-    drop : sequence of str
-        Names of columns to leave out.
+    features : DataFrame [N, columns]
+        As :func:`lmkan_cupy.encoding.fit_encoder` takes them: numbers, text, dates, gaps.
+    targets : DataFrame [N, K]
+    task : {"regression", "classification"}, optional
+        By default a single target of text, truth values, categories or zeros and ones is one of
+        classes, and everything else is of numbers.
+    left_out : dict of str
+        Columns of the table that are not among the features, and why, for ``fates``.
+
+    Attributes
+    ----------
+    encoder : Encoder
+        Turns the columns into features.
+    fates : dict of str
+        What became of every column.
+    encoded : float64 array [N, I]
+        The features.
+    classes : list or None
+        The labels of a classification, sorted: all text, all truth values or all numbers.
+    values : float64 array [N, K], or int64 array [N]
+        The targets; of a classification the indices of the labels.
 
     Raises
     ------
     InputError
-        If the file cannot be read, lacks one of these columns, or :class:`Dataset` refuses its
-        numbers.
+        If lengths differ, there are fewer than 50 rows or no column to learn from, a name occurs
+        twice, a target is missing or constant, a class has fewer than 5 rows, several targets are
+        to be classified, or a column holds what cannot be used.
     """
-    with _reading(path):
-        frame = _without(_read_frame(path), drop, path)
-        _check_unique(frame)
-        if path.suffix == ".npz":
-            values = _read_npz_target(path, target, len(frame))
-        else:
-            values = frame.pop(_chosen([*frame], target))
-        return Dataset(
-            _numbers(frame), _numbers(values.to_frame())[:, 0], [*frame], str(values.name)
-        )
 
+    features: pd.DataFrame
+    targets: pd.DataFrame
+    task: Task | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+    encoder: Encoder = field(init=False)
+    fates: dict[str, str] = field(init=False)
+    encoded: NDArray[np.float64] = field(init=False)
+    classes: list[Any] | None = field(init=False)
+    values: NDArray[Any] = field(init=False)
 
-def read_features(path: Path, feature_names: Sequence[str]) -> NDArray[np.float64]:
-    """Read the named columns of a table as features [N, I].
-
-    The table may hold other columns, too, which are not read, and its columns may have any order.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read, lacks a column or has two of its name, or a value is not a
-        finite number.
-    """
-    with _reading(path):
-        frame = _read_frame(path, feature_names)
-        for name in feature_names:
-            if name not in frame:
-                raise InputError(f"there is no column {name!r}, which the model needs")
-        _check_unique(name for name in frame if name in feature_names)
-        values = _numbers(frame[[*feature_names]])
-        check_finite(values, feature_names)
-        return values
-
-
-def as_numbers(function: str, name: str, values: ArrayLike) -> NDArray[np.float64]:
-    """Return a C-contiguous float64 array of a function's argument, NaN where it is masked.
-
-    PyTorch can read neither masks nor negative strides, and rounds differently in other layouts.
-
-    Raises
-    ------
-    TypeError
-        If the argument is sparse.
-    """
-    check_dense(function, name, values)
-    return np.asarray(np.ma.asarray(values, np.float64, "C").filled(np.nan))
-
-
-def check_finite(values: NDArray[np.float64], names: Sequence[str]) -> None:
-    """Require that ``values`` [N, I], with columns called ``names``, are all finite."""
-    bad_rows, bad_columns = np.nonzero(~np.isfinite(values))
-    if len(bad_rows):
-        raise InputError(
-            f"values are missing or infinite in {len(np.unique(bad_rows))} rows, first in row "
-            f"{bad_rows[0] + 1}, column {names[bad_columns[0]]!r}; leave these rows out"
-        )
-
-
-def _check_unique(names: Iterable[object]) -> None:
-    for name, times in Counter(names).items():
-        if times > 1:
-            raise InputError(f"{times} columns are called {name!r}; give each a name of its own")
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn errors into an InputError that names the file."""
-    try:
-        if not path.is_file():
-            raise InputError("there is no such file")
-        yield
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    # The libraries that read these formats raise errors of nearly every kind at damaged files.
-    except Exception as error:
-        raise InputError(
-            f"{path}: cannot be read as {path.suffix[1:]}: {one_line(error)}"
-        ) from error
-
-
-def _read_frame(path: Path, only: Sequence[str] | None = None) -> pd.DataFrame:
-    """Read all columns that can be features, or of a CSV or Parquet file those named ``only``.
-
-    The names in the table are text.
-    """
-    if path.suffix == ".csv":
-        return _read_csv(path, only)
-    if path.suffix == ".npz":
-        return _read_npz_features(path)
-    if path.suffix != ".parquet":
-        raise InputError("the file name must end in .csv, .parquet or .npz")
-    # Here, since other files can be read without it.
-    from pyarrow.parquet import read_schema  # type: ignore[import-untyped]
-
-    names = [name for name in read_schema(path).names if only is None or name in only]
-    frame = pd.read_parquet(path, columns=names)
-    if frame.columns.nlevels > 1:
-        raise InputError("its columns have names of several levels; give them names of one")
-    return frame.set_axis([*map(str, frame)], axis=1)
-
-
-def _read_csv(path: Path, only: Sequence[str] | None) -> pd.DataFrame:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file)
-        names = next(filter(None, lines), [])
-        for values in lines:
-            if any(map(str.strip, values[len(names) :])):
-                raise InputError(
-                    f"line {lines.line_num} holds {len(values)} values, but the first line names "
-                    f"{len(names)} columns"
-                )
-    if names and all(map(_is_number, names)):
-        raise InputError("the first line holds numbers, but must name the columns")
-    # Without `index_col` the first column of a file whose lines end in a comma names its rows.
-    columns = [i for i, name in enumerate(names) if only is None or name in only]
-    frame = pd.read_csv(path, index_col=False, usecols=columns)
-    return frame.set_axis([names[i] for i in columns], axis=1)
-
-
-def _read_npz_features(path: Path) -> pd.DataFrame:
-    with zipfile.ZipFile(path) as archive:
-        shapes = npz.read_shapes(archive)
-        features = npz.read_array(archive, "features") if "features" in shapes else np.empty(0)
-        if features.ndim != 2:
-            raise InputError("there is no array 'features' of shape [rows, columns]")
-        if "feature_names" in shapes:
-            names = [*map(str, npz.read_array(archive, "feature_names"))]
-        else:
-            names = [f"x{i + 1}" for i in range(features.shape[1])]
-    return pd.DataFrame(features, columns=names)
-
-
-def _read_npz_target(path: Path, target: str | None, rows: int) -> "pd.Series[Any]":
-    with zipfile.ZipFile(path) as archive:
-        shapes = npz.read_shapes(archive)
-        columns = [name for name, shape in shapes.items() if shape == (rows,)]
-        name = _chosen([name for name in columns if name != "feature_names"], target)
-        return pd.Series(npz.read_array(archive, name), name=name)
-
-
-def _without(frame: pd.DataFrame, drop: Sequence[str], path: Path) -> pd.DataFrame:
-    """Leave out the columns to ``drop``, and those that have no name."""
-    names = [*map(str, frame)]
-    for name in drop:
-        if name not in names:
+    def __post_init__(self) -> None:
+        for name in ("features", "targets"):
+            frame = pd.DataFrame(getattr(self, name)).reset_index(drop=True)
+            object.__setattr__(self, name, frame.set_axis([*map(str, frame)], axis=1))
+        check_unique([*self.features, *self.targets])
+        rows = len(self.targets)
+        if len(self.features) != rows:
             raise InputError(
-                f"there is no column {name!r} to drop; those there are: {', '.join(names)}"
+                f"features and targets must have equally many rows, got {len(self.features)} and "
+                f"{rows}"
             )
-    nameless = [i for i, name in enumerate(names, 1) if _NO_NAME.fullmatch(name)]
-    if nameless:
-        _log.warning(
-            "%s: columns without a name, as pandas and R write row numbers, are left out: %s",
-            path,
-            ", ".join(map(str, nameless)),
+        if self.features.columns.empty or self.targets.columns.empty:
+            names = ", ".join(map(repr, self.target_names))
+            raise InputError(f"there is no column beside the target {names}")
+        if rows < MIN_ROWS:
+            raise InputError(f"{rows} rows are too few; at least {MIN_ROWS} are needed")
+        problems = []
+        for prepare in (self._prepare_features, self._prepare_targets):
+            try:
+                prepare()
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise InputError("; ".join(problems))
+
+    @property
+    def target_names(self) -> list[str]:
+        """Names of the targets [K]."""
+        return [*self.targets]
+
+    def prepared(self, table: Any) -> tuple[NDArray[np.float64], NDArray[Any]]:
+        """Return features and targets of other rows, as ``encoded`` and ``values``.
+
+        Raises
+        ------
+        InputError
+            If a column is not there or holds what it must not.
+        """
+        try:
+            if missing := [name for name in self.target_names if name not in table]:
+                raise ValueError("; ".join(f"there is no column {name!r}" for name in missing))
+            if self.classes is None:
+                return self.encoder(table), _numbers(self.target_names, table)
+            (name,) = self.target_names
+            return self.encoder(table), _indices(name, _labels(table[name]), self.classes)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def _prepare_features(self) -> None:
+        encoder, fates = fit_encoder(self.features)
+        self._set(encoder=encoder, fates=self.left_out | fates, encoded=encoder(self.features))
+
+    def _prepare_targets(self) -> None:
+        columns = [column for _, column in self.targets.items()]
+        if self.task is None:
+            is_classes = len(columns) == 1 and _holds_classes(columns[0])
+            self._set(task="classification" if is_classes else "regression")
+        if self.task not in ("classification", "regression"):
+            raise ValueError(f"task must be 'regression' or 'classification', got {self.task!r}")
+        if self.task == "regression":
+            values = _numbers(self.target_names, self.targets)
+            is_constant = np.ptp(values, axis=0) == 0
+            self._set(classes=None, values=values)
+        else:
+            if len(columns) > 1:
+                raise ValueError(f"only one target can be classes, got {len(columns)}")
+            labels = _labels(columns[0])
+            classes = _classes(self.target_names[0], labels)
+            is_constant = [len(classes) < 2]
+            self._set(classes=classes, values=_indices(self.target_names[0], labels, classes))
+        if constant := [
+            name for name, each in zip(self.target_names, is_constant, strict=True) if each
+        ]:
+            raise ValueError("; ".join(f"the target {name!r} is constant" for name in constant))
+
+    def _set(self, **attributes: Any) -> None:
+        for name, value in attributes.items():
+            object.__setattr__(self, name, value)
+
+
+def check_unique(names: Iterable[object]) -> None:
+    """Require that no two columns have the same name."""
+    repeated = {name: times for name, times in Counter(names).items() if times > 1}
+    if repeated:
+        raise InputError(
+            "; ".join(f"{times} columns are called {name!r}" for name, times in repeated.items())
+            + "; give each a name of its own"
         )
-    return frame.loc[:, [not _NO_NAME.fullmatch(name) and name not in drop for name in names]]
 
 
-def _chosen(names: Sequence[str], target: str | None) -> str:
-    """Return the name of the target, by default the last."""
-    if not names:
-        raise InputError("there is no array with one target value per row")
-    if target is not None and target not in names:
-        raise InputError(f"there is no target {target!r}; those there are: {', '.join(names)}")
-    return target or names[-1]
+def _holds_classes(target: "pd.Series[Any]") -> bool:
+    """Whether a target is one of classes unless it is said to be of numbers."""
+    if isinstance(target.dtype, pd.CategoricalDtype) or pd.api.types.is_bool_dtype(target):
+        return True
+    values = target.dropna()
+    numbers = pd.to_numeric(values, errors="coerce")
+    if numbers.isna().any():
+        return not pd.api.types.is_datetime64_any_dtype(values)
+    return all(isinstance(value, bool) for value in values) or set(numbers) == {0, 1}
 
 
-def _numbers(frame: pd.DataFrame) -> NDArray[np.float64]:
-    for name, column in frame.items() if len(frame) else ():
-        if not pd.api.types.is_numeric_dtype(column) or np.iscomplexobj(column):
-            bad = pd.to_numeric(column, errors="coerce").isna() & column.notna()
-            row = int(bad.argmax())
-            raise InputError(
-                f"column {name!r} is not numeric: row {row + 1} holds {column.iloc[row]!r}"
-            )
-    return frame.to_numpy(dtype=np.float64, na_value=np.nan)
+def _numbers(names: Sequence[str], targets: Any) -> NDArray[np.float64]:
+    """Return targets as numbers [N, K]."""
+    number = {"kind": "number", "parts": ["value"], "fill": 0.0}
+    return Encoder([{"name": name, **number} for name in names])(targets)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _labels(target: "pd.Series[Any]") -> list[str | bool | int | float]:
+    """Return labels [N] as JSON holds them; all text, if they are of several types."""
+    if target.isna().any():
+        row, count = int(target.isna().argmax()) + 1, int(target.isna().sum())
+        raise ValueError(
+            f"column {target.name!r}: row {row} has no value"
+            + f" ({count} such rows)" * (count > 1)
+        )
+    labels = [*map(_label, target.tolist())]
+    return labels if len({*map(type, labels)}) == 1 else [*map(str, labels)]
+
+
+def _label(value: Any) -> str | bool | int | float:
+    """Return 1 for 1.0, and text for what is neither text nor a number."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    return str(value)
+
+
+def _classes(name: str, labels: Sequence[Any]) -> list[Any]:
+    """Return the labels that occur, sorted."""
+    counts = Counter(labels)
+    if rare := [label for label, count in counts.items() if count < LEAST_ROWS_OF_LEVEL]:
+        some = ", ".join(map(repr, rare[:3])) + ", ..." * (len(rare) > 3)
+        raise ValueError(
+            f"the target {name!r} has classes in fewer than {LEAST_ROWS_OF_LEVEL} rows: {some}"
+        )
+    return sorted(counts)
+
+
+def _indices(name: str, labels: Sequence[Any], classes: list[Any]) -> NDArray[np.int64]:
+    """Return the indices [N] of labels."""
+    index = {label: i for i, label in enumerate(classes)}
+    if isinstance(classes[0], str):
+        labels = [*map(str, labels)]
+    if unknown := [label for label in dict.fromkeys(labels) if label not in index]:
+        raise ValueError(f"column {name!r} holds {unknown[0]!r}, which is none of the classes")
+    return np.array([index[label] for label in labels], np.int64)

@@ -1,7 +1,7 @@
 """Training an lmKAN network on a table, and an MLP of equal inference FLOPs beside it.
 
-The network is trained by an :class:`~lmkan_cupy.adapters.sklearn.LMKANRegressor`, the MLP by the
-same loop with the same steps, batches and schedule.
+The network is trained by an estimator of :mod:`lmkan_cupy.adapters.sklearn`, the MLP by the same
+loop with the same steps, batches and schedule.
 """
 
 import json
@@ -11,6 +11,7 @@ import operator
 import os
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -25,16 +27,22 @@ from torch import Tensor, nn
 import lmkan_cupy
 from lmkan_cupy.installation import installed_version
 
-from ..sklearn import LMKANRegressor
+from ..sklearn import (
+    LOSSES,
+    LMKANClassifier,
+    LMKANRegressor,
+    Loss,
+    default_epochs,
+    loss_function,
+)
 from ..torch import fuse
 from ..torch.training import (
     BOUND,
-    MOST_STEPS,
     ROWS_AT_ONCE,
     Rows,
+    TableNetwork,
     Trainer,
     block_chain,
-    epochs_for,
     evaluate,
     held_back,
 )
@@ -57,47 +65,62 @@ class FitResult:
     ----------
     model : FittedModel
     metrics : dict
-        The content of ``metrics.json``: for "lmkan" and "mlp" the "rmse" and "mae" on the test
-        rows, "parameters", "flops" and "rows_per_second"; and "rows" ("train", validation included,
-        and "test"), "seed", "seconds", "versions".
+        The content of ``metrics.json``: for "lmkan" and "mlp" on the test rows "rmse" and "mae"
+        (numbers by the name of the target, if there are several) or "accuracy" and "log_loss";
+        "parameters", "flops" and "rows_per_second"; and "rows" ("train", validation included, and
+        "test"), "columns" (what became of each), "seed", "seconds", "versions".
     interrupted : bool
         Whether Ctrl-C ended the training early: the model is then the best so far.
-    test_features, test_target : float64 arrays [M, I] and [M]
-        The rows kept for the test.
+    test_table : DataFrame
+        The columns in the rows kept for the test.
+    test_values : float64 array [M, K], or int64 array [M]
+        Targets, or indices of classes, in these rows.
     test_predictions : dict
-        For "lmkan" and "mlp" the predicted targets [M].
+        For "lmkan" and "mlp" the predicted targets, or the logits of the classes [M, K].
     """
 
     model: FittedModel
     metrics: dict[str, Any]
     interrupted: bool
-    test_features: NDArray[np.float64]
-    test_target: NDArray[np.float64]
+    test_table: pd.DataFrame
+    test_values: NDArray[Any]
     test_predictions: dict[str, NDArray[np.float64]]
 
     def save(self, folder: Path) -> None:
-        """Write the model, ``metrics.json``, and last ``parity.png`` and ``functions.png``.
+        """Write the model, ``metrics.json``, and last two pictures.
 
-        A picture that cannot be drawn is left out, with a warning.
+        They are ``parity.png``, or ``confusion.png`` for classes, and ``functions.png``. One that
+        cannot be drawn is left out, with a warning.
         """
         self.model.save(folder)
         with written(folder / "metrics.json") as path:
             path.write_text(json.dumps(self.metrics, indent=2) + "\n", encoding="utf-8")
-        draw_parity = partial(
-            pictures.save_parity_picture,
-            target_name=self.model.description.target_name,
-            target=self.test_target,
-            predictions={TITLES[name]: each for name, each in self.test_predictions.items()},
-        )
+        description = self.model.description
+        predictions = {TITLES[name]: each for name, each in self.test_predictions.items()}
+        draw_quality: Any = pictures.save_parity_picture
+        quality, names = "parity.png", description.target_names
+        if description.classes is not None:
+            draw_quality = pictures.save_confusion_picture
+            quality, names = "confusion.png", description.classes
         draw_functions = partial(
-            pictures.save_functions_picture, model=self.model, features=self.test_features
+            pictures.save_functions_picture,
+            model=self.model,
+            features=description.encoder(self.test_table),
         )
-        for name, draw in (("parity.png", draw_parity), ("functions.png", draw_functions)):
+        for file, draw in (
+            (
+                quality,
+                partial(
+                    draw_quality, names=names, values=self.test_values, predictions=predictions
+                ),
+            ),
+            ("functions.png", draw_functions),
+        ):
             try:
-                with written(folder / name) as path:
+                with written(folder / file) as path:
                     draw(path)
             except Exception as error:  # whatever it is, the model is worth more
-                _log.warning("%s is left out: %s", folder / name, one_line(error))
+                _log.warning("%s is left out: %s", folder / file, one_line(error))
 
 
 @torch.inference_mode(False)
@@ -108,30 +131,39 @@ def fit(
     layers: int = 3,
     num_grids: int = 8,
     epochs: int | None = None,
+    patience: int = 10,
+    penalty: float | None = None,
+    loss: Loss | None = None,
     seed: int = 0,
     device: str = "cpu",
     baseline: bool = True,
+    validation: Any = None,
 ) -> FitResult:
     """Fit a network of lmKAN blocks to a table, and an MLP of equal inference FLOPs beside it.
 
-    A tenth of the rows is kept for the test and another tenth for validation, which picks the best
-    state of each network. The MLP (SiLU, batch normalisation) gets the same steps, batches and
-    schedule, but its own learning rate. Ctrl-C ends the training; what was trained is returned,
-    even if Ctrl-C is pressed again.
+    The network is an :class:`~lmkan_cupy.adapters.sklearn.LMKANRegressor` or ``LMKANClassifier``
+    with these settings. A tenth of the rows is kept for the test and another tenth for validation,
+    of classes a tenth of each. The MLP (SiLU, batch normalisation) gets the same rows, steps,
+    batches, schedule and patience, but its own learning rate. Ctrl-C ends the training; what was
+    trained is returned, even if Ctrl-C is pressed again.
 
     Parameters
     ----------
     data : Dataset
-    width, layers, num_grids : int
-        Features between the layers, number of layers, grid intervals per axis.
-    epochs : int, optional
-        Passes over the rows; by default as many as make about 10,000 steps.
+    width, layers, num_grids, epochs, penalty
+        As in the estimators.
+    loss : str, optional
+        The loss of a regression, as in the estimators; by default "squared_error".
+    patience : int
+        Their ``n_iter_no_change``.
     seed : int
-        Seed of the split, of the initial parameters and of the order of the rows, below 2^64.
+        Seed of the split, and the ``random_state`` of the estimator, below 2^64.
     device : {"cpu"}
         Where to compute.
     baseline : bool
         Whether to train the MLP.
+    validation : frame, optional
+        The rows for validation, with the columns of ``data``; none of its own are then held back.
 
     Returns
     -------
@@ -141,7 +173,8 @@ def fit(
     Raises
     ------
     InputError
-        If an argument is out of range, or the network takes more memory than this machine has.
+        If an argument is out of range, ``validation`` does not fit, or the network takes more
+        memory than this machine has.
     KeyboardInterrupt
         If Ctrl-C comes before there is any model.
     """
@@ -153,78 +186,84 @@ def fit(
         layers=layers,
         num_grids=num_grids,
         epochs=epochs,
+        patience=patience,
+        penalty=penalty,
+        loss=loss,
         seed=seed,
         device=device,
     )
     started = time.perf_counter()
-    tenth = len(data.target) // 10
-    order = np.random.default_rng(seed).permutation(len(data.target))
-    test, validation, training = np.split(order, [tenth, 2 * tenth])
-    description = ModelDescription(
-        list(data.feature_names), data.target_name, width, layers, num_grids, BOUND
-    )
-    epochs = epochs or epochs_for(len(training), MOST_STEPS)
-    regressor = LMKANRegressor(
-        width,
-        layers,
-        num_grids,
-        epochs=epochs,
-        n_iter_no_change=None,
-        random_state=seed,
-        verbose=1,
-    )
+    test, held_out, training = _split(data, seed)
+    if validation is None:
+        valid = data.encoded[held_out], data.values[held_out]
+    else:
+        valid = data.prepared(validation)
+        training = np.concatenate([held_out, training])
+    description = _description(data, width, layers, num_grids)
+    options: dict[str, Any] = {
+        "penalty": penalty,
+        "epochs": epochs,
+        "n_iter_no_change": patience,
+        "random_state": seed,
+        "verbose": 1,
+    }
+    estimator: LMKANRegressor | LMKANClassifier
+    function: Callable[..., Tensor] = nn.functional.cross_entropy
+    if data.classes is None:
+        loss = loss or "squared_error"
+        function = loss_function(loss)
+        estimator = LMKANRegressor(width, layers, num_grids, loss=loss, **options)
+    else:
+        estimator = LMKANClassifier(width, layers, num_grids, **options)
     completed = True
     with held_back("SIGINT") as interruption:
         try:
             with interruption.let_through():
-                regressor.fit(
-                    data.features[training],
-                    data.target[training],
-                    X_val=data.features[validation],
-                    y_val=data.target[validation],
+                estimator.fit(
+                    data.encoded[training], data.values[training], X_val=valid[0], y_val=valid[1]
                 )
         except KeyboardInterrupt:
-            if not hasattr(regressor, "model_"):
+            if not hasattr(estimator, "model_"):
                 raise
             completed = False
 
-        module = regressor.model_
+        module = estimator.model_
         networks: dict[str, nn.Module] = {"lmkan": fuse(module.network)}
         flops = {"lmkan": sum(lmkan_cupy.flops(i, o) for i, o in pairwise(description.sizes))}
-        features = module.standardised(data.features)
+        features = module.standardised(data.encoded)
         if completed and baseline:
             sizes = mlp.mlp_sizes(description.sizes, flops["lmkan"])
             flops["mlp"] = mlp.mlp_flops(sizes)
             network = _untrained_mlp(sizes, description, seed)
-            target = module.standardised_targets(data.target[:, None])
+            target = _targets(module, data.values)
             rows = Rows(features[training], target[training], seed)
             trainer = Trainer(
                 batches=rows,
-                steps=epochs * rows.steps_per_epoch,
-                validation=(features[validation], target[validation]),
-                loss=nn.functional.mse_loss,
+                steps=(epochs or default_epochs(rows)) * rows.steps_per_epoch,
+                validation=(module.standardised(valid[0]), _targets(module, valid[1])),
+                loss=function,
                 penalty=0.0,  # an MLP has none
-                shown=module.error_in_units,
+                patience=patience,
+                shown=module.error_in_units if loss == "squared_error" else float,
             )
             groups = [{"params": [*network.parameters()], "lr": mlp.LR}]
             completed = trainer.train(TITLES["mlp"], network, groups).completed
             if completed:
                 networks["mlp"] = mlp.fused(network)
 
-        speeds = _rows_per_second(networks, features[np.resize(order, ROWS_AT_ONCE)])
+        speeds = _rows_per_second(networks, features[np.resize(training, ROWS_AT_ONCE)])
         metrics: dict[str, Any] = {}
         predictions = {}
         for name, each in networks.items():
-            predictions[name] = module.in_units(evaluate(each, features[test]))[:, 0]
-            errors = predictions[name] - data.target[test]
+            predictions[name] = module.in_units(evaluate(each, features[test]))
             metrics[name] = {
-                "rmse": float(np.sqrt((errors**2).mean())),
-                "mae": float(np.abs(errors).mean()),
+                **_errors(description, predictions[name], data.values[test]),
                 "parameters": sum(array.numel() for array in each.parameters()),
                 "flops": flops[name],
                 "rows_per_second": speeds[name],
             }
-        metrics["rows"] = {"train": len(data.target) - tenth, "test": tenth}
+        metrics["rows"] = {"train": len(data.values) - len(test), "test": len(test)}
+        metrics["columns"] = data.fates
         metrics["seed"] = seed
         metrics["seconds"] = time.perf_counter() - started
         metrics["versions"] = {
@@ -235,8 +274,8 @@ def fit(
             FittedModel(description, module),
             metrics,
             interruption.came or not completed,
-            data.features[test],
-            data.target[test],
+            data.features.iloc[test],
+            data.values[test],
             predictions,
         )
 
@@ -248,6 +287,9 @@ def check_options(
     layers: int,
     num_grids: int,
     epochs: int | None,
+    patience: int,
+    penalty: float | None,
+    loss: Loss | None,
     seed: int,
     device: str,
 ) -> None:
@@ -257,16 +299,20 @@ def check_options(
         ("layers", layers, 1),
         ("num_grids", num_grids, 3),
         ("epochs", epochs, 1),
+        ("patience", patience, 1),
+        ("penalty", penalty, 0),
     ):
-        if size is not None and size < least:
+        if size is not None and not size >= least:
             raise InputError(f"{name} must be at least {least}, got {size}")
     if not 0 <= seed < 2**64:
         raise InputError(f"seed must be at least 0 and below 2^64, got {seed}")
+    if loss is not None and data.classes is not None:
+        raise InputError(f"loss can be chosen for numbers, but {data.target_names[0]!r} is classes")
+    if loss not in (None, *LOSSES):
+        raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
     if device != "cpu":
         raise InputError(f"device must be 'cpu' in this version, got {device!r}")
-    description = ModelDescription(
-        list(data.feature_names), data.target_name, width, layers, num_grids, BOUND
-    )
+    description = _description(data, width, layers, num_grids)
     needed = sum(
         count * sum(lmkan_cupy.memory(*sizes, num_grids, batch=0).values())
         for sizes, count in description.layer_counts.items()
@@ -276,6 +322,52 @@ def check_options(
             f"width {width}, layers {layers} and num_grids {num_grids} take {needed / 2**30:,.0f} "
             f"GiB of memory to train, but this machine has {memory / 2**30:,.0f} GiB"
         )
+
+
+def _description(data: Dataset, width: int, layers: int, num_grids: int) -> ModelDescription:
+    return ModelDescription(
+        data.encoder.columns, data.target_names, data.classes, width, layers, num_grids, BOUND
+    )
+
+
+def _split(data: Dataset, seed: int) -> tuple[NDArray[np.int64], ...]:
+    """Return the rows to test on, to validate with and to train on: of each class as many."""
+    order = np.random.default_rng(seed).permutation(len(data.values))
+    tenth = len(order) // 10
+    if data.classes is not None:
+        # Class by class, every tenth row is tested on; so at least three of five are trained on.
+        order = order[np.argsort(data.values[order], kind="stable")]
+        rank = np.arange(len(order)) % 10
+        order = order[np.argsort(np.minimum(rank, 2), kind="stable")]
+        test, held_out = np.count_nonzero(rank == 0), np.count_nonzero(rank == 1)
+        return tuple(np.split(order, [test, test + held_out]))
+    return tuple(np.split(order, [tenth, 2 * tenth]))
+
+
+def _targets(module: TableNetwork, values: NDArray[Any]) -> Tensor:
+    """Return targets [N, K] as a network should give them, or indices of classes [N]."""
+    return module.standardised_targets(values) if values.ndim == 2 else torch.from_numpy(values)
+
+
+def _errors(
+    description: ModelDescription, output: NDArray[np.float64], values: NDArray[Any]
+) -> dict[str, Any]:
+    """Return the errors of targets, or of logits of classes [M, K]."""
+    if description.classes is not None:
+        logs = torch.from_numpy(output).log_softmax(1).numpy()
+        return {
+            "accuracy": float((output.argmax(axis=1) == values).mean()),
+            "log_loss": float(-logs[np.arange(len(values)), values].mean()),
+        }
+    errors = output - values
+    of_targets = {
+        "rmse": np.sqrt((errors**2).mean(axis=0)).tolist(),
+        "mae": np.abs(errors).mean(axis=0).tolist(),
+    }
+    return {
+        name: each[0] if len(each) == 1 else dict(zip(description.target_names, each, strict=True))
+        for name, each in of_targets.items()
+    }
 
 
 def _memory_of_machine() -> float:

@@ -65,7 +65,7 @@ def mlp_sizes(sizes: Sequence[int], flops: int) -> list[int]:
     """
 
     def with_width(width: int) -> list[int]:
-        return [sizes[0], *[width] * max(1, len(sizes) - 2), 1]
+        return [sizes[0], *[width] * max(1, len(sizes) - 2), sizes[-1]]
 
     width = 1
     while mlp_flops(with_width(width + 1)) <= flops:

@@ -3,21 +3,22 @@
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 import lmkan_cupy
-from lmkan_cupy.array_checks import check_num_grids, check_size
+from lmkan_cupy.array_checks import check_dense, check_num_grids, check_size
+from lmkan_cupy.encoding import Encoder
 from lmkan_cupy.fitted import FittedNetwork
 
 from ..torch.training import TableNetwork
-from .dataset import InputError, as_numbers, check_finite
+from .dataset import InputError
 from .files import written
-
-_FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,11 @@ class ModelDescription:
 
     Attributes
     ----------
-    feature_names : list of str [I]
-    target_name : str
+    columns : list of dict
+        Of the :class:`~lmkan_cupy.encoding.Encoder`: the columns that the network reads.
+    target_names : list of str [K]
+    classes : list or None
+        The labels of a classification, in the order of the network's outputs.
     width, layers : int
         Features between the layers, number of layers.
     num_grids : int
@@ -41,37 +45,51 @@ class ModelDescription:
         If a name is no text, or a number is out of range.
     """
 
-    feature_names: list[str]
-    target_name: str
+    columns: list[dict[str, Any]]
+    target_names: list[str]
+    classes: list[Any] | None
     width: int
     layers: int
     num_grids: int
     bound: float
 
     def __post_init__(self) -> None:
-        for name in (*self.feature_names, self.target_name):
+        for name in self.target_names:
             if not isinstance(name, str):
                 raise TypeError(f"names of columns must be text, got {name!r}")
-        check_size("model", "number of features", len(self.feature_names))
+        check_size("model", "number of features", len(self.encoder.names))
+        check_size("model", "number of targets", len(self.target_names))
+        if self.classes is not None:
+            check_size("model", "number of classes", len(self.classes), at_least=2)
         check_size("model", "width", self.width)
         check_size("model", "layers", self.layers)
         check_num_grids("model", self.num_grids)
         if not 0 < self.bound < math.inf:
             raise ValueError(f"model: bound must be positive and finite, got {self.bound}")
 
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Turns the columns into features."""
+        return Encoder(self.columns)
+
+    @property
+    def outputs(self) -> int:
+        """What the network computes for every row: the targets, or logits of the classes."""
+        return len(self.target_names if self.classes is None else self.classes)
+
     @property
     def sizes(self) -> list[int]:
         """Features before, between and after the layers."""
-        return [len(self.feature_names), *[self.width] * (self.layers - 1), 1]
+        return [len(self.encoder.names), *[self.width] * (self.layers - 1), self.outputs]
 
     @property
     def layer_counts(self) -> Counter[tuple[int, int]]:
         """How many layers have so many (inputs, outputs); costs nothing however many there are."""
-        features, width = len(self.feature_names), self.width
+        features, width = len(self.encoder.names), self.width
         if self.layers == 1:
-            return Counter([(features, 1)])
+            return Counter([(features, self.outputs)])
         between = Counter({(width, width): self.layers - 2})
-        return between + Counter([(features, width), (width, 1)])
+        return between + Counter([(features, width), (width, self.outputs)])
 
 
 @dataclass(frozen=True)
@@ -91,34 +109,66 @@ class FittedModel:
     @property
     def network(self) -> FittedNetwork:
         """The network without torch, which shares the module's memory."""
-        names = self.description.feature_names, [self.description.target_name]
-        return self.module.fitted(*names)
+        described = self.description
+        return self.module.fitted(
+            described.encoder.names,
+            described.target_names,
+            columns=described.columns,
+            classes=described.classes,
+        )
 
-    def predict(self, features: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the predicted target [N] for features [N, I].
+    def predict(self, table: Any) -> NDArray[Any]:
+        """Return the predicted targets [N], or [N, K] if there are several, or labels [N].
 
-        The features are in the order of ``description.feature_names``.
+        Parameters
+        ----------
+        table : mapping, frame, or array [N, columns]
+            As the :class:`~lmkan_cupy.encoding.Encoder` takes it. The columns of an array are those
+            of ``description.columns``.
 
         Raises
         ------
         InputError
-            If the shape does not fit, a value is masked, missing or infinite, or the network's
-            answer is not a finite number.
+            If the shape does not fit, a column is not there or holds what it must not, or the
+            network's answer is not a finite number.
         TypeError
-            If the features are sparse.
+            If a column is sparse.
         """
-        features = as_numbers("predict", "features", features)
-        names = self.description.feature_names
-        if features.ndim != 2 or features.shape[1] != len(names):
-            raise InputError(f"features must have shape [N, {len(names)}], got {features.shape}")
-        check_finite(features, names)
-        predictions: NDArray[np.float64] = self.network.predict(features)[:, 0]
-        if len(bad_rows := np.flatnonzero(~np.isfinite(predictions))):
+        output = self._output(table)
+        if self.description.classes is not None:
+            labels: NDArray[Any] = np.array(self.description.classes)[output.argmax(axis=1)]
+            return labels
+        return output[:, 0] if self.description.outputs == 1 else output
+
+    def predict_proba(self, table: Any) -> NDArray[np.float64]:
+        """Return the probabilities [N, K] of the classes, in the order of ``classes``.
+
+        The table and what is raised are those of :meth:`predict`.
+        """
+        logits = torch.from_numpy(self._output(table))
+        probabilities: NDArray[np.float64] = logits.softmax(1).numpy()
+        return probabilities
+
+    def _output(self, table: Any) -> NDArray[np.float64]:
+        """Return targets in their units, or logits [N, K]."""
+        if not hasattr(table, "keys") and not hasattr(table, "columns"):
+            check_dense("predict", "table", table)
+            array = np.asanyarray(table)
+            names = [column["name"] for column in self.description.columns]
+            if array.ndim != 2 or array.shape[1] != len(names):
+                raise InputError(f"table must have shape [N, {len(names)}], got {array.shape}")
+            table = dict(zip(names, array.T, strict=True))
+        try:
+            features = self.description.encoder(table)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        output: NDArray[np.float64] = self.network.outputs(features)
+        if len(bad_rows := np.flatnonzero(~np.isfinite(output).all(axis=1))):
             raise InputError(
                 f"the model predicts no finite numbers for {len(bad_rows)} rows, first for row "
                 f"{bad_rows[0] + 1}: its training failed, or its files are damaged"
             )
-        return predictions
+        return output
 
     def save(self, folder: Path) -> None:
         """Write the files that :func:`load` and :func:`lmkan_cupy.load_network` read."""
@@ -143,8 +193,9 @@ def load(folder: str | Path) -> FittedModel:
         raise InputError(str(error)) from error
     first = network.layers[0]
     description = ModelDescription(
-        list(network.feature_names),
-        network.target_names[0],
+        list(network.columns),
+        list(network.target_names),
+        network.classes,
         width=first.shape[3],
         layers=len(network.layers),
         num_grids=first.shape[1] - 1,

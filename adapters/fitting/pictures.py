@@ -3,7 +3,7 @@
 They are drawn without pyplot, so that neither a display nor global state is involved.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix  # type: ignore[import-untyped]
 
 import lmkan_cupy
 
@@ -23,31 +24,69 @@ _MOST_FUNCTIONS, _POINTS, _DOTS = 9, 101, 300
 
 def save_parity_picture(
     path: Path,
-    target_name: str,
-    target: NDArray[np.float64],
+    names: Sequence[str],
+    values: NDArray[np.float64],
     predictions: Mapping[str, NDArray[np.float64]],
 ) -> None:
-    """Draw predictions [N], by the title of their model, against the true values [N]."""
-    figure = Figure(figsize=(4.4 * len(predictions) + 1, 4.6), layout="compressed", dpi=130)
-    panels = figure.subplots(1, len(predictions), squeeze=False, sharex=True, sharey=True)[0]
-    values = np.concatenate([target, *predictions.values()])
-    margin = 0.03 * np.ptp(values)
-    limits = (values.min() - margin, values.max() + margin)
-    for axes, (title, prediction) in zip(panels, predictions.items(), strict=True):
-        rows = axes.hexbin(
-            target,
-            prediction,
-            gridsize=60,
-            norm=LogNorm(1, max(10, len(target) / 20)),  # one for all panels
-            mincnt=1,
-            extent=(*limits, *limits),
-        )
-        axes.axline((limits[0], limits[0]), slope=1, color="black", linewidth=0.7)
-        axes.set(xlim=limits, ylim=limits, aspect="equal")
-        axes.set_xlabel(f"true {target_name}", parse_math=False)
-        axes.set_title(f"{title}, test MAE {np.abs(prediction - target).mean():.3g}")
-    panels[0].set_ylabel(f"predicted {target_name}", parse_math=False)
+    """Draw predictions [N, K], by the title of their model, against the true ``values`` [N, K].
+
+    The targets are called ``names`` [K].
+    """
+    lines, columns = len(names), len(predictions)
+    size = (4.4 * columns + 1, 4.4 * lines + 0.2)
+    figure = Figure(figsize=size, layout="compressed", dpi=130)
+    panels = figure.subplots(lines, columns, squeeze=False, sharex="row", sharey="row")
+    for k, (name, target, panels_of_target) in enumerate(zip(names, values.T, panels, strict=True)):
+        shown = np.concatenate([target, *(each[:, k] for each in predictions.values())])
+        margin = 0.03 * np.ptp(shown)
+        limits = (shown.min() - margin, shown.max() + margin)
+        for axes, (title, prediction) in zip(panels_of_target, predictions.items(), strict=True):
+            rows = axes.hexbin(
+                target,
+                prediction[:, k],
+                gridsize=60,
+                norm=LogNorm(1, max(10, len(target) / 20)),  # one for all panels
+                mincnt=1,
+                extent=(*limits, *limits),
+            )
+            axes.axline((limits[0], limits[0]), slope=1, color="black", linewidth=0.7)
+            axes.set(xlim=limits, ylim=limits, aspect="equal")
+            axes.set_xlabel(f"true {name}", parse_math=False)
+            axes.set_title(f"{title}, test MAE {np.abs(prediction[:, k] - target).mean():.3g}")
+        panels_of_target[0].set_ylabel(f"predicted {name}", parse_math=False)
     figure.colorbar(rows, ax=panels, label="test rows")
+    figure.savefig(path, format="png")
+
+
+def save_confusion_picture(
+    path: Path,
+    names: Sequence[Any],
+    values: NDArray[np.int64],
+    predictions: Mapping[str, NDArray[np.float64]],
+) -> None:
+    """Draw how many rows of each class are taken for which.
+
+    ``values`` [N] are indices of the classes, whose labels are ``names`` [K]. ``predictions``
+    [N, K] are their logits, by the title of the model.
+    """
+    size = min(12.0, 2.4 + 0.4 * len(names))
+    columns = len(predictions)
+    figure = Figure(figsize=(size * columns, size + 0.4), layout="compressed", dpi=130)
+    panels = figure.subplots(1, columns, squeeze=False, sharey=True)[0]
+    labels = [*map(str, names)]
+    for axes, (title, logits) in zip(panels, predictions.items(), strict=True):
+        predicted = logits.argmax(axis=1)
+        counts = confusion_matrix(values, predicted, labels=range(len(names)))
+        axes.imshow(counts, cmap="Blues")
+        for (true, taken), count in np.ndenumerate(counts):
+            if count:
+                color = "white" if count > counts.max() / 2 else "black"
+                axes.text(taken, true, f"{count:,}", ha="center", va="center", color=color, size=7)
+        axes.set_xticks(range(len(names)), labels, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(names)), labels, parse_math=False)
+        axes.set_xlabel("predicted")
+        axes.set_title(f"{title}, test accuracy {(predicted == values).mean():.3g}")
+    panels[0].set_ylabel("true")
     figure.savefig(path, format="png")
 
 
@@ -71,7 +110,7 @@ def save_functions_picture(path: Path, model: FittedModel, features: NDArray[np.
         most_bent.append((bend.max(), pair, int(bend.argmax())))
     most_bent = sorted(most_bent, reverse=True)[:_MOST_FUNCTIONS]
 
-    names = model.description.feature_names
+    names = model.description.encoder.names
     scale, centre = module.feature_scale, module.feature_mean
     columns = min(len(most_bent), 3)
     lines = -(-len(most_bent) // columns)

@@ -205,8 +205,16 @@ def test_a_picture_that_fails_is_left_out(
 def test_names_are_no_mathematics(tmp_path: Path) -> None:
     fitted, replace = quick_fit(), dataclasses.replace
     *features, target = (f"$\\{name}{{$" for name in "abcy")
-    described = replace(fitted.model.description, feature_names=features, target_name=target)
-    replace(fitted, model=replace(fitted.model, description=described)).save(tmp_path)
+    columns = [
+        column | {"name": name}
+        for column, name in zip(fitted.model.description.columns, features, strict=True)
+    ]
+    described = replace(fitted.model.description, columns=columns, target_names=[target])
+    replace(
+        fitted,
+        model=replace(fitted.model, description=described),
+        test_table=fitted.test_table.set_axis(features, axis=1),
+    ).save(tmp_path)
     assert names(tmp_path) == FILES
 
 
@@ -354,7 +362,7 @@ def test_an_exception_keeps_the_old_file(tmp_path: Path) -> None:
 
 def test_predictions_are_csv_in_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     fitted = quick_fit().model
-    described = dataclasses.replace(fitted.description, target_name='π, "k"')
+    described = dataclasses.replace(fitted.description, target_names=['π, "k"'])
     dataclasses.replace(fitted, description=described).save(tmp_path)
     write_csv(table(), tmp_path / "data.csv")
     code = """

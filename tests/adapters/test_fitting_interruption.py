@@ -158,16 +158,16 @@ def test_a_signal_before_or_after_the_training_of_an_estimator_keeps_its_model(
     monkeypatch: pytest.MonkeyPatch, place: Any, stage: str
 ) -> None:
     data = dataset()
-    expected = LMKANRegressor(random_state=0, **QUICK).fit(data.features, data.target)
+    expected = LMKANRegressor(random_state=0, **QUICK).fit(data.encoded, data.values)
     monkeypatch.setattr(place, stage, sending("SIGINT", getattr(place, stage)))
     regressor = LMKANRegressor(random_state=0, **QUICK)
     with pytest.raises(KeyboardInterrupt):
-        regressor.fit(data.features, data.target)
-    predictions = regressor.predict(data.features)
+        regressor.fit(data.encoded, data.values)
+    predictions = regressor.predict(data.encoded)
     if stage == "train":  # ends after its first step
         assert np.isfinite(predictions).all()
     else:
-        np.testing.assert_array_equal(predictions, expected.predict(data.features))
+        np.testing.assert_array_equal(predictions, expected.predict(data.encoded))
 
 
 def test_a_signal_at_the_end_of_a_training_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from lmkan_cupy.adapters.fitting import model as models
 
 import lmkan_cupy
 
+NUMBER = {"name": "d", "kind": "number", "parts": ["value"], "fill": 0.0}
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -53,8 +55,9 @@ def test_a_damaged_description(folder: Path, text: bytes) -> None:
     ("entry", "value"),
     [
         *(("bound", each) for each in (0, -1, float("inf"), "4", None)),
-        *(("feature_names", each) for each in ([], [["a"], "b", "c"], [1, 2, 3], [*"abcd"], 3)),
-        *(("target_names", each) for each in ([], [1], ["y", "z"])),
+        *(("columns", each) for each in ([], [{}], [1, 2, 3], [*"abcd"], 3, [NUMBER] * 4)),
+        *(("target_names", each) for each in ([], [1], "yz", 3)),
+        *(("classes", each) for each in ([], [1], [1, 2], 3)),
         ("code", "print()"),
     ],
     ids=lambda value: repr(value),
@@ -108,7 +111,7 @@ def test_predictions_that_are_no_numbers_are_refused(folder: Path, command: Any)
 
 def test_the_core_predicts_the_same(folder: Path) -> None:
     """What `load_network` gives, to the bit; the module, in torch's float32, up to rounding."""
-    model, x = quick_fit().model, dataset().features
+    model, x = quick_fit().model, dataset().encoded
     expected = model.predict(x)
     np.testing.assert_array_equal(lmkan_cupy.load_network(folder).predict(x)[:, 0], expected)
     np.testing.assert_array_equal(load(folder).predict(x), expected)
@@ -117,7 +120,7 @@ def test_the_core_predicts_the_same(folder: Path) -> None:
 
 
 def test_any_memory_layout_is_taken() -> None:
-    model, x = quick_fit().model, dataset().features
+    model, x = quick_fit().model, dataset().encoded
     expected = model.predict(x)
     for layout in (
         x[::-1][::-1],
@@ -127,5 +130,5 @@ def test_any_memory_layout_is_taken() -> None:
     ):
         np.testing.assert_array_equal(model.predict(layout), expected)
     np.testing.assert_array_equal(model.predict(x[::-1]), expected[::-1])
-    with pytest.raises(InputError, match=r"features must have shape \[N, 3\], got \(60, 2\)"):
+    with pytest.raises(InputError, match=r"table must have shape \[N, 3\], got \(60, 2\)"):
         model.predict(x[:, :2])

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+pd = pytest.importorskip("pandas")
 fitting = pytest.importorskip("lmkan_cupy.adapters.fitting")
 
 X = np.random.default_rng(0).normal(size=(60, 3))
 
 
 def fitted() -> Any:
-    data = fitting.Dataset(X, X[:, 0] * X[:, 1], ["a", "b", "c"])
+    data = fitting.Dataset(pd.DataFrame(X), pd.DataFrame({"y": X[:, 0] * X[:, 1]}))
     return fitting.fit(data, width=4, layers=2, epochs=10)
 
 
@@ -53,7 +54,7 @@ def test_rows_and_columns_in_reversed_order(usual: Any) -> None:
 
 def test_masked_values_are_missing_ones(usual: Any) -> None:
     masked = np.ma.masked_array(X, np.arange(X.size).reshape(X.shape) == 4)
-    text = "values are missing or infinite in 1 rows, first in row 2, column 'b'"
+    text = "column '1': row 2 has no value"
     with pytest.raises(fitting.InputError, match=text):
         usual.model.predict(masked)
     unmasked = np.ma.masked_array(X)

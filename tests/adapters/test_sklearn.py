@@ -34,9 +34,18 @@ BOTH = pytest.mark.parametrize("kind", [LMKANRegressor, LMKANClassifier])
 REGRESSOR_FIRST = pytest.mark.parametrize("kind", first_short([LMKANRegressor, LMKANClassifier]))
 
 
+def expected_failures(_: Any) -> dict[str, str]:
+    """What holds for none of the estimators that take their rows in random batches."""
+    check = "check_sample_weight_equivalence_on_dense_data"
+    return {check: "a row of weight 2 is in one batch, two equal rows may be in two"}
+
+
 # They also pass with the default sizes, but take longer.
 @pytest.mark.long
-@parametrize_with_checks([kind(width=8, layers=2) for kind in (LMKANRegressor, LMKANClassifier)])
+@parametrize_with_checks(
+    [kind(width=8, layers=2) for kind in (LMKANRegressor, LMKANClassifier)],
+    expected_failed_checks=expected_failures,
+)
 def test_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)
 
@@ -401,6 +410,9 @@ def test_arrays_that_would_lose_something(
         ({"num_grids": 2}, "num_grids must be at least 3, got 2"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"n_iter_no_change": 0}, "n_iter_no_change must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"categorical_features": "x"}, "categorical_features must be None or 'from_dtype', got"),
         ({"bound": 0.0}, "bound must be positive, got 0.0"),
         ({"penalty": -1.0}, "penalty must be None or at least 0, got -1.0"),
         ({"validation_fraction": 1.0}, "validation_fraction must be between 0 and 1, got 1.0"),

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Event
@@ -69,12 +69,20 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "num_threads", lambda: 2)
 
 
+@pytest.fixture
+def sigint_interrupts() -> Iterator[None]:
+    """Python's own handler: a process that a shell starts in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def in_two_ranges(run: Callable[[], None]) -> None:
     """Let two threads call `run`, this one and a helper."""
     threads.in_ranges(lambda begin, end: run(), 2, most=1, work=2 * threads._WORK_PER_THREAD)
 
 
-@pytest.mark.usefixtures("two_threads")
+@pytest.mark.usefixtures("two_threads", "sigint_interrupts")
 class TestWhateverIsRaised:
     """No thread is at work any more when a call has ended: it would go on writing to `out`."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pages
+import pandas as pd
 import pytest
 from fresh_process import ROOT
 
@@ -61,7 +62,8 @@ def leave_fitted_model(folder: Path) -> None:
     """What `python -m lmkan_cupy fit` leaves, for three features."""
     fitting = pytest.importorskip("lmkan_cupy.adapters.fitting")
     features = np.random.default_rng(0).uniform(size=(60, 3))
-    data = fitting.Dataset(features, features.sum(1), ["a", "b", "c"])
+    frame = pd.DataFrame(features, columns=["a", "b", "c"])
+    data = fitting.Dataset(frame, pd.DataFrame({"y": features.sum(1)}))
     folder.mkdir()
     fitting.fit(data, width=4, epochs=1, baseline=False).model.save(folder)
 

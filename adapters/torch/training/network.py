@@ -116,8 +116,13 @@ class TableNetwork(nn.Module):
             self.network[0].norm = nn.Identity()
         return self
 
-    def fitted(self, feature_names: Sequence[str], target_names: Sequence[str]) -> FittedNetwork:
-        """Return the folded network without torch; they share memory."""
+    def fitted(
+        self, feature_names: Sequence[str], target_names: Sequence[str], **description: Any
+    ) -> FittedNetwork:
+        """Return the folded network without torch; they share memory.
+
+        ``description`` are further attributes of a :class:`~lmkan_cupy.fitted.FittedNetwork`.
+        """
         return FittedNetwork(
             feature_names,
             target_names,
@@ -125,6 +130,7 @@ class TableNetwork(nn.Module):
             [each.tables.detach().numpy() for each in lmkan_layers(self.network)],
             *(self.feature_mean.numpy(), self.feature_scale.numpy()),
             *(self.target_mean.numpy(), self.target_scale.numpy()),
+            **description,
         )
 
     @classmethod
