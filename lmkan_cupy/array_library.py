@@ -47,6 +47,14 @@ def array_library(array: Array) -> Any:
     return sys.modules["cupy"] if is_cupy_array(array) else np
 
 
+def contiguous(array: Array) -> Array:
+    """Return an array C-contiguous, copied only where needed."""
+    if array.flags.c_contiguous:
+        return array
+    copied: Array = array_library(array).ascontiguousarray(array)
+    return copied
+
+
 def on_device_of(array: Any) -> AbstractContextManager[Any]:
     """Return a context in which the device of a CuPy array is CuPy's current one."""
     if not is_cupy_array(array):
