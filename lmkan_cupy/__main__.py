@@ -37,10 +37,13 @@ def _run(command: str, arguments: dict[str, Any]) -> int:
 
             show_config()
             return 0
+        if len(sizes) < 4:
+            return _fail(f"--plan needs at least 4 numbers, I O G B, got {len(sizes)}")
         from .cuda_engine.show_plan import show_plan
 
+        *features, num_grids, batch = sizes
         try:
-            show_plan(*sizes, table_dtype=arguments["dtype"])
+            show_plan(features, num_grids, batch, table_dtype=arguments["dtype"])
         except ValueError as error:
             return _fail(str(error))
         return 0
@@ -85,11 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="versions, engines, threads, and what is missing")
     info.add_argument(
         "--plan",
-        nargs=4,
+        nargs="+",
         type=int,
-        metavar=("I", "O", "G", "B"),
+        metavar=("I O G B", "N"),
         help="show instead how a GPU computes the forward of a layer of I inputs, O outputs and "
-        "G grid intervals for B samples, and the predicted time",
+        "G grid intervals for B samples, and the predicted time; with further widths between I "
+        "and O that of a network",
     )
     info.add_argument(
         "--dtype",

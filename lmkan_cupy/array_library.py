@@ -47,6 +47,14 @@ def array_library(array: Array) -> Any:
     return np if isinstance(array, np.ndarray) else sys.modules["cupy"]
 
 
+def contiguous(array: Array) -> Array:
+    """Return an array C-contiguous, copied only where needed."""
+    if array.flags.c_contiguous:
+        return array
+    copied: Array = array_library(array).ascontiguousarray(array)
+    return copied
+
+
 def on_device_of(array: Array) -> AbstractContextManager[Any]:
     """Return a context in which the device of a CuPy array is CuPy's current one."""
     if isinstance(array, np.ndarray):

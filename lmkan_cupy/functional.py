@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from . import allocation, array_checks, installation
-from .array_library import AnyArray, Array, array_library, on_device_of
+from .array_library import AnyArray, Array, array_library, contiguous, on_device_of
 
 
 @cache
@@ -39,13 +39,6 @@ def engine_for(xp: Any) -> ModuleType:
 def samples(array: Array) -> Array:
     """Return [..., N] as a C-contiguous [B, N], copied only where needed."""
     return contiguous(array if array.ndim == 2 else array.reshape(-1, array.shape[-1]))
-
-
-def contiguous(array: Array) -> Array:
-    if array.flags.c_contiguous:
-        return array
-    contiguous: Array = array_library(array).ascontiguousarray(array)
-    return contiguous
 
 
 def output(

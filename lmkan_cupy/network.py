@@ -1,8 +1,10 @@
 """A chain of layers evaluated in one call, for inference: layers of tables and linear layers.
 
-On the CPU, blocks of rows go through all layers in the processor's caches, so nothing is called,
-written to memory or waited for between the layers. Results are those of the same steps one by one,
-to the bit: standardise, then for each layer cut and :func:`lmkan_cupy.forward`.
+Blocks of rows go through all layers, on the CPU in a core's caches, on a GPU in shared memory, so
+nothing is called, written to memory or waited for between the layers. On the CPU results are those
+of the same steps one by one, to the bit: standardise, then for each layer cut and
+:func:`lmkan_cupy.forward`; on a GPU, up to rounding. What a GPU's kernel does not serve, and
+gradients there, are computed in these steps.
 """
 
 from collections.abc import Sequence
@@ -117,9 +119,8 @@ def evaluate_network(
         shape = (*x.shape[:-1], network.out_features)
         inputs = {"x": x} if out is None else {"x": x, **network.arrays()}
         out = output(function, "out", out, shape, x.dtype, inputs)
-        if array_library(x) is np:
-            engine_for(np).network_forward(network, samples(x), samples(out))
-        else:
+        engine = engine_for(array_library(x))
+        if not engine.network_forward(network, samples(x), samples(out)):
             out[...] = features_of_layers(network, x)[-1]
     return out
 
@@ -134,10 +135,12 @@ def _value_and_grad(
         if grad_y is None:
             grad_y = allocation.empty(shape, x.dtype, x)
             grad_y.fill(1)
+        y = allocation.empty(shape, x.dtype, x)
         if array_library(x) is not np:
             features = features_of_layers(network, x)
-            return features[-1], pull_back_by_layers(network, features, grad_y)
-        y = allocation.empty(shape, x.dtype, x)
+            if not engine_for(array_library(x)).network_forward(network, samples(x), samples(y)):
+                y = features[-1]
+            return y, pull_back_by_layers(network, features, grad_y)
         grad_x = allocation.empty(x.shape, x.dtype, x)
         engine_for(np).network_value_and_grad(
             network, samples(x), samples(grad_y), samples(y), samples(grad_x)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
-from itertools import product
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import emulated
@@ -34,11 +34,12 @@ from emulated import (
     problem_with,
 )
 from oracle import Array
-from problems import DTYPES, FLOAT32, HALF_TABLES, Dtypes, Problem, Sizes
+from problems import DTYPES, FLOAT32, FLOAT64, HALF_TABLES, Dtypes, Problem, Sizes
 from tolerances import Expected
 
 from lmkan_cupy import cuda_engine, sigma_grid
-from lmkan_cupy.cuda_engine import backward_pass, forward_model, forward_pass
+from lmkan_cupy.array_checks import LayerKind, Network
+from lmkan_cupy.cuda_engine import backward_pass, forward_model, forward_pass, network_pass
 from lmkan_cupy.cuda_engine import penalty as penalty_pass
 from lmkan_cupy.cuda_engine.forward_model import Prediction
 from lmkan_cupy.cuda_engine.plan import layer_shape
@@ -348,6 +349,79 @@ def check_penalty(sizes: Sizes, dtypes: Dtypes, blocks: int) -> list[Array]:
     return [penalty, grad]
 
 
+# ---- a network in one kernel ---------------------------------------------------------------------
+
+
+class NetworkRow(NamedTuple):
+    """Sizes of the layers, and a block; `shared_kb` decides whether the tables are resident."""
+
+    features: tuple[int, ...]
+    num_grids: int
+    dtypes: Dtypes = FLOAT32
+    warps: int = 1
+    shared_kb: int = 227
+    standardised: bool = True
+    bound: float = 1.5
+
+
+NETWORK_ROWS = {
+    "resident": NetworkRow((10, 16, 16, 1), 4),
+    "in-stages": NetworkRow((5, 9, 33, 12, 3), 4, shared_kb=20),
+    "in-stages-of-one-pair": NetworkRow((5, 33, 34, 2), 4, shared_kb=17, bound=np.inf),
+    "a-layer": NetworkRow((1, 1), 8, warps=2, standardised=False),
+    "double": NetworkRow((5, 20, 7), 4, FLOAT64, standardised=False),
+    "half": NetworkRow((6, 40, 20, 9), 4, HALF_TABLES, warps=2),
+    "bfloat16": NetworkRow((5, 20, 7), 4, BFLOAT16_TABLES, shared_kb=12, bound=np.inf),
+}
+
+
+def network_problem(row: NetworkRow, batch: int) -> tuple[Network, Array]:
+    """A network and x [B, I]."""
+    rng = np.random.default_rng(zlib.crc32(str(row).encode()))
+    real = np.dtype(row.dtypes.x)
+    layers = [
+        row_problem(Sizes(0, *sizes, row.num_grids), row.dtypes).tables
+        for sizes in pairwise(row.features)
+    ]
+    inputs = row.features[0]
+    shift, scale = rng.normal(size=inputs).astype(real), rng.uniform(0.5, 2, inputs).astype(real)
+    network = Network(
+        inputs,
+        real,
+        layers,
+        tuple(LayerKind(each.shape, each.dtype, False) for each in layers),
+        (row.bound,) * len(layers),
+        *((shift, scale) if row.standardised else (None, None)),
+    )
+    return network, rng.normal(0, 2, (batch, inputs)).astype(real)
+
+
+def check_network(row: NetworkRow) -> list[Array]:
+    """In three tasks of one block, and a few of the samples in one that it does not fill.
+
+    A NaN passes the cut, an infinity does not.
+    """
+    network, x = network_problem(row, 70 * row.warps)
+    given, bad = x.copy(), np.zeros(len(x), bool)
+    x[2, 0], given[2, 0] = 1e6, np.inf
+    x[5, -1], given[5, -1] = -1e6, -np.inf
+    given[8, 0] = given[11, -1] = np.nan
+    bad[[8, 11]], bad[[2, 5]] = True, row.bound == np.inf
+    y = in_one_kernel(row, network, given)
+    np.testing.assert_array_equal(in_one_kernel(row, network, given[:9]), y[:9])
+    hit = np.broadcast_to(bad[:, None], y.shape)
+    return [checked(y, tolerances.network(x, network), hit)]
+
+
+def in_one_kernel(row: NetworkRow, network: Network, x: Array) -> Array:
+    y = np.full((len(x), network.out_features), np.nan, x.dtype)
+    shape = network_pass.network_shape(network)
+    device = replace(emulated.DEVICE, shared_bytes=row.shared_kb * 1024)
+    plan = network_pass.through_shared(shape, len(x), device, row.warps)
+    network_pass.by_plan(plan, shape, len(x))(network, x, y)
+    return y
+
+
 # ---- all cases -----------------------------------------------------------------------------------
 
 ROWS = [*product(SMALL_CHUNK_SIZES, DTYPES), (ROW, BFLOAT16_TABLES)]
@@ -368,4 +442,9 @@ PENALTIES = [
     )
     for sizes, dtypes, most in product(PENALTY_SIZES, (FLOAT32, BFLOAT16_TABLES), (1, 1000))
 ]
-CASES = [case for row in ROWS for case in row_cases(*row)] + MANY_PAIRS + RINGS + PENALTIES
+NETWORKS = [
+    Case(f"network-{name}", ("network.cu",), partial(check_network, row))
+    for name, row in NETWORK_ROWS.items()
+]
+CASES = [case for row in ROWS for case in row_cases(*row)]
+CASES += MANY_PAIRS + RINGS + PENALTIES + NETWORKS

@@ -20,6 +20,7 @@ GRID, STENCIL, VECTORS, RECORD = "grid.cuh", "stencil.cuh", "row_vectors.cuh", "
 FORWARD, BY_RING, PACK = "forward.cu", "forward_ring.cu", "pack.cu"
 TILE, CELL, RING = "tile.cuh", "cell.cuh", "ring.cuh"
 SORT, BACKWARD, PENALTY = "sort.cu", "backward.cu", "hessian_penalty.cu"
+NETWORK = "network.cu"
 STRETCH, SUMS, DIFFERENCES = "stretch.cuh", "cell_sums.cuh", "differences.cuh"
 
 POISON = "0 * own.fraction.first + 0 * own.fraction.second"
@@ -195,6 +196,16 @@ THOUGHT_OUT = [
     (PENALTY, "factors_at(j + 1).backward", "factors_at(j + 1).forward", "right"),
     (PENALTY, "2 * scale / INNER", "2.0 / INNER", "unscaled gradient"),
     (PENALTY, "if (accumulate) result = target;", "", "overwrites"),
+    (NETWORK, "value > bound", "!(value <= bound)", "a NaN is cut"),
+    (NETWORK, "value < -bound ? -bound : value", "value", "no lower bound"),
+    (NETWORK, "!resident || task == blockIdx.x", "task == blockIdx.x", "old stages"),
+    (NETWORK, "first_pair * NODES", "0 * NODES", "first stage again"),
+    (NETWORK, "t ^ lane_index() % N", "t", "lanes' order", "chunk = row + (t ^ lane_index() % N)"),
+    (NETWORK, "done * layer.pairs * NODES", "0", "tiles in one place"),
+    (NETWORK, "source == 0 ? rows - outputs : 0", "0", "over its inputs"),
+    (NETWORK, "begin += chain[k].pairs * NODES * chain[k].chunks();", "", "layers in one place"),
+    (NETWORK, "value -= shift[k];", "", "not shifted", "if (shift != nullptr) value -= shift[k];"),
+    (NETWORK, "value *= scale[k];", "", "not scaled", "if (scale != nullptr) value *= scale[k];"),
 ]
 
 BANKS = "which of two rows comes first only decides about banks of shared memory"
@@ -219,6 +230,7 @@ HARMLESS = [
     (SORT, "min(warp * run, size)", "warp * run", NOTHING_LEFT),
     (SORT, f"min({FIRST_DIGIT}, DIGITS)", FIRST_DIGIT, NOTHING_LEFT),
     (SORT, "active", "true", "such lanes are the last of a warp", "active ? digit_of(sample)"),
+    (NETWORK, "tables.to_copy", "true", "what is copied again is the same", "if (tables.to_copy)"),
     (SUMS, "cell >= 0", "true", "for no cell all sums are 0", "neighbours = cell >= 0"),
     (BACKWARD, "slot.cell < 0", "false", "sums for no cell are dropped at the next one"),
 ]

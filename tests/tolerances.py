@@ -48,6 +48,7 @@ from bench.harness.rounding import (
     size_and_error,
 )
 from lmkan_cupy import sigma_grid
+from lmkan_cupy.array_checks import Network
 from lmkan_cupy.array_library import is_cupy_array
 
 MOST_OF_BLOCK, FEWEST_OF_BLOCK = 4096, 1024
@@ -132,21 +133,23 @@ def expected(value: Array, magnitude: Array, terms: int, dtype: Any) -> Expected
     return Expected(value, error_bound(magnitude, terms, unit(dtype)))
 
 
-def rounded_basis(x: Array, knots: Array) -> oracle.Basis:
-    """The hats at x as |exact| + i error, for arithmetic in the dtype of `knots`."""
+def rounded_basis(x: Array, knots: Array, x_error: Any = 0.0) -> oracle.Basis:
+    """The hats at x, known up to `x_error`, as |exact| + i error, in the dtype of `knots`."""
     exact = oracle.basis(x, knots)
-    r, close = unit(knots.dtype), reach(knots)
+    r = unit(knots.dtype)
+    off = oracle.by_pair(np.broadcast_to(x_error, x.shape))[..., None]
+    close = reach(knots) + off
     points = oracle.by_pair(to_float64(x))[..., None]
     wide = to_float64(knots)
 
     # A slope is 1 / h at the two corners of the cell, else 0; |k| of one corner is at most |k| + h
     # of the other.
     size = np.abs(exact.slope) * (np.abs(points) + np.abs(wide)) + (exact.slope != 0)
-    value_error = r * (HAT_ROUNDINGS * size + np.abs(exact.value))
+    value_error = r * (HAT_ROUNDINGS * size + np.abs(exact.value)) + np.abs(exact.slope) * off
     misplaced = np.where(np.abs(points - wide[1:-1]) <= close, close, 0)
     before, after = 1 / np.diff(wide)[:-1], 1 / np.diff(wide)[1:]
     for corner, jump in enumerate((before, before + after, after)):
-        value_error[..., corner : corner + len(close)] += misplaced * jump
+        value_error[..., corner : corner + len(wide) - 2] += misplaced * jump
 
     return oracle.Basis(
         value=np.abs(exact.value) + 1j * value_error,
@@ -182,6 +185,23 @@ def forward(
         return in_float
     more = interpolation_in_half(rounded, tables, np.abs(magnitude.real) + np.abs(magnitude.imag))
     return Expected(value, in_float.bound + more)
+
+
+def network(x: Any, layers: Network) -> Expected:
+    """y [B, O] of a network of tables; what a layer's inputs may be off by goes through it."""
+    x, r = host(x), unit(x.dtype)
+    shift, scale = (
+        unused if each is None else to_float64(each)
+        for each, unused in ((layers.shift, 0.0), (layers.scale, 1.0))
+    )
+    value = (to_float64(x) - shift) * scale
+    error = 2 * r * np.abs(value)
+    for tables, bound in zip(map(to_float64, layers.layers), layers.bounds, strict=True):
+        cut, knots = np.clip(value, -bound, bound), knots_of(tables, x.dtype)
+        magnitude = oracle.forward(rounded_basis(cut, knots, error), np.abs(tables))
+        value = oracle.forward(oracle.basis(cut, knots), tables)
+        error = expected(value, magnitude, 4 * len(tables), x.dtype).bound
+    return Expected(value, error)
 
 
 def interpolation_in_half(at: oracle.Basis, tables: Array, magnitude: Array) -> Array:

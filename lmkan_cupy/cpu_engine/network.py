@@ -17,8 +17,11 @@ from .threads import in_ranges
 _MANY_ROWS = 1024
 
 
-def network_forward(network: Network, x: Array, out: Array) -> None:
-    """Overwrite ``out`` [B, O] with the network of ``x`` [B, I]."""
+def network_forward(network: Network, x: Array, out: Array) -> bool:
+    """Overwrite ``out`` [B, O] with the network of ``x`` [B, I] and return True.
+
+    The CUDA engine, which does not serve every network, may return False.
+    """
     steps, block, work = _steps(*_like(network), len(x) >= _MANY_ROWS, backward=False)
     arrays, _kept = _arrays(network)
     shift, scale = _standardisation(network)
@@ -29,6 +32,7 @@ def network_forward(network: Network, x: Array, out: Array) -> None:
         most=MOST_SAMPLES,
         work=len(x) * work,
     )
+    return True
 
 
 def network_value_and_grad(

@@ -4,8 +4,8 @@ The functions have the arguments of those in ``cpu_engine``: checked, C-contiguo
 device, results overwritten. They start kernels on CuPy's current stream of the current device, wait
 for nothing, and allocate workspace through :mod:`..allocation`.
 
-Each of the passes `forward_pass`, `backward_pass` and `penalty` has a module with its plan, its
-workspace and its launches. The forward also has `ring`, its tiles in shared memory,
+Each of the passes `forward_pass`, `backward_pass`, `penalty` and `network_pass` has a module with
+its plan, its workspace and its launches. The forward also has `ring`, its tiles in shared memory,
 `forward_model`, which predicts its time, and `show_plan`. What the passes share is in `plan`,
 `launch`, `kernel_source` and `kernel_cache`.
 """
@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from ..array_checks import compute_dtype_of
+from ..array_checks import Network, compute_dtype_of
 from ..array_library import Array
 from . import kernel_cache
 from .backward_pass import plan_backward, pull_back
 from .forward_pass import candidates, evaluate
 from .launch import clear
+from .network_pass import candidates as network_candidates
+from .network_pass import evaluate_network
 from .penalty import penalize, plan_penalty
-from .plan import Device, Launch, LayerShape
+from .plan import Device, Launch, LayerShape, NetworkShape
 
 
 def forward(x: Array, tables: Array, out: Array) -> None:
@@ -99,6 +101,14 @@ def hessian_penalty(
     penalize(tables, scale, grad, penalty, accumulate)
 
 
+def network_forward(network: Network, x: Array, out: Array) -> bool:
+    """Overwrite ``out`` [B, O] with the network of ``x`` [B, I] and return True.
+
+    Or return False where no plan for one kernel serves it: then it has to go layer by layer.
+    """
+    return evaluate_network(network, x, out)
+
+
 def warmup(
     in_features: int, out_features: int, num_grids: int, dtype: np.dtype[Any], device: int
 ) -> None:
@@ -113,6 +123,10 @@ def warmup(
 def launches(layer: LayerShape, device: Device) -> list[Launch]:
     """Return one launch of every kernel that calls with such a layer may need, of any batch."""
     found = list(plan_penalty(layer, device, aligned=True).launches)
+    # The kernel of a network with such a layer is that of a network of it alone.
+    features = (layer.in_features, layer.out_features)
+    network = NetworkShape(features, layer.num_grids, layer.real, layer.table)
+    found += [possible.kernel for possible in network_candidates(network, 1, device)]
     # The double backward takes cotangents of the tables through the layer, in the dtype of x.
     for each in (layer, replace(layer, table=layer.real)):
         for direction, of_layer, need_x, need_tables in (

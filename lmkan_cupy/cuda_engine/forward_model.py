@@ -6,9 +6,10 @@ devices only clock rate, memory and the number of multiprocessors are known: the
 as much per clock.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .plan import ITEM_BYTES, LANES, Device, LayerShape, ceil_div
+from .plan import ITEM_BYTES, LANES, Device, LayerShape, NetworkShape, ceil_div
 from .ring import Ring
 
 #: dtype of the tiles -> what limits the main kernel once they are in shared memory ("issue" is the
@@ -34,6 +35,16 @@ GLOBAL_BYTES = 30.5
 #: multiprocessor.
 GLOBAL_LATENCY = 500
 GLOBAL_WARPS = 32
+
+#: Of network.cu, whose tiles have rows of so many chunks -> how often reads of 8 lanes meet in a
+#: bank, on average over random cells. Each time, a read takes 4 clocks.
+NETWORK_WAYS = {8: 1.0, 4: 1.94, 2: 2.39, 1: 2.57}
+#: Assumed, not fitted: clocks in which 32 samples' instructions for a chunk start; and clocks that
+#: a warp waits to be located in a pair, and for the rows of each chunk.
+NETWORK_ISSUE = {"float32": 5, "float64": 12, "float16": 17, "bfloat16": 17}
+NETWORK_LOCATED, NETWORK_LATENCY = 200, 100
+#: Clocks besides reading rows, as in CLOCKS.
+KNOT_CLOCKS = 14
 
 #: Clocks of a block before its first tile and after its last; seconds of a launch.
 BLOCK_CLOCKS = 28000
@@ -121,6 +132,56 @@ def from_global(layer: LayerShape, batch: int, device: Device, split: int) -> Pr
         "memory": beyond_l2 * rows / (MEMORY_SHARE * device.memory_rate),
     }
     return Prediction(bounds, LAUNCH_SECONDS)
+
+
+def of_network(
+    shape: NetworkShape,
+    tiles: Sequence[tuple[int, int]],
+    batch: int,
+    device: Device,
+    *,
+    samples: int,
+    table_bytes: int,
+    resident: bool,
+) -> Prediction:
+    """Predict a network in one kernel.
+
+    Parameters
+    ----------
+    shape : NetworkShape
+    tiles : sequence of (int, int)
+        Pairs and 16-byte chunks of each tile of each layer.
+    batch, device
+    samples : int
+        Samples of a block at a time.
+    table_bytes : int
+        Of all tables in shared memory.
+    resident : bool
+        Whether a block copies the tables once instead of once for each ``samples``.
+    """
+    tasks = ceil_div(ceil_div(batch, samples), device.multiprocessors)
+    of_warp = sum(
+        pairs * (chunks * max(16 * NETWORK_WAYS[chunks], NETWORK_ISSUE[shape.table]) + KNOT_CLOCKS)
+        for pairs, chunks in tiles
+    )
+    waits = sum(pairs * (NETWORK_LOCATED + NETWORK_LATENCY * chunks) for pairs, chunks in tiles)
+    copied = (1 if resident else tasks) * table_bytes / CHUNK_BYTES
+    moved = ITEM_BYTES[shape.real] * batch * (shape.features[0] + shape.features[-1])
+    bounds = {
+        "shared memory": tasks * samples // LANES * of_warp / device.clock_hz,
+        "latency": tasks * waits / device.clock_hz,
+        "memory": moved / (MEMORY_SHARE * device.memory_rate),
+    }
+    return Prediction(bounds, copied / device.clock_hz + LAUNCH_SECONDS)
+
+
+def by_layers(
+    shape: NetworkShape, of_layers: Iterable[Prediction], batch: int, device: Device
+) -> float:
+    """Predict the seconds of a network layer by layer: its forwards, and a cut before each."""
+    moved = 2 * ITEM_BYTES[shape.real] * batch * sum(shape.features[:-1])
+    cuts = len(shape.layers) * LAUNCH_SECONDS + moved / (MEMORY_SHARE * device.memory_rate)
+    return cuts + sum(each.seconds for each in of_layers)
 
 
 def _waves(samples: int, ring: Ring, device: Device) -> int:

@@ -6,14 +6,16 @@ same shapes have in common is made ready once, and a call allocates its workspac
 
 from collections.abc import Callable
 from itertools import accumulate
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from .. import allocation
 from ..array_library import Array, is_cupy_array
 from . import kernel_cache
-from .plan import Launch, LayerShape
+from .plan import Launch
+
+Result = TypeVar("Result")
 
 #: Argument of a kernel: a C-contiguous array or a part of a workspace, None for null, or a float64.
 Argument: TypeAlias = Any
@@ -22,22 +24,20 @@ Argument: TypeAlias = Any
 _PART_BYTES = 256
 
 #: Calls made ready, by everything that they depend on: see `ready`.
-_calls: dict[tuple[Any, ...], Callable[..., None]] = {}
+_calls: dict[tuple[Any, ...], Callable[..., Any]] = {}
 _MOST_CALLS = 256
 
 
-def ready(
-    make: Callable[..., Callable[..., None]], layer: LayerShape, *choices: Any
-) -> Callable[..., None]:
-    """Return ``make(device, layer, *choices)`` for the current device, made once and then kept.
+def ready(make: Callable[..., Callable[..., Result]], *choices: Any) -> Callable[..., Result]:
+    """Return ``make(device, *choices)`` for the current device, made once and then kept.
 
     So a call with the shapes of an earlier one finds its plan, compiled kernels and their numbers.
     """
     device = kernel_cache.device()
-    key = (make, device, layer, *choices)
+    key = (make, device, *choices)
     call = _calls.get(key)
     if call is None:
-        call = make(device, layer, *choices)
+        call = make(device, *choices)
         if len(_calls) >= _MOST_CALLS:  # happens where the batch size keeps changing
             _calls.clear()
         _calls[key] = call

@@ -9,6 +9,7 @@ Symbols: B samples, I inputs, O outputs, P = ceil(I / 2) pairs, G grid intervals
 import math
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 #: Threads of a warp, on every CUDA device.
@@ -123,6 +124,32 @@ class LayerShape:
     def tiles(self) -> int:
         """Tiles of outputs in forward.cu; a warp works on one at a time."""
         return ceil_div(self.out_features, LANES * self.lane_outputs)
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """What the plan of a network depends on.
+
+    Parameters
+    ----------
+    features : tuple of int
+        Inputs of the first layer, then the outputs of every layer.
+    num_grids : int
+    real, table : str
+        dtype names: of x and results, and of the tables.
+    """
+
+    features: tuple[int, ...]
+    num_grids: int
+    real: str
+    table: str
+
+    @property
+    def layers(self) -> list[LayerShape]:
+        return [
+            LayerShape(inputs, outputs, self.num_grids, self.real, self.table)
+            for inputs, outputs in pairwise(self.features)
+        ]
 
 
 def layer_shape(x: Any, tables: Any) -> LayerShape:

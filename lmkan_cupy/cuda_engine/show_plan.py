@@ -1,32 +1,41 @@
-"""How the CUDA engine computes a forward, in words, and what its model predicts."""
+"""How the CUDA engine computes a layer or a network, in words, and what its model predicts."""
+
+from collections.abc import Sequence
+from itertools import pairwise
 
 from .. import array_checks, tables
 from ..installation import cuda_obstacle
-from . import kernel_cache
+from . import kernel_cache, network_pass
+from .forward_model import Prediction
 from .forward_pass import plan_forward
-from .plan import H100, LayerShape
+from .network_pass import plan_network
+from .plan import H100, VECTOR_BYTES, Device, Launch, NetworkShape
 
 
-def show_plan(
-    in_features: int, out_features: int, num_grids: int, batch: int, *, table_dtype: str
-) -> None:
+def show_plan(features: Sequence[int], num_grids: int, batch: int, *, table_dtype: str) -> None:
     """Print how the CUDA engine computes a forward, and the time that its model predicts.
 
     For the current device; where there is none, for an H100, to which the model is fitted.
+
+    Parameters
+    ----------
+    features : sequence of int
+        Inputs and outputs of a layer; or of a network the inputs, then the outputs of every layer.
+    num_grids, batch : int
+    table_dtype : str
 
     Raises
     ------
     ValueError
         If a size is out of range.
     """
-    for name, value in _rows(in_features, out_features, num_grids, batch, table_dtype).items():
+    for name, value in _rows(features, num_grids, batch, table_dtype).items():
         print(f"{name:<14} {value}")
 
 
-def _rows(
-    in_features: int, out_features: int, num_grids: int, batch: int, table_dtype: str
-) -> dict[str, str]:
-    tables.tables_shape("info --plan", in_features, out_features, num_grids)
+def _rows(features: Sequence[int], num_grids: int, batch: int, table_dtype: str) -> dict[str, str]:
+    for inputs, outputs in pairwise(features):
+        tables.tables_shape("info --plan", inputs, outputs, num_grids)
     array_checks.check_size("info --plan", "batch", batch, at_least=0)
     if cuda_obstacle() is None:
         device, where = kernel_cache.device(), "this machine's"
@@ -36,10 +45,15 @@ def _rows(
     if batch == 0:
         return rows | {"kernel": "none: there is nothing to do for 0 samples"}
     real = array_checks.COMPUTE_DTYPE[table_dtype]
-    layer = LayerShape(in_features, out_features, num_grids, real, table_dtype)
+    shape = NetworkShape(tuple(features), num_grids, real, table_dtype)
+    of_kind = _of_layer if len(features) == 2 else _of_network
+    return rows | of_kind(shape, batch, device)
+
+
+def _of_layer(shape: NetworkShape, batch: int, device: Device) -> dict[str, str]:
+    (layer,) = shape.layers
     plan = plan_forward(layer, batch, device, direction=False, aligned=True)
-    predicted = plan.prediction
-    rows["kernel"] = f"{plan.kernel.kernel}, {plan.kernel.blocks} blocks of {plan.kernel.threads}"
+    rows = _of_kernel(plan.kernel)
     if ring := plan.ring:
         rows["tables"] = (
             f"{'packed' if ring.packed else 'as they are'}, {ring.outputs} outputs wide, "
@@ -49,10 +63,40 @@ def _rows(
         rows["pairs"] = f"{ring.run} per block" + f", {ring.splits} parts" * (ring.splits > 1)
     else:
         rows["tables"] = "in global memory"
-    rows["predicted"] = f"{1e3 * predicted.seconds:.4g} ms, limited by {predicted.bound}"
-    rows["limits, ms"] = ", ".join(
-        f"{name} {1e3 * seconds:.4g}" for name, seconds in predicted.bounds.items()
-    )
-    rows["besides, ms"] = f"{1e3 * predicted.others:.4g} for packing, parts and launches"
-    rows["note"] = "a model's prediction, not a measurement"
-    return rows
+    return rows | _of_prediction(plan.prediction, "packing, parts and launches")
+
+
+def _of_network(shape: NetworkShape, batch: int, device: Device) -> dict[str, str]:
+    by_layers = network_pass.seconds_by_layers(shape, batch, device)
+    others = {"by layers": f"{1e3 * by_layers:.4g} ms, predicted"}
+    plan = plan_network(shape, batch, device)
+    if plan is None:
+        if len(shape.layers) > network_pass.MOST_LAYERS:
+            why = f"a kernel takes at most {network_pass.MOST_LAYERS} layers"
+        elif network_pass.candidates(shape, batch, device):
+            why = "that is faster, by the model"
+        else:
+            why = "shared memory has no room for the features and a tile of tables"
+        return {"kernel": f"one for each layer: {why}", **others}
+    tables_kb = plan.capacity * VECTOR_BYTES // 1024
+    return {
+        **_of_kernel(plan.kernel),
+        "tables": f"{'all' if plan.resident else 'in stages'} in shared memory ({tables_kb} KB)",
+        **_of_prediction(plan.prediction, "copies of tables and the launch"),
+        **others,
+    }
+
+
+def _of_kernel(launch: Launch) -> dict[str, str]:
+    return {"kernel": f"{launch.kernel}, {launch.blocks} blocks of {launch.threads}"}
+
+
+def _of_prediction(predicted: Prediction, others: str) -> dict[str, str]:
+    return {
+        "predicted": f"{1e3 * predicted.seconds:.4g} ms, limited by {predicted.bound}",
+        "limits, ms": ", ".join(
+            f"{name} {1e3 * seconds:.4g}" for name, seconds in predicted.bounds.items()
+        ),
+        "besides, ms": f"{1e3 * predicted.others:.4g} for {others}",
+        "note": "a model's prediction, not a measurement",
+    }

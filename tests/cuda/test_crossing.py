@@ -9,7 +9,7 @@ import emulated
 import emulator
 import numpy as np
 import pytest
-from crossing import CASES, Case, row_cases
+from crossing import CASES, NETWORKS, Case, row_cases
 from emulated import ROW
 from problems import HALF_TABLES
 
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("emulator_tools", "engine")
 
 SHORT = row_cases(ROW)
 SHORT += row_cases(ROW, HALF_TABLES, ["y", "both gradients", "double backward"], ["short"])
+SHORT += NETWORKS[:3]
 NAMES = {each.name for each in SHORT}
 
 

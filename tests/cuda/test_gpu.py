@@ -18,6 +18,7 @@ import fresh_process
 import numpy as np
 import pytest
 import tolerances
+from crossing import NETWORK_ROWS, network_problem
 from emulated import SMALL_CHUNK_SIZES
 from emulator.fixtures import require_tools
 from problems import DTYPES, Dtypes, Problem, Sizes, all_results, make_problem
@@ -322,3 +323,22 @@ class TestCompiling:
             written.append({each: each.stat().st_mtime_ns for each in cache.iterdir()})
         assert written[0]
         assert written[1] == written[0]
+
+
+@pytest.mark.parametrize("name", NETWORK_ROWS)
+def test_networks_in_one_kernel(cupy: Any, name: str) -> None:
+    """A large batch too, the samples of a small one among them; the same bits from call to call."""
+    given, x = network_problem(NETWORK_ROWS[name], 200_000)
+    expected = tolerances.network(x[:300], given)
+    layers = [cupy.asarray(each) for each in given.layers]
+    standardised = {
+        name: None if array is None else cupy.asarray(array)
+        for name, array in (("shift", given.shift), ("scale", given.scale))
+    }
+    given = given._replace(layers=layers, **standardised)
+    for batch in (300, len(x)):
+        first, second = (cupy.full((batch, given.out_features), cupy.nan, x.dtype) for _ in "ab")
+        assert cuda_engine.network_forward(given, cupy.asarray(x[:batch]), first)
+        assert cuda_engine.network_forward(given, cupy.asarray(x[:batch]), second)
+        expected.check(first[:300])
+        assert_same_bits([first], [second])

@@ -66,9 +66,46 @@ def test_plan_of_no_samples(plan: Any) -> None:
     assert set(rows) == {"device", "kernel"}
 
 
-def test_plan_refuses_sizes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_plan_of_a_network(plan: Any) -> None:
+    rows = plan(10, 16, 16, 1, 8, 2**22)
+    assert rows["kernel"] == "network, 132 blocks of 256"
+    assert rows["tables"] == "all in shared memory (75 KB)"
+    assert rows["predicted"].endswith(" ms, limited by shared memory")
+    assert float(rows["by layers"].split()[0]) > float(rows["predicted"].split()[0])
+    assert "not a measurement" in rows["note"]
+    assert plan(32, 32, 32, 1, 8, 2**20)["tables"].startswith("in stages in shared memory (")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "why"),
+    [
+        ((4, 4, 4, 4, 4, 4, 8, 1000), "a kernel takes at most 4 layers"),
+        ((512, 512, 512, 8, 2**20), "shared memory has no room for the features and a tile of"),
+        ((128, 128, 128, 8, 2**20), "that is faster, by the model"),
+    ],
+)
+def test_plan_of_a_network_that_one_kernel_does_not_serve(
+    plan: Any, sizes: tuple[int, ...], why: str
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["lmkan_cupy", "info", "--plan", "4", "4", "8", "-1"])
+    rows = plan(*sizes)
+    assert rows["kernel"].startswith(f"one for each layer: {why}")
+    assert rows["by layers"].endswith(" ms, predicted")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([4, 4, 8, -1], "batch must be at least 0, got -1"),
+        ([4, 0, 4, 8, 10], "out_features must be at least 1, got 0"),
+        ([4, 4, 8], "--plan needs at least 4 numbers, I O G B, got 3"),
+    ],
+)
+def test_plan_refuses_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    sizes: list[int],
+    message: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["lmkan_cupy", "info", "--plan", *map(str, sizes)])
     assert main() == 2
-    assert "batch must be at least 0, got -1" in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -18,10 +18,10 @@ from devices import DEVICES, MULTIPROCESSOR_KB, RESERVED_KB, largest_grid
 from problems import first_short
 
 from lmkan_cupy import cuda_engine
-from lmkan_cupy.cuda_engine import kernel_source
+from lmkan_cupy.cuda_engine import kernel_source, network_pass
 from lmkan_cupy.cuda_engine.backward_pass import WALK_BYTES
 from lmkan_cupy.cuda_engine.forward_pass import through_ring
-from lmkan_cupy.cuda_engine.plan import Device, Launch, LayerShape, Source
+from lmkan_cupy.cuda_engine.plan import Device, Launch, LayerShape, NetworkShape, Source
 from lmkan_cupy.cuda_engine.ring import MOST_STAGES, RINGS, RingShape, ring_shapes
 
 STATIC_SHARED_BYTES = 48 * 1024
@@ -146,6 +146,16 @@ def test_rings_fit(
     for packed, direction in itertools.product((True, False), directions):
         plan = through_ring(layer, 2**17, device, direction, packed, shape, stages, layer.pairs)
         check_source(core, table, plan.kernel, device)
+
+
+@on_every_device
+@pytest.mark.parametrize(("real", "tables"), first_short(DTYPES))
+def test_networks_fit(core: Any, table: list[str], real: str, tables: str, device: Device) -> None:
+    """Blocks of all sizes; what a block knows of the layers is in static shared memory."""
+    shape = NetworkShape((10, 16, 16, 1), 8, real, tables)
+    for plan in network_pass.candidates(shape, 2**20, device):
+        (kernel,) = check_source(core, table, plan.kernel, device)
+        assert kernel.shared_bytes <= network_pass.CHAIN_BYTES
 
 
 def ring_shape(dtype: str, device: Device, chunks: int) -> RingShape:

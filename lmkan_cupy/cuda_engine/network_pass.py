@@ -1,0 +1,207 @@
+"""A network of layers of tables in one kernel (``network.cu``): plan, launch.
+
+The kernel takes networks of up to ``MOST_LAYERS`` layers whose tables have one grid and one dtype,
+if shared memory has room. Whether it is faster than layer by layer, the model says.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..array_checks import Network
+from ..array_library import Array, contiguous
+from . import forward_model
+from .forward_model import Prediction
+from .forward_pass import plan_forward
+from .launch import Kernel, ready
+from .plan import (
+    ITEM_BYTES,
+    LANES,
+    VECTOR_BYTES,
+    Device,
+    Launch,
+    LayerShape,
+    NetworkShape,
+    ceil_div,
+    launch_tasks,
+    make_source,
+)
+
+#: Layers that the kernel has arguments for.
+MOST_LAYERS = 4
+
+#: dtype of x -> warps that a block may have, whose threads have a sample each.
+WARPS = {"float32": (16, 8, 4), "float64": (8, 4)}
+
+#: dtype of the tables -> 16-byte chunks of a tile's row, at most. Their sums take 32 registers, in
+#: float64 16 as other numbers take twice as many.
+MOST_CHUNKS = {"float64": 4, "float32": 8, "float16": 4, "bfloat16": 4}
+
+#: Bytes of shared memory besides columns and tables, at most: what a block knows of the layers.
+CHAIN_BYTES = 256
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """The launch of a network, and how it uses shared memory.
+
+    Parameters
+    ----------
+    kernel : Launch
+    rows : int
+        Features of a sample that have room in shared memory.
+    capacity : int
+        16-byte chunks of tables that have room there.
+    resident : bool
+        Whether these are the tables of all layers.
+    prediction : Prediction
+    """
+
+    kernel: Launch
+    rows: int
+    capacity: int
+    resident: bool
+    prediction: Prediction
+
+
+def network_shape(network: Network) -> NetworkShape | None:
+    """Return the shape of a network, or None if it is none that the kernel knows."""
+    kinds = network.kinds
+    alike = {(kind.is_linear, kind.shape[1], kind.dtype) for kind in kinds}
+    is_linear, knots, table = alike.pop()
+    if is_linear or alike:
+        return None
+    features = (network.in_features, *(kind.out_features for kind in kinds))
+    return NetworkShape(features, knots - 1, network.dtype.name, table.name)
+
+
+def plan_network(shape: NetworkShape, batch: int, device: Device) -> NetworkPlan | None:
+    """Return the launch for ``batch`` samples; None where layer by layer is faster, by the model.
+
+    A pure function, as the other plans.
+    """
+    possible = candidates(shape, batch, device)
+    fastest = min(possible, key=lambda each: each.prediction.seconds, default=None)
+    if fastest and fastest.prediction.seconds < seconds_by_layers(shape, batch, device):
+        return fastest
+    return None
+
+
+def seconds_by_layers(shape: NetworkShape, batch: int, device: Device) -> float:
+    """Return what the model predicts for the network layer by layer."""
+    of_layers = [
+        plan_forward(each, batch, device, direction=False, aligned=True).prediction
+        for each in shape.layers
+    ]
+    return forward_model.by_layers(shape, of_layers, batch, device)
+
+
+def candidates(shape: NetworkShape, batch: int, device: Device) -> list[NetworkPlan]:
+    """Return a plan for every size of a block with which shared memory has room."""
+    if len(shape.layers) > MOST_LAYERS:
+        return []
+    plans = (through_shared(shape, batch, device, warps) for warps in WARPS[shape.real])
+    return [plan for plan in plans if plan]
+
+
+def through_shared(
+    shape: NetworkShape, batch: int, device: Device, warps: int
+) -> NetworkPlan | None:
+    """Return the plan with blocks of so many warps; None where shared memory lacks room."""
+    samples, nodes = LANES * warps, (shape.num_grids + 1) ** 2
+    tiles = [tiles_of(layer) for layer in shape.layers]
+    needed = sum(
+        layer.pairs * nodes * sum(each) for layer, each in zip(shape.layers, tiles, strict=True)
+    )
+    rows = _rows(shape, tiles)
+    of_columns = rows * samples * ITEM_BYTES[shape.real]
+    room = (device.shared_bytes - CHAIN_BYTES - of_columns) // VECTOR_BYTES
+    if room < nodes * max(max(each) for each in tiles):
+        return None
+    capacity = min(room, needed)
+    source = make_source(
+        "network.cu",
+        shape.layers[0],
+        WARPS=warps,
+        DIRECTION=False,
+        CHUNKS=MOST_CHUNKS[shape.table],
+    )
+    blocks = min(ceil_div(batch, samples), device.multiprocessors)
+    prediction = forward_model.of_network(
+        shape,
+        [(layer.pairs, n) for layer, each in zip(shape.layers, tiles, strict=True) for n in each],
+        batch,
+        device,
+        samples=samples,
+        table_bytes=needed * VECTOR_BYTES,
+        resident=capacity == needed,
+    )
+    return NetworkPlan(
+        launch_tasks("network", blocks, source, of_columns + capacity * VECTOR_BYTES),
+        rows,
+        capacity,
+        capacity == needed,
+        prediction,
+    )
+
+
+def _rows(shape: NetworkShape, tiles: list[list[int]]) -> int:
+    """Return the rows of a column: where a layer has several tiles, its outputs need their own."""
+    rows = shape.features[0]
+    for layer, of_layer in zip(shape.layers[:-1], tiles, strict=False):
+        beside = layer.in_features if len(of_layer) > 1 else 0
+        rows = max(rows, layer.out_features + beside)
+    return rows
+
+
+def tiles_of(layer: LayerShape) -> list[int]:
+    """Return the 16-byte chunks of a row in every tile: powers of two, wide ones first."""
+    left = ceil_div(layer.out_features * ITEM_BYTES[layer.table], VECTOR_BYTES)
+    tiles = []
+    while left:
+        tiles.append(min(MOST_CHUNKS[layer.table], 2 ** (left.bit_length() - 1)))
+        left -= tiles[-1]
+    return tiles
+
+
+def evaluate_network(network: Network, x: Array, out: Array) -> bool:
+    """Overwrite ``out`` [B, O] with the network of ``x`` [B, I], if one kernel serves it.
+
+    Returns
+    -------
+    bool
+        Whether it does; else ``out`` is left as it is.
+    """
+    shape = network_shape(network)
+    return shape is not None and ready(_evaluation, shape, len(x))(network, x, out)
+
+
+def _evaluation(
+    device: Device, shape: NetworkShape, batch: int
+) -> Callable[[Network, Array, Array], bool]:
+    plan = plan_network(shape, batch, device)
+    return (lambda *_: False) if plan is None else by_plan(plan, shape, batch)
+
+
+def by_plan(
+    plan: NetworkPlan, shape: NetworkShape, batch: int
+) -> Callable[[Network, Array, Array], bool]:
+    """Return a function of ``network, x, out`` that carries out a plan and returns True."""
+    layers = len(shape.features) - 1
+    absent = MOST_LAYERS - layers
+    kernel = Kernel(
+        plan.kernel,
+        *(batch, layers, *shape.features, *[0] * absent),
+        *(plan.rows, plan.capacity, plan.resident),
+    )
+
+    def evaluate(network: Network, x: Array, out: Array) -> bool:
+        given: list[Any] = [network.shift, network.scale, *network.layers]
+        arrays = [None if each is None else contiguous(each) for each in given]
+        bounds = map(np.float64, (*network.bounds, *[0] * absent))
+        kernel(x, *arrays, *[None] * absent, out, *bounds)
+        return True
+
+    return evaluate

@@ -1,0 +1,187 @@
+"""A network in one kernel: its plans, and its results beside those of the steps one by one.
+
+`test_crossing` compares all rows of the plan with the oracle.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from crossing import NETWORK_ROWS, NetworkRow, network_problem
+from devices import DEVICES
+from emulated import BFLOAT16_TABLES
+from problems import FLOAT32, FLOAT64, HALF_TABLES, Dtypes, first_short
+
+import lmkan_cupy
+from lmkan_cupy import cuda_engine, network
+from lmkan_cupy.array_checks import Network
+from lmkan_cupy.cuda_engine import forward_pass, network_pass
+from lmkan_cupy.cuda_engine.network_pass import plan_network
+from lmkan_cupy.cuda_engine.plan import H100, Device, NetworkShape
+
+pytest_plugins = ["emulator.fixtures"]
+
+emulates = pytest.mark.usefixtures("emulator_tools", "engine")
+
+
+@pytest.fixture
+def engine_of_networks(engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The public functions use the CUDA engine, whose forward adds pairs up one after the other."""
+    no_numpy = SimpleNamespace(**vars(np))
+    monkeypatch.setattr(network, "array_library", lambda array: no_numpy)
+    monkeypatch.setattr(network, "engine_for", lambda xp: cuda_engine)
+    monkeypatch.setattr(forward_pass, "PAIR_SPLIT", 1)
+    monkeypatch.setattr(forward_pass, "ring_shapes", lambda *_: ())
+
+
+def in_one_kernel(given: Network, x: Any) -> Any:
+    y = np.full((len(x), given.out_features), np.nan, x.dtype)
+    assert cuda_engine.network_forward(given, x, y)
+    return y
+
+
+def options(given: Network) -> dict[str, Any]:
+    return {"shift": given.shift, "scale": given.scale, "bound": list(given.bounds)}
+
+
+ROWS = {name: row for name, row in NETWORK_ROWS.items() if row.dtypes != BFLOAT16_TABLES}
+"""The public functions take no bfloat16 from NumPy."""
+
+
+@emulates
+@pytest.mark.parametrize("name", first_short(ROWS))
+def test_same_bits_as_the_steps_one_by_one(engine_of_networks: None, name: str) -> None:
+    given, x = network_problem(ROWS[name], 33)
+    expected = network.features_of_layers(given, x)[-1]
+    np.testing.assert_array_equal(in_one_kernel(given, x), expected)
+    y = lmkan_cupy.network_forward(x, given.layers, **options(given))
+    np.testing.assert_array_equal(y, expected)
+
+
+@emulates
+@pytest.mark.parametrize("dtypes", first_short([FLOAT32, FLOAT64, HALF_TABLES]), ids=str)
+def test_value_and_gradient(engine_of_networks: None, dtypes: Dtypes) -> None:
+    """The value is that of the forward, to the bit."""
+    given, x = network_problem(NetworkRow((5, 9, 3), 4, dtypes), 33)
+    y, grad_x = lmkan_cupy.network_value_and_grad(x, given.layers, **options(given))
+    np.testing.assert_array_equal(y, in_one_kernel(given, x))
+    features = network.features_of_layers(given, x)
+    expected = network.pull_back_by_layers(given, features, np.ones_like(y))
+    np.testing.assert_array_equal(grad_x, expected)
+
+
+@emulates
+def test_samples_do_not_depend_on_each_other(engine_of_networks: None) -> None:
+    given, x = network_problem(NETWORK_ROWS["resident"], 300)
+    y = in_one_kernel(given, x)
+    for part in (slice(0, 0), slice(0, 1), slice(7, 150), slice(150, 300)):
+        np.testing.assert_array_equal(in_one_kernel(given, x[part]), y[part])
+
+
+@emulates
+def test_layers_of_any_memory_layout(engine_of_networks: None) -> None:
+    given, x = network_problem(NETWORK_ROWS["resident"], 33)
+    laid_out = [np.asfortranarray(each) for each in given.layers]
+    y = lmkan_cupy.network_forward(np.asfortranarray(x), laid_out, **options(given))
+    np.testing.assert_array_equal(y, in_one_kernel(given, x))
+
+
+def tables(features: tuple[int, ...], num_grids: int = 4, dtype: str = "float32") -> list[Any]:
+    return [
+        np.ones(((inputs + 1) // 2, num_grids + 1, num_grids + 1, outputs), dtype)
+        for inputs, outputs in pairwise(features)
+    ]
+
+
+NOT_SERVED: dict[str, list[Any]] = {
+    "linear": [*tables((4, 3)), (np.ones((2, 3), np.float32), None)],
+    "linear-alone": [(np.ones((2, 4), np.float32), None)],
+    "two-grids": [*tables((4, 3)), *tables((3, 2), 5)],
+    "two-dtypes": [*tables((4, 3)), *tables((3, 2), dtype="float16")],
+    "five-layers": tables((4, 2, 2, 2, 2, 2)),
+    "large-grid": tables((4, 3), 240),
+}
+
+
+@emulates
+@pytest.mark.parametrize("kind", NOT_SERVED)
+def test_other_networks_go_layer_by_layer(engine_of_networks: None, kind: str) -> None:
+    layers, x = NOT_SERVED[kind], np.zeros((5, 4), np.float32)
+    y = lmkan_cupy.network_forward(x, layers)
+    assert np.isfinite(y).all()
+    value, _ = lmkan_cupy.network_value_and_grad(x, layers)
+    np.testing.assert_array_equal(value, y)
+
+
+# ---- plans ---------------------------------------------------------------------------------------
+
+SHAPES = [
+    NetworkShape(features, num_grids, real, table)
+    for features in ((1, 1), (10, 16, 16, 1), (5, 33, 64, 2), (32, 32, 32, 32, 32), (512, 512))
+    for num_grids in (3, 8, 26)
+    for real, table in (("float32", "float32"), ("float64", "float64"), ("float32", "float16"))
+]
+
+
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+def test_limits(device: Device) -> None:
+    for shape in SHAPES:
+        for batch in (0, 1, 33, 2**20, 2**40):
+            for plan in network_pass.candidates(shape, batch, device):
+                constants, launch = dict(plan.kernel.source.constants), plan.kernel
+                assert launch.threads == 32 * constants["WARPS"] <= 1024
+                assert launch.blocks <= device.multiprocessors
+                assert bool(launch.blocks) == bool(batch)
+                assert launch.shared_bytes + network_pass.CHAIN_BYTES <= device.shared_bytes
+
+
+def test_every_output_is_in_one_tile() -> None:
+    for shape in SHAPES:
+        for layer in shape.layers:
+            tiles = network_pass.tiles_of(layer)
+            outputs = sum(tiles) * 16 // {"float16": 2, "float32": 4, "float64": 8}[layer.table]
+            assert layer.out_features <= outputs < layer.out_features + 8
+            assert tiles == sorted(tiles, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("features", "num_grids", "table", "is_resident"),
+    [
+        ((12, 16, 16, 1), 8, "float32", True),
+        ((32, 32), 8, "float16", True),
+        ((32, 32, 32, 1), 8, "float32", False),
+    ],
+)
+def test_tables_stay_where_they_fit(
+    features: tuple[int, ...], num_grids: int, table: str, is_resident: bool
+) -> None:
+    plan = plan_network(NetworkShape(features, num_grids, "float32", table), 2**20, H100)
+    assert plan
+    assert plan.resident == is_resident
+
+
+def test_small_batches_are_spread_over_the_device() -> None:
+    shape = NetworkShape((10, 16, 16, 1), 8, "float32", "float32")
+    for batch, threads in ((1, 128), (10_000, 128), (2**20, 512)):
+        plan = plan_network(shape, batch, H100)
+        assert plan
+        assert plan.kernel.threads == threads
+
+
+def test_wide_layers_go_layer_by_layer() -> None:
+    for features in ((512, 512), (128, 128, 128)):
+        assert plan_network(NetworkShape(features, 8, "float32", "float32"), 2**20, H100) is None
+
+
+def test_warmup_has_the_kernels_of_all_networks() -> None:
+    shape = NetworkShape((10, 16, 16, 1), 8, "float32", "float32")
+    for layer in shape.layers:
+        warm = {launch.source for launch in cuda_engine.launches(layer, H100)}
+        for batch in (1, 10_000, 2**20):
+            plan = plan_network(shape, batch, H100)
+            assert plan
+            assert plan.kernel.source in warm
