@@ -85,6 +85,7 @@ def test_classes(tmp_path: Path, command: Command) -> None:
     np.testing.assert_allclose(found[probabilities].sum(axis=1), 1)
 
 
+@pytest.mark.long
 def test_several_targets(tmp_path: Path, command: Command) -> None:
     mixed().to_csv("data.csv", index=False)
     arguments = ["--target", "y", "--target", "z", "--drop", "kind", "--id", "id"]
@@ -164,6 +165,7 @@ def test_fit_gives_the_numbers_of_the_estimator(settings: dict[str, Any]) -> Non
     )
 
 
+@pytest.mark.long
 def test_rows_for_validation_can_be_given(command: Command) -> None:
     frame = mixed().drop(columns=["id", "y", "z", "same"])
     later = frame[::-3]

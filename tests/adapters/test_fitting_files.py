@@ -360,6 +360,7 @@ def test_an_exception_keeps_the_old_file(tmp_path: Path) -> None:
 # Text
 
 
+@pytest.mark.long
 def test_predictions_are_csv_in_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     fitted = quick_fit().model
     described = dataclasses.replace(fitted.description, target_names=['π, "k"'])

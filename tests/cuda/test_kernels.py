@@ -93,6 +93,7 @@ CONCENTRATED: dict[str, Callable[[Any], Any]] = {
 it, and the other half has no samples."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtypes", first_short(DTYPES), ids=str)
 @pytest.mark.parametrize("kind", CONCENTRATED)
 def test_concentrated_inputs(run: Any, rng: np.random.Generator, dtypes: Dtypes, kind: str) -> None:
@@ -134,6 +135,7 @@ def test_arrays_that_begin_anywhere(run: Any, rng: np.random.Generator) -> None:
     check_layer(run, Problem(*shifted))
 
 
+@pytest.mark.long
 def test_chunk_fits_into_shared_memory(
     run: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

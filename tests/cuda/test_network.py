@@ -107,6 +107,7 @@ NOT_SERVED: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.long
 @emulates
 @pytest.mark.parametrize("kind", NOT_SERVED)
 def test_other_networks_go_layer_by_layer(engine_of_networks: None, kind: str) -> None:

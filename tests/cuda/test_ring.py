@@ -158,6 +158,7 @@ class TestForwardRing:
             [tolerances.forward(problem.x, problem.tables)],
         )
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         ("splits", "dtypes"),
         [
@@ -180,6 +181,7 @@ class TestForwardRing:
         problem = problem_with(rng, RING_SIZES[0], dtypes)
         check(run(double_backward, problem), expected_twice(problem))
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         ("arch", "way"),
         [
@@ -249,6 +251,7 @@ class TestForwardRing:
         emulated.install(monkeypatch, order="random", seed=7, arch=arch)
         np.testing.assert_array_equal(forward(problem), y)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("dtypes", first_short(RING_DTYPES[1:]), ids=str)
     @pytest.mark.parametrize("size", [1, 1e3, 1e15])
     @pytest.mark.parametrize("values", ["largest", "any", "subnormal"])
@@ -281,6 +284,7 @@ class TestForwardRing:
         odd = memory[1:].reshape(y.shape)
         np.testing.assert_array_equal(lmkan_cupy.forward(x, tables, out=odd), y)
 
+    @pytest.mark.long
     def test_tables_anywhere_in_memory(self, rng: np.random.Generator) -> None:
         x, tables, *_ = make_problem(rng, RING_SIZES[0])
         memory = np.empty(tables.size + 1, np.float32)

@@ -132,6 +132,7 @@ def test_kernels_fit(core: Any, table: list[str], layer: LayerShape, device: Dev
     assert max(of_walks) == WALK_BYTES[layer.real]
 
 
+@pytest.mark.long
 @on_every_device
 @pytest.mark.parametrize("chunks", first_short(shape.chunks for shape in RINGS))
 @pytest.mark.parametrize("stages", first_short(range(2, MOST_STAGES + 1)))
