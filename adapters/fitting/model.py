@@ -191,11 +191,13 @@ def load(folder: str | Path) -> FittedModel:
         network = lmkan_cupy.load_network(folder)
     except ValueError as error:
         raise InputError(str(error)) from error
+    if network.columns is None:
+        raise InputError(f"{folder}: the model does not say which columns it reads")
     first = network.layers[0]
     description = ModelDescription(
-        list(network.columns),
+        [dict(each) for each in network.columns],
         list(network.target_names),
-        network.classes,
+        None if network.classes is None else list(network.classes),
         width=first.shape[3],
         layers=len(network.layers),
         num_grids=first.shape[1] - 1,
