@@ -366,7 +366,7 @@ class LMKANBlock(nn.Module):
                 or not x.shape[1:] == mean.shape == variance.shape
                 or norm.momentum is None
                 or norm.affine
-                or x.shape[0] <= norm.training
+                or x.shape[0] <= int(norm.training)  # torch.export compares with no bool
             ):
                 return None
             num_batches = norm.num_batches_tracked if norm.training else None
