@@ -82,6 +82,23 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+class _Each(argparse.Action):
+    """Appends a value to a list, and refuses one that is in it."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Append it."""
+        before = getattr(namespace, self.dest)
+        if values in before:
+            parser.error(f"{option_string} {values} is given twice")
+        setattr(namespace, self.dest, [*before, values])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lmkan_cupy", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -118,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         "features; .npz: arrays 'features' [rows, columns] and targets [rows], optionally "
         "'feature_names'; default: the bundled methane sample",
     )
-    several: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME"}
+    several: dict[str, Any] = {"action": _Each, "default": [], "metavar": "NAME"}
     fit.add_argument(
         "--target",
         **several,

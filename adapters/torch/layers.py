@@ -383,13 +383,7 @@ class LMKANBlock(nn.Module):
 
 def _is_usual(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Tell whether calling a module is to compute what a module of one of these kinds computes."""
-    return type(module) in kinds and not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in vars(module)
-    )
+    return type(module) in kinds and not is_altered(module)
 
 
 def as_leaf(module: nn.Module, x: Proxy) -> Any:

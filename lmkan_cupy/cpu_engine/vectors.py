@@ -523,7 +523,8 @@ def chunked(*widths: int) -> Callable[[Callable[[int], Any]], Any]:
     """
 
     def decorate(make):
-        # Numba cannot loop over functions, and loops that call one another are compiled as often.
+        # Written out, as Numba cannot loop over functions. If each loop called the next one, that
+        # would be compiled again as a part of it.
         lines = ["def walk(first, num_outputs, *arguments):"]
         for width in widths:
             lines += [

@@ -130,6 +130,13 @@ def test_an_option_given_twice_is_refused(command: Command, option: str) -> None
     assert f"{option} is given twice" in err
 
 
+@pytest.mark.parametrize("option", ["--target", "--drop", "--id"])
+def test_a_name_given_twice_is_refused(command: Command, option: str) -> None:
+    code, out, err = command("fit", "data.csv", option, "a", option, "b", option, "a")
+    assert (code, out) == (2, "")
+    assert f"{option} a is given twice" in err
+
+
 # The estimators do the same
 
 
