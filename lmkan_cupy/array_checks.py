@@ -9,6 +9,7 @@ import math
 import operator
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -377,7 +378,8 @@ class LayerKind(NamedTuple):
         return self.shape[0 if self.is_linear else 3]
 
 
-class Network(NamedTuple):
+@dataclass(eq=False)
+class Network:
     """Checked layers of a network, for x of one width and dtype; an infinite bound cuts nothing."""
 
     in_features: int
@@ -387,6 +389,8 @@ class Network(NamedTuple):
     bounds: tuple[float, ...]
     shift: Array | None
     scale: Array | None
+    #: What the CPU engine makes of the arrays, kept for those who keep the network.
+    arguments: Any = None
 
     @property
     def out_features(self) -> int:
@@ -420,7 +424,9 @@ def check_network(
     checked = [_as_layer(function, _layer_name(k), layer, x) for k, layer in enumerate(layers)]
     kinds = tuple(map(_kind_of, checked))
     _check_chain(function, x.shape[-1], x.dtype, kinds, array_library(x).__name__)
-    bounds = _check_bounds(function, bound, len(layers))
+    bounds = _check_bounds(
+        function, tuple(bound) if isinstance(bound, list) else bound, len(layers)
+    )
     of_features = [
         None
         if each is None
@@ -511,8 +517,9 @@ def _check_linear_like(
         )
 
 
+@lru_cache(1024)
 def _check_bounds(function: str, bound: Any, count: int) -> tuple[float, ...]:
-    bounds = list(bound) if isinstance(bound, tuple | list) else [bound] * count
+    bounds = bound if isinstance(bound, tuple) else (bound,) * count
     if len(bounds) != count:
         raise ValueError(
             f"{function}: bound must be None, a number or one for each of {count} layers, "

@@ -23,8 +23,7 @@ def network_forward(network: Network, x: Array, out: Array) -> bool:
     The CUDA engine, which does not serve every network, may return False.
     """
     steps, block, work = _steps(*_like(network), len(x) >= _MANY_ROWS, backward=False)
-    arrays, _kept = _arrays(network)
-    shift, scale = _standardisation(network)
+    arrays, shift, scale = _arguments(network)
     kernel = compiling.compiled(compiling.NETWORK, x.dtype, x.dtype)
     in_ranges(
         lambda begin, end: kernel(begin, end, block, x, shift, scale, steps, arrays, out),
@@ -40,8 +39,7 @@ def network_value_and_grad(
 ) -> None:
     """Overwrite ``out`` [B, O] as :func:`network_forward` does, and ``grad_x`` [B, I]."""
     steps, block, work = _steps(*_like(network), len(x) >= _MANY_ROWS, backward=True)
-    arrays, _kept = _arrays(network)
-    shift, scale = _standardisation(network)
+    arrays, shift, scale = _arguments(network)
     kernel = compiling.compiled(compiling.NETWORK_GRAD, x.dtype, x.dtype)
     in_ranges(
         lambda begin, end: kernel(
@@ -58,15 +56,18 @@ def _like(network: Network) -> tuple[Any, ...]:
     return network.in_features, network.dtype, network.kinds, network.bounds
 
 
-def _arrays(network: Network) -> tuple[Array, list[Array]]:
-    """Return the addresses [L, 3] of the arrays of the layers, and the arrays, to be kept."""
-    addresses, kept = [], []
-    for layer in network.layers:
-        arrays = _arrays_of(layer)
-        some = [array.ctypes.data for array in arrays]
-        addresses.append(some if len(some) == 3 else [*some, 0, 0])
-        kept += arrays
-    return np.array(addresses, np.intp), kept
+def _arguments(network: Network) -> tuple[Array, Array, Array]:
+    """Return the addresses [L, 3] of the arrays of the layers, shift and scale.
+
+    The network keeps them, and so the arrays: NumPy takes microseconds to tell an address.
+    """
+    if network.arguments is None:
+        kept = [_arrays_of(layer) for layer in network.layers]
+        rows = [[array.ctypes.data for array in arrays] for arrays in kept]
+        addresses = np.array([[*row, 0, 0][:3] for row in rows], np.intp)
+        network.arguments = (addresses, *_standardisation(network)), kept
+    arguments: tuple[Array, Array, Array] = network.arguments[0]
+    return arguments
 
 
 def _arrays_of(layer: Array | LinearLayer) -> list[Array]:

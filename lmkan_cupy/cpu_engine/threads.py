@@ -52,7 +52,8 @@ def in_ranges(run: Callable[[int, int], None], count: int, *, most: int, work: i
     that the machine slows down does not hold up the others. Whatever is raised, an interrupt
     (Ctrl-C) included, no thread is at work any more when this returns.
     """
-    threads = max(1, min(num_threads(), work // _WORK_PER_THREAD))
+    useful = work // _WORK_PER_THREAD
+    threads = 1 if useful < 2 else min(num_threads(), useful)
     if threads == 1 and count <= most:
         if count:
             run(0, count)
