@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import tolerances
 from problems import Sizes
 
@@ -14,6 +15,7 @@ SIZES = Sizes(batch=3, in_features=40, out_features=2**16, num_grids=40)
 OUTPUTS = slice(None, None, 2**12)  # the outputs that the oracle computes
 
 
+@pytest.mark.long
 def test_more_than_two_to_the_31(xp: Any, rng: np.random.Generator) -> None:
     """Four gigabytes of zeros, of which only the cells of three samples are read.
 

@@ -17,7 +17,7 @@ pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools", "engine")
 
 SHORT = row_cases(ROW)
-SHORT += row_cases(ROW, HALF_TABLES, ["y", "both gradients", "double backward"], ["short"])
+SHORT += row_cases(ROW, HALF_TABLES, ["y", "gradient of tables"], ["short"])
 SHORT += NETWORKS[:3]
 NAMES = {each.name for each in SHORT}
 
