@@ -1,7 +1,7 @@
-"""An lmKAN layer for JAX: twice differentiable, batched, and under ``jax.jit`` on the CPU.
+"""An lmKAN layer for JAX: twice differentiable, batched, compiled, on CPUs and CUDA devices.
 
-Outside of ``jax.jit`` JAX and the core share memory by DLPack, on the CPU and on CUDA devices.
-Under ``jax.jit`` XLA calls back into the CPU engine.
+XLA calls back into the core, inside of ``jax.jit`` and outside of it. The core reads and writes
+XLA's buffers where they are, on a CUDA device as CuPy arrays, on XLA's stream.
 
 Let J be the derivative of the layer F in x and tables T. JAX's transformations turn these
 operations into each other, up to second derivatives::
@@ -15,18 +15,25 @@ They are one JAX primitive with a rule for every transformation. ``jax.custom_vj
 under ``jax.vmap`` it computes one gradient of shared tables per sample and then adds them up.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import Array
 from jax import numpy as jnp
 from jax.core import ShapedArray
+from jax.experimental.buffer_callback import Buffer, ExecutionContext, buffer_callback
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 import lmkan_cupy
 from lmkan_cupy import array_checks
+from lmkan_cupy.array_library import is_in_cuda_memory
+from lmkan_cupy.installation import cuda_obstacle
 
 #: Operation -> its derivative in x and tables.
 _DERIVATIVES = {"forward": "push", "pull": "curve"}
@@ -63,8 +70,8 @@ def lmkan(x: Any, tables: Any) -> Array:
     RuntimeError
         If the arrays are on a CUDA device and CuPy cannot run.
     NotImplementedError
-        Under ``jax.jit``, ``jax.lax.scan`` and the like on any platform but the CPU; for forward
-        mode inside forward mode; and for third derivatives.
+        On any platform but CPUs and CUDA devices; for forward mode inside forward mode; and for
+        third derivatives.
     """
     x, tables = jnp.asarray(x), jnp.asarray(tables)
     if tables.dtype in (jnp.float16, jnp.bfloat16):
@@ -92,44 +99,18 @@ def _apply(operation: str, outputs: Sequence[str], arguments: dict[str, Any]) ->
     return results
 
 
-def _evaluate(
-    *arrays: Any, operation: str, outputs: tuple[str, ...], names: tuple[str, ...]
-) -> tuple[Any, ...]:
-    """Evaluate an operation on arrays that the core can read; return NumPy or CuPy arrays."""
-    given = {
-        name: array_checks.check_array("lmkan", name, array)
-        for name, array in zip(names, arrays, strict=True)
-    }
-    x, tables, grad_y = given["x"], given["tables"], given.get("grad_y")
-    direction = given.get("dx"), given.get("dtables")
-    results: dict[str, Any] = {}
-    if operation == "forward":
-        results["y"] = lmkan_cupy.forward(x, tables)
-    elif operation == "pull":
-        assert grad_y is not None
-        results["x"], results["tables"] = lmkan_cupy.backward(
-            grad_y, x, tables, need_x="x" in outputs, need_tables="tables" in outputs
-        )
-    elif operation == "push":
-        results["y"] = lmkan_cupy.jvp(*direction, x, tables)
-    else:
-        assert grad_y is not None
-        _, results["x"], results["tables"] = lmkan_cupy.backward_backward(
-            *direction, grad_y, x, tables
-        )
-    return tuple(results[name] for name in outputs)
+_program = jax.jit(_apply, static_argnums=(0, 1))
 
 
-def _run(*arrays: Any, **params: Any) -> list[Array]:
-    """Run outside of ``jax.jit``, on the device of the arrays."""
-    placed = [jnp.asarray(each) for each in arrays]  # constants are on the host
-    devices = {device for each in placed for device in each.devices()}
-    if len(devices) > 1:
-        raise ValueError(
-            "lmkan: outside of jax.jit, x and tables must be on one device, got "
-            + ", ".join(sorted(map(str, devices)))
+def _run(
+    *arguments: Any, operation: str, outputs: tuple[str, ...], names: tuple[str, ...]
+) -> list[Array]:
+    """Run outside of ``jax.jit``, as a program of one operation."""
+    with jax.disable_jit(False):  # else the program would come back to here
+        results: list[Array] = _program(
+            operation, outputs, dict(zip(names, arguments, strict=True))
         )
-    return [jnp.from_dlpack(each) for each in _evaluate(*placed, **params)]
+    return results
 
 
 def _shapes(
@@ -232,28 +213,85 @@ def _batch(
     return results, [0] * len(outputs)
 
 
-def _lower_for_cpu(context: Any, *arguments: Any, **params: Any) -> Any:
-    """Let XLA call the core on NumPy views of its buffers.
+class _Stream(NamedTuple):
+    """A CUDA stream as CuPy takes that of another library."""
 
-    ``jax.pure_callback`` would turn them into JAX arrays first, and programs can hang where a
-    callback waits for such arrays (jax-ml/jax, issues 24255 and 25861).
-    """
-    results, *_ = mlir.emit_python_callback(
-        context,
-        lambda *arrays: _evaluate(*arrays, **params),
-        None,
-        arguments,
-        context.avals_in,
-        context.avals_out,
-        has_side_effect=False,
-    )
-    return results
+    address: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.address  # version 0 of the protocol
+
+
+@contextmanager
+def _library_of(buffer: Buffer, context: ExecutionContext) -> Iterator[Any]:
+    """Provide the array library of a buffer; CuPy then uses its device and XLA's stream."""
+    if not is_in_cuda_memory(buffer):
+        yield np
+        return
+    cupy = import_module("cupy")
+    _, device = buffer.__dlpack_device__()
+    with (
+        cupy.cuda.Device(device),  # first: CuPy takes a stream to be on the current device
+        cupy.cuda.Stream.from_external(_Stream(context.stream)),
+    ):
+        yield cupy
+
+
+def _call_back(
+    context: ExecutionContext,
+    results: Sequence[Buffer],
+    *arguments: Buffer,
+    operation: str,
+    outputs: tuple[str, ...],
+    names: tuple[str, ...],
+) -> None:
+    """Evaluate an operation and write its results into XLA's buffers."""
+    with _library_of(arguments[0], context) as xp:
+        given = {name: xp.asarray(each) for name, each in zip(names, arguments, strict=True)}
+        out = {name: xp.asarray(each) for name, each in zip(outputs, results, strict=True)}
+        _evaluate(operation, given, out)
+
+
+def _evaluate(operation: str, given: dict[str, Any], out: dict[str, Any]) -> None:
+    """Evaluate an operation on NumPy or CuPy arrays, into those of ``out``."""
+    x, tables = given["x"], given["tables"]
+    direction = given.get("dx"), given.get("dtables")
+    if operation == "forward":
+        lmkan_cupy.forward(x, tables, out=out["y"])
+    elif operation == "push":
+        out["y"][...] = lmkan_cupy.jvp(*direction, x, tables)
+    elif operation == "pull":
+        lmkan_cupy.backward(
+            given["grad_y"],
+            x,
+            tables,
+            need_x="x" in out,
+            need_tables="tables" in out,
+            out_x=out.get("x"),
+            out_tables=out.get("tables"),
+        )
+    else:
+        _, *gradients = lmkan_cupy.backward_backward(*direction, given["grad_y"], x, tables)
+        for name, gradient in zip(("x", "tables"), gradients, strict=True):
+            if name in out:
+                out[name][...] = gradient
+
+
+def _lower(context: Any, *arguments: Any, **params: Any) -> Any:
+    call = buffer_callback(partial(_call_back, **params), context.avals_out)
+    return mlir.lower_fun(call, multiple_results=True)(context, *arguments)
+
+
+def _lower_for_cuda(context: Any, *arguments: Any, **params: Any) -> Any:
+    if obstacle := cuda_obstacle():
+        raise RuntimeError(f"lmkan: x and tables are on a CUDA device, but {obstacle}")
+    return _lower(context, *arguments, **params)
 
 
 def _refuse_to_lower(context: Any, *arguments: Any, **params: Any) -> Any:
     raise NotImplementedError(
-        f"lmkan: on {'/'.join(context.module_context.platforms)} there is no engine under jax.jit "
-        "and within jax.lax loops; call lmkan outside of them, or run them on the CPU"
+        f"lmkan: there is no engine for {'/'.join(context.module_context.platforms)}, "
+        "only for cpu and cuda"
     )
 
 
@@ -263,4 +301,5 @@ ad.primitive_jvps[_primitive] = _differentiate
 ad.primitive_transposes[_primitive] = _transpose
 batching.primitive_batchers[_primitive] = _batch
 mlir.register_lowering(_primitive, _refuse_to_lower)
-mlir.register_lowering(_primitive, _lower_for_cpu, platform="cpu")
+mlir.register_lowering(_primitive, _lower, platform="cpu")
+mlir.register_lowering(_primitive, _lower_for_cuda, platform="cuda")
