@@ -153,11 +153,12 @@ class TestCudaBuffers:
     ) -> None:
         """On the memory of the buffers; at the end everything is as before."""
 
-        def forward(x: Any, tables: Any, *, out: Any) -> None:
+        def forward(x: Any, tables: Any, *, out: Any) -> Any:
             events.append("work")
             assert x is given["x"]
             assert tables is given["tables"]
             assert out is y
+            return out
 
         monkeypatch.setattr(lmkan_cupy, "forward", forward)
         problem = make_problem(rng)
@@ -214,7 +215,7 @@ class TestCudaBuffers:
         x, tables, *_ = make_problem(rng)
         traced = jax.jit(lmkan).trace(x, tables)
         with pytest.raises(
-            RuntimeError, match="lmkan: x and tables are on a CUDA device, but CuPy is missing: i"
+            RuntimeError, match="lmkan: the arrays are on a CUDA device, but CuPy is missing: ins"
         ):
             traced.lower(lowering_platforms=("cuda",))
 
