@@ -1,7 +1,7 @@
-"""An lmKAN layer for JAX: twice differentiable, batched, and under ``jax.jit`` on the CPU.
+"""An lmKAN layer for JAX: twice differentiable, batched, compiled, on CPUs and CUDA devices.
 
-Outside of ``jax.jit`` JAX and the core share memory by DLPack, on the CPU and on CUDA devices.
-Under ``jax.jit`` XLA calls back into the CPU engine.
+XLA calls back into the core, inside of ``jax.jit`` and outside of it. The core reads and writes
+XLA's buffers where they are, on a CUDA device as CuPy arrays, on XLA's stream.
 
 Let J be the derivative of the layer F in x and tables T. JAX's transformations turn these
 operations into each other, up to second derivatives::
@@ -11,22 +11,35 @@ operations into each other, up to second derivatives::
     pull      (x, T) = J^t grad_y                      the transpose of push
     curve     (x, T) = d(J^t grad_y) in the direction (dx, dT), its own transpose
 
+and, for the Hessian penalty R, a quadratic form of the tables::
+
+    penalty   R(T), and its gradient where that is wanted
+    bend      T = the gradient of R at dT, its own transpose
+
 They are one JAX primitive with a rule for every transformation. ``jax.custom_vjp`` is not enough:
 under ``jax.vmap`` it computes one gradient of shared tables per sample and then adds them up.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import Array
 from jax import numpy as jnp
 from jax.core import ShapedArray
+from jax.experimental.buffer_callback import Buffer, ExecutionContext, buffer_callback
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 import lmkan_cupy
 from lmkan_cupy import array_checks
+from lmkan_cupy.array_library import is_in_cuda_memory
+from lmkan_cupy.installation import cuda_obstacle
+from lmkan_cupy.tables import init_bound, tables_shape
 
 #: Operation -> its derivative in x and tables.
 _DERIVATIVES = {"forward": "push", "pull": "curve"}
@@ -63,14 +76,83 @@ def lmkan(x: Any, tables: Any) -> Array:
     RuntimeError
         If the arrays are on a CUDA device and CuPy cannot run.
     NotImplementedError
-        Under ``jax.jit``, ``jax.lax.scan`` and the like on any platform but the CPU; for forward
-        mode inside forward mode; and for third derivatives.
+        On any platform but CPUs and CUDA devices; for forward mode inside forward mode; and for
+        third derivatives.
     """
-    x, tables = jnp.asarray(x), jnp.asarray(tables)
-    if tables.dtype in (jnp.float16, jnp.bfloat16):
-        tables = tables.astype(jnp.float32)
+    x, tables = jnp.asarray(x), _widened(tables)
     array_checks.check_layer_like("lmkan", x.shape, str(x.dtype), tables.shape, str(tables.dtype))
     return _apply("forward", ("y",), {"x": x, "tables": tables})[0]
+
+
+def hessian_penalty(tables: Any) -> Array:
+    """Return the roughness R of all inner functions: see :func:`lmkan_cupy.hessian_penalty`.
+
+    Differentiable any number of times, in both modes; value and gradient come from one pass.
+
+    Parameters
+    ----------
+    tables : array [P, S, S, O]
+        float32, or float64 where JAX allows it; float16 and bfloat16 are widened to float32.
+
+    Returns
+    -------
+    Array []
+        float32, float64 for float64 tables.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``tables`` is not an array of tables.
+    RuntimeError, NotImplementedError
+        For a device without an engine: see :func:`lmkan`.
+    """
+    tables = _widened(tables)
+    array_checks.check_tables_like("hessian_penalty", tables.shape, str(tables.dtype))
+    return _apply("penalty", ("penalty",), {"tables": tables})[0]
+
+
+def init_tables(
+    key: Any,
+    in_features: int,
+    out_features: int,
+    num_grids: int,
+    *,
+    init_scale: float = 0.1,
+    dtype: Any = "float32",
+) -> Array:
+    """Draw new tables from U(-a, a), ``a = init_scale / sqrt(in_features)``.
+
+    Parameters
+    ----------
+    key : Array
+        One of ``jax.random``.
+    in_features, out_features, num_grids : int
+        Sizes I, O >= 1 and G >= 3.
+    init_scale : float
+        Size of the outputs at the start for standardised inputs, up to a factor near 1.
+    dtype : dtype
+        float32, float16, bfloat16 or, where JAX allows it, float64.
+
+    Returns
+    -------
+    Array [P, S, S, O]
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size or ``dtype`` is out of range.
+    """
+    shape = tables_shape("init_tables", in_features, out_features, num_grids)
+    dtype = array_checks.table_dtype("init_tables", dtype)
+    bound = init_bound(in_features, init_scale)
+    drawn_as = array_checks.compute_dtype_of(dtype)
+    return jax.random.uniform(key, shape, drawn_as, -bound, bound).astype(dtype)
+
+
+def _widened(tables: Any) -> Array:
+    """Return tables as an array of JAX's, half tables in float32."""
+    tables = jnp.asarray(tables)
+    return tables.astype(jnp.float32) if tables.dtype in (jnp.float16, jnp.bfloat16) else tables
 
 
 _primitive: Any = Primitive("lmkan")
@@ -78,10 +160,10 @@ _primitive.multiple_results = True
 
 
 def _apply(operation: str, outputs: Sequence[str], arguments: dict[str, Any]) -> list[Array]:
-    """Run an operation on its arguments by name: x, tables, and any of dx, dtables, grad_y.
+    """Run an operation on its arguments by name: x, tables, dx, dtables, grad_y.
 
     A missing dx or dtables stands for zeros. ``outputs`` names the results to return: "y", "x",
-    "tables", each in the shape of what has this name.
+    "tables", each in the shape of what has this name, and "penalty", a number.
     """
     results: list[Array] = _primitive.bind(
         *arguments.values(),
@@ -92,57 +174,31 @@ def _apply(operation: str, outputs: Sequence[str], arguments: dict[str, Any]) ->
     return results
 
 
-def _evaluate(
-    *arrays: Any, operation: str, outputs: tuple[str, ...], names: tuple[str, ...]
-) -> tuple[Any, ...]:
-    """Evaluate an operation on arrays that the core can read; return NumPy or CuPy arrays."""
-    given = {
-        name: array_checks.check_array("lmkan", name, array)
-        for name, array in zip(names, arrays, strict=True)
-    }
-    x, tables, grad_y = given["x"], given["tables"], given.get("grad_y")
-    direction = given.get("dx"), given.get("dtables")
-    results: dict[str, Any] = {}
-    if operation == "forward":
-        results["y"] = lmkan_cupy.forward(x, tables)
-    elif operation == "pull":
-        assert grad_y is not None
-        results["x"], results["tables"] = lmkan_cupy.backward(
-            grad_y, x, tables, need_x="x" in outputs, need_tables="tables" in outputs
-        )
-    elif operation == "push":
-        results["y"] = lmkan_cupy.jvp(*direction, x, tables)
-    else:
-        assert grad_y is not None
-        _, results["x"], results["tables"] = lmkan_cupy.backward_backward(
-            *direction, grad_y, x, tables
-        )
-    return tuple(results[name] for name in outputs)
+_program = jax.jit(_apply, static_argnums=(0, 1))
 
 
-def _run(*arrays: Any, **params: Any) -> list[Array]:
-    """Run outside of ``jax.jit``, on the device of the arrays."""
-    placed = [jnp.asarray(each) for each in arrays]  # constants are on the host
-    devices = {device for each in placed for device in each.devices()}
-    if len(devices) > 1:
-        raise ValueError(
-            "lmkan: outside of jax.jit, x and tables must be on one device, got "
-            + ", ".join(sorted(map(str, devices)))
+def _run(
+    *arguments: Any, operation: str, outputs: tuple[str, ...], names: tuple[str, ...]
+) -> list[Array]:
+    """Run outside of ``jax.jit``, as a program of one operation."""
+    with jax.disable_jit(False):  # else the program would come back to here
+        results: list[Array] = _program(
+            operation, outputs, dict(zip(names, arguments, strict=True))
         )
-    return [jnp.from_dlpack(each) for each in _evaluate(*placed, **params)]
+    return results
 
 
 def _shapes(
     *arguments: ShapedArray, operation: str, outputs: tuple[str, ...], names: tuple[str, ...]
 ) -> list[ShapedArray]:
     """Return shapes and dtypes of an operation's results."""
-    x, tables = (arguments[names.index(name)] for name in ("x", "tables"))
-    shapes = {
-        "y": (*x.shape[:-1], tables.shape[3]),
-        "x": x.shape,
-        "tables": tables.shape,
-    }
-    return [ShapedArray(shapes[name], x.dtype) for name in outputs]
+    given = dict(zip(names, arguments, strict=True))
+    tables = given.get("tables", given.get("dtables"))
+    shapes = {"tables": tables.shape, "penalty": ()}
+    if "x" in given:
+        shapes["x"] = given["x"].shape
+        shapes["y"] = (*shapes["x"][:-1], tables.shape[3])
+    return [ShapedArray(shapes[name], tables.dtype) for name in outputs]
 
 
 def _differentiate(
@@ -160,6 +216,8 @@ def _differentiate(
         for name, tangent in zip(names, tangents, strict=True)
         if not isinstance(tangent, ad.Zero)
     }
+    if operation == "penalty":
+        return _differentiate_penalty(outputs, given["tables"], moved["tables"])
     terms = []
     for group in _LINEAR:
         if parts := {name: moved[name] for name in group if name in moved}:
@@ -174,6 +232,19 @@ def _differentiate(
         terms.append(_apply(_DERIVATIVES[operation], outputs, {**direction, **given}))
     sums = [sum(parts[1:], start=parts[0]) for parts in zip(*terms, strict=True)]
     return _apply(operation, outputs, given), sums
+
+
+def _differentiate_penalty(
+    outputs: tuple[str, ...], tables: Array, direction: Array
+) -> tuple[list[Array], list[Array]]:
+    penalty, gradient = _apply("penalty", ("penalty", "tables"), {"tables": tables})
+    (bent,) = _apply("bend", ("tables",), {"dtables": direction})
+    results = {
+        "penalty": (penalty, (gradient * direction).sum()),
+        "tables": (gradient, bent),
+    }
+    values, tangents = zip(*(results[name] for name in outputs), strict=True)
+    return list(values), list(tangents)
 
 
 def _transpose(
@@ -191,9 +262,11 @@ def _transpose(
         for name, cotangent in zip(outputs, cotangents, strict=True)
         if not isinstance(cotangent, ad.Zero)
     }
-    layer = {name: given[name] for name in ("x", "tables")}
+    layer = {name: given[name] for name in ("x", "tables") if name in given}
     results = [name.removeprefix("d") for name in wanted]
-    if operation == "push":
+    if operation == "bend":
+        gradients = _apply("bend", results, {"dtables": pulled["tables"]})
+    elif operation == "push":
         gradients = _apply("pull", results, {"grad_y": pulled["y"], **layer})
     elif operation == "pull":
         directions = {f"d{name}": each for name, each in pulled.items()}
@@ -232,28 +305,94 @@ def _batch(
     return results, [0] * len(outputs)
 
 
-def _lower_for_cpu(context: Any, *arguments: Any, **params: Any) -> Any:
-    """Let XLA call the core on NumPy views of its buffers.
+class _Stream(NamedTuple):
+    """A CUDA stream as CuPy takes that of another library."""
 
-    ``jax.pure_callback`` would turn them into JAX arrays first, and programs can hang where a
-    callback waits for such arrays (jax-ml/jax, issues 24255 and 25861).
-    """
-    results, *_ = mlir.emit_python_callback(
-        context,
-        lambda *arrays: _evaluate(*arrays, **params),
-        None,
-        arguments,
-        context.avals_in,
-        context.avals_out,
-        has_side_effect=False,
-    )
-    return results
+    address: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.address  # version 0 of the protocol
+
+
+@contextmanager
+def _library_of(buffer: Buffer, context: ExecutionContext) -> Iterator[Any]:
+    """Provide the array library of a buffer; CuPy then uses its device and XLA's stream."""
+    if not is_in_cuda_memory(buffer):
+        yield np
+        return
+    cupy = import_module("cupy")
+    _, device = buffer.__dlpack_device__()
+    with (
+        cupy.cuda.Device(device),  # first: CuPy takes a stream to be on the current device
+        cupy.cuda.Stream.from_external(_Stream(context.stream)),
+    ):
+        yield cupy
+
+
+def _call_back(
+    context: ExecutionContext,
+    results: Sequence[Buffer],
+    *arguments: Buffer,
+    operation: str,
+    outputs: tuple[str, ...],
+    names: tuple[str, ...],
+) -> None:
+    """Evaluate an operation and write its results into XLA's buffers."""
+    with _library_of(arguments[0], context) as xp:
+        given = {name: xp.asarray(each) for name, each in zip(names, arguments, strict=True)}
+        out = {name: xp.asarray(each) for name, each in zip(outputs, results, strict=True)}
+        _evaluate(operation, given, out)
+
+
+def _evaluate(operation: str, given: dict[str, Any], out: dict[str, Any]) -> None:
+    """Evaluate an operation on NumPy or CuPy arrays, into those of ``out``."""
+    x, tables, grad_y = (given.get(name) for name in ("x", "tables", "grad_y"))
+    direction = given.get("dx"), given.get("dtables")
+    results: dict[str, Any] = {}
+    if operation == "forward":
+        results["y"] = lmkan_cupy.forward(x, tables, out=out["y"])
+    elif operation == "push":
+        results["y"] = lmkan_cupy.jvp(*direction, x, tables)
+    elif operation == "pull":
+        results["x"], results["tables"] = lmkan_cupy.backward(
+            grad_y,
+            x,
+            tables,
+            need_x="x" in out,
+            need_tables="tables" in out,
+            out_x=out.get("x"),
+            out_tables=out.get("tables"),
+        )
+    elif operation == "curve":
+        _, results["x"], results["tables"] = lmkan_cupy.backward_backward(
+            *direction, grad_y, x, tables
+        )
+    elif operation == "bend":
+        results["tables"] = lmkan_cupy.hessian_penalty_grad(given["dtables"])
+    elif "tables" in out:
+        results["penalty"], results["tables"] = lmkan_cupy.hessian_penalty_and_grad(tables)
+    else:
+        results["penalty"] = lmkan_cupy.hessian_penalty(tables)
+    for name, array in out.items():
+        if results[name] is not array:
+            array[...] = results[name]
+
+
+def _lower(context: Any, *arguments: Any, **params: Any) -> Any:
+    call = buffer_callback(partial(_call_back, **params), context.avals_out)
+    return mlir.lower_fun(call, multiple_results=True)(context, *arguments)
+
+
+def _lower_for_cuda(context: Any, *arguments: Any, **params: Any) -> Any:
+    if obstacle := cuda_obstacle():
+        raise RuntimeError(f"lmkan: the arrays are on a CUDA device, but {obstacle}")
+    return _lower(context, *arguments, **params)
 
 
 def _refuse_to_lower(context: Any, *arguments: Any, **params: Any) -> Any:
     raise NotImplementedError(
-        f"lmkan: on {'/'.join(context.module_context.platforms)} there is no engine under jax.jit "
-        "and within jax.lax loops; call lmkan outside of them, or run them on the CPU"
+        f"lmkan: there is no engine for {'/'.join(context.module_context.platforms)}, "
+        "only for cpu and cuda"
     )
 
 
@@ -263,4 +402,5 @@ ad.primitive_jvps[_primitive] = _differentiate
 ad.primitive_transposes[_primitive] = _transpose
 batching.primitive_batchers[_primitive] = _batch
 mlir.register_lowering(_primitive, _refuse_to_lower)
-mlir.register_lowering(_primitive, _lower_for_cpu, platform="cpu")
+mlir.register_lowering(_primitive, _lower, platform="cpu")
+mlir.register_lowering(_primitive, _lower_for_cuda, platform="cuda")
