@@ -17,13 +17,16 @@ from torch import nn
 
 import lmkan_cupy
 
-from .models import LMKAN, MLP, MORE_LEARNING_RATES, Model
+from .models import LMKAN, MLP, Model
 
 #: Makes a network from its sizes, and from ``learning_rates`` and ``seeds``.
 Kind: TypeAlias = Callable[..., Model]
 
 #: Networks that are at most so wide are trained with three seeds.
-NARROW = 64
+NARROW = 32
+
+#: Learning rates of a pilot.
+PILOT_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 
 #: Without a penalty in the main part.
 NO_PENALTY = 1e-20
@@ -134,7 +137,7 @@ def students(
     models = [
         make(
             (in_features, *[width] * (3 if make is StrongMLP else 2), 1),
-            learning_rates=MORE_LEARNING_RATES if is_short else (lr,),
+            learning_rates=PILOT_RATES if is_short else (lr,),
             seeds=3 if width <= NARROW and not is_short else 1,
         )
         for make, of_kind, lr in zip(kinds, widths, learning_rates, strict=True)

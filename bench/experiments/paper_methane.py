@@ -29,7 +29,7 @@ from .models import Model
 from .paper import Kind, OwnLMKAN, PaperLMKAN, PaperMLP, StrongMLP, students
 
 ROWS = {"smoke": 1000, "pilot": 600_000, "cpu": 600_000, "gpu": 600_000}  # at most
-STEPS = {"smoke": 20, "pilot": 4000, "cpu": 30_000, "gpu": 1_000_000}
+STEPS = {"smoke": 20, "pilot": 2000, "cpu": 20_000, "gpu": 1_000_000}
 BATCH = {"smoke": 64, "pilot": 1024, "cpu": 1024, "gpu": 2048}
 ROWS_AT_ONCE = {"smoke": 2**10, "pilot": 2**14, "cpu": 2**14, "gpu": 2**17}
 TIMING_SECONDS = {"smoke": 0.1, "pilot": 0.1, "cpu": 60.0, "gpu": 5.0}
@@ -54,7 +54,7 @@ LEARNING_RATES = {
 #: Widths of their hidden layers.
 WIDTHS: dict[str, Sequence[Sequence[int]]] = {
     "smoke": [[4]] * 5,
-    "pilot": [[16]] * 5,
+    "pilot": [[32]] * 5,
     "cpu": [
         [8, 16, 32, 64],
         [8, 16, 32, 64],

@@ -63,8 +63,8 @@ class Setting:
 
 SETTINGS = {
     "smoke": Setting(4, 16, 2, blocks=1, steps=20, batch=64, rows=256),
-    "pilot": Setting(32, 1024, 10, blocks=62, steps=4000, batch=512),
-    "cpu": Setting(32, 1024, 10, blocks=62, steps=30_000, batch=512),
+    "pilot": Setting(32, 1024, 10, blocks=62, steps=2000, batch=512),
+    "cpu": Setting(32, 1024, 10, blocks=62, steps=20_000, batch=512),
     "gpu": Setting(32, 1024, 10, blocks=None, steps=10**6, batch=1024, rows_at_once=2**17),
 }
 

@@ -21,7 +21,6 @@ from bench.experiments import (
     paper_methane,
     paper_teacher,
 )
-from bench.experiments.models import MORE_LEARNING_RATES
 from bench.experiments.paper import PaperLMKAN, PaperMLP, StrongMLP
 from bench.make_methane import distances
 
@@ -31,7 +30,7 @@ CPU = torch.device("cpu")
 def run(module: Any, folder: Path, *arguments: str) -> dict[str, Any]:
     """Run an experiment in the paper's setting, with two learning rates instead of five."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.experiments.paper.MORE_LEARNING_RATES", MORE_LEARNING_RATES[:2])
+        patch.setattr("bench.experiments.paper.PILOT_RATES", (1e-3, 1e-2))
         out = folder / "out.json"
         arguments = ("--setting", "paper", "--data", str(folder), "--out", str(out), *arguments)
         patch.setattr("sys.argv", ["experiment", *arguments])
