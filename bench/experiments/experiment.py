@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from ..harness.results_file import RESULTS, circumstances, read, write
 from ..harness.timing import interleave, stopwatch
-from .models import MLP, Model
+from .models import Model
 
 #: Number of runs that share a device.
 TOGETHER = {"cpu": 1, "cuda": 16}
@@ -219,7 +219,7 @@ class Experiment:
         """Time inference of all models, in turn, in batches of ``rows_at_once`` rows.
 
         The time depends only on the sizes, so the networks need not be the trained ones. On the CPU
-        an MLP is also timed in onnxruntime, and the faster way counts.
+        some are also timed in onnxruntime, and the faster way counts.
         """
         rows = BATCHES_TIMED[device.type] * self.task.rows_at_once
         inputs, _ = self.task.test
@@ -242,7 +242,7 @@ class Experiment:
             measurements |= {
                 (model.label, "onnxruntime"): self._in_onnxruntime(networks[model.label], inputs)
                 for model in self.models
-                if isinstance(model, MLP)
+                if model.runs_in_onnx
             }
         with torch.no_grad(), torch.cuda.stream(new_stream(device)):
             taken = interleave(measurements, seconds=self.timing_seconds)
@@ -254,8 +254,10 @@ class Experiment:
     def _in_onnxruntime(self, network: nn.Module, inputs: Tensor) -> Callable[[], tuple[float]]:
         from ..harness import onnx  # takes seconds to import
 
-        evaluated = onnx.session(network, inputs.shape[1], torch.get_num_threads())
-        parts = [each.numpy() for each in torch.split(inputs, self.task.rows_at_once)]
+        rows = inputs.flatten(1)
+        network = nn.Sequential(nn.Unflatten(1, inputs.shape[1:]), network)
+        evaluated = onnx.session(network, rows.shape[1], torch.get_num_threads())
+        parts = [each.numpy() for each in torch.split(rows, self.task.rows_at_once)]
         return lambda: stopwatch(lambda: [evaluated(part) for part in parts])[:1]
 
 

@@ -53,6 +53,8 @@ class Model(ABC):
         The grid of the second part of the training, None for the same grid.
     seeds : int
         Seeds that the model is trained with.
+    runs_in_onnx : bool
+        Whether inference on a CPU is timed in onnxruntime, too.
     """
 
     learning_rates: tuple[float, ...]
@@ -60,6 +62,7 @@ class Model(ABC):
     penalty_factor: float = 1.0
     refined_num_grids: int | None = None
     seeds: int = 3
+    runs_in_onnx: bool = False
 
     @property
     @abstractmethod
@@ -106,6 +109,7 @@ class MLP(Model):
     activation: Literal["ReLU", "SiLU"] = "ReLU"
     learning_rates: tuple[float, ...] = LEARNING_RATES
     seeds: int = 3
+    runs_in_onnx: bool = True
 
     @property
     def kind(self) -> str:
@@ -137,6 +141,7 @@ class FastKAN(Model):
     sizes: tuple[int, ...]
     num_grids: int = 8
     learning_rates: tuple[float, ...] = LEARNING_RATES
+    seeds: int = 3
 
     @property
     def kind(self) -> str:

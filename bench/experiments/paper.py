@@ -17,7 +17,7 @@ from torch import nn
 
 import lmkan_cupy
 
-from .models import LMKAN, MLP, Model
+from .models import LMKAN, MLP, FastKAN, Model
 
 #: Makes a network from its sizes, and from ``learning_rates`` and ``seeds``.
 Kind: TypeAlias = Callable[..., Model]
@@ -97,6 +97,11 @@ class PaperLMKAN(InPhases):
             return fuse(network)
         network[-1].layer.fold_()
         return network
+
+
+@dataclass(frozen=True)
+class PaperFastKAN(InPhases, FastKAN):
+    """FastKAN, trained like an MLP of the paper."""
 
 
 @dataclass(frozen=True)
