@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.experiments import experiment
@@ -34,3 +35,19 @@ def read(module: Any, folder: Path) -> dict[str, Any]:
 def untimed(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the runs without the seconds that they took."""
     return [{key: run[key] for key in run if key != "seconds"} for run in results["runs"]]
+
+
+def made_up_molecules(rows: int = 300) -> dict[str, Any]:
+    """Return arrays as the generator writes them, with a sum over pairs as the energy."""
+    rng = np.random.default_rng(0)
+    positions = rng.normal(size=(rows, 5, 3))
+    positions[:, 0] = 0
+    between = positions[:, :, None] - positions[:, None]
+    energies = -np.exp(-(between**2).sum(axis=-1)).sum(axis=(1, 2))
+    forces = -4 * (between * np.exp(-(between**2).sum(axis=-1))[..., None]).sum(axis=2)
+    return {
+        "positions": positions.astype(np.float32),
+        "energies": energies,
+        "forces": forces.astype(np.float32),
+        "metadata": "{}",
+    }

@@ -18,7 +18,7 @@ module              what
 ``authors_layer``   ``LMKAN2DLayer``, for checkpoints of the authors' package
 ``fusion``          ``fuse``: a chain of layers as one module for inference
 ``replacement``     ``replace_linear``: from a network of linear layers to lmKAN layers
-``schedule``        ``HessianSchedule``: the penalty's weight and the learning rate, step by step
+``schedule``        ``HessianSchedule``, ``PhasedSchedule``: weights and rates of every step
 ``training``        the training loop of ``fit`` and the estimators; imported only on demand
 ``sharding``        ``ColumnParallel``, a layer in parts; imported only on demand
 ``sharding_rules``  how the operators compute on sharded tensors; imported only on demand
@@ -33,7 +33,7 @@ from .fusion import fuse
 from .layers import LMKANBlock, LMKANLinear, hessian_penalty
 from .plots import plot_function, plot_layer
 from .replacement import replace_linear
-from .schedule import HessianSchedule
+from .schedule import HessianSchedule, PhasedSchedule
 
 __all__ = [
     "HessianSchedule",
@@ -41,6 +41,7 @@ __all__ = [
     "LMKANBlock",
     "LMKANConv2d",
     "LMKANLinear",
+    "PhasedSchedule",
     "fuse",
     "hessian_penalty",
     "lmkan",

@@ -1,6 +1,7 @@
 """``LMKANConv2d``, in place of ``nn.Conv2d``."""
 
 import math
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,7 @@ class LMKANConv2d(Layer):
         As in ``nn.Conv2d``; ``padding`` is with zeros, and may be "same" or "valid".
     groups : int
         Splits the channels of input and output into so many groups with tables of their own.
-    num_grids, residual, init_scale, engine, device, dtype
+    num_grids, residual, tables_weight, init_scale, engine, device, dtype
         As in :class:`LMKANLinear`; the residual branch is a convolution.
 
     Attributes
@@ -55,6 +56,7 @@ class LMKANConv2d(Layer):
         *,
         num_grids: int = 10,
         residual: Residual = None,
+        tables_weight: float | None = None,
         init_scale: float = 0.1,
         engine: Engine = None,
         device: Any = None,
@@ -69,6 +71,7 @@ class LMKANConv2d(Layer):
             groups=() if groups == 1 else (groups,),
             kernel_size=window,
             residual=residual,
+            tables_weight=tables_weight,
             init_scale=init_scale,
             engine=engine,
             device=device,
@@ -101,17 +104,10 @@ class LMKANConv2d(Layer):
         else:
             parts = zip(samples.chunk(self.groups, -1), self.tables, strict=True)
             y = torch.cat([functional.lmkan(*part, engine=self.engine) for part in parts], -1)
-        y = y.movedim(-1, 1)
-        if self.weight is not None and self.bias is not None:
-            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-            y = y + nn.functional.conv2d(
-                self._activation(images),
-                weight,
-                bias,
-                stride=self.stride,
-                dilation=self.dilation,
-                groups=self.groups,
-            )
+        convolve = partial(
+            nn.functional.conv2d, stride=self.stride, dilation=self.dilation, groups=self.groups
+        )
+        y = self._with_branch(y.movedim(-1, 1), images, convolve)
         return y if x.ndim == 4 else y[0]
 
     def _windows(self, images: Tensor) -> Tensor:

@@ -188,6 +188,11 @@ class _Chain:
             self._fold(name, part)
         else:
             self._check_features(name, part.in_features)
+            if getattr(part, "residual", None) == "relu_last":
+                raise TypeError(
+                    f"fuse: {name} has residual='relu_last', which tables cannot hold: train it "
+                    "with residual='relu' or 'linear'"
+                )
             self._append_layer(part)
 
     def network(self) -> FusedNetwork:

@@ -1,7 +1,7 @@
 """The modules ``LMKANLinear``, in place of ``nn.Linear``, and ``LMKANBlock``, the safe block."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ from . import dispatch, exchange, functional, nodes
 from .functional import Engine
 
 #: The branch beside the tables.
-Residual: TypeAlias = Literal["linear", "relu"] | None
+Residual: TypeAlias = Literal["linear", "relu", "relu_last"] | None
 
 
 def hessian_penalty(module: nn.Module) -> Tensor:
@@ -87,13 +87,14 @@ class Layer(TablesModule):
         Leading axes of the tables.
     kernel_size : tuple of int
         Trailing axes of the branch's weight, which has ``in_features`` elements per output.
-    residual, init_scale, engine, device, dtype
+    residual, tables_weight, init_scale, engine, device, dtype
         As in :class:`LMKANLinear`.
     """
 
     tables: nn.Parameter
     weight: nn.Parameter | None
     bias: nn.Parameter | None
+    tables_weight: Tensor | None
 
     def __init__(
         self,
@@ -104,6 +105,7 @@ class Layer(TablesModule):
         groups: tuple[int, ...] = (),
         kernel_size: tuple[int, ...] = (),
         residual: Residual,
+        tables_weight: float | None,
         init_scale: float,
         engine: Engine,
         device: Any,
@@ -128,6 +130,11 @@ class Layer(TablesModule):
                 torch.empty((outputs, columns, *kernel_size), device=device, dtype=dtype)
             )
             self.bias = nn.Parameter(torch.empty(outputs, device=device, dtype=dtype))
+        self._initial_tables_weight = tables_weight
+        self.register_buffer(
+            "tables_weight",
+            None if tables_weight is None else torch.empty((), device=device, dtype=dtype),
+        )
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -137,6 +144,8 @@ class Layer(TablesModule):
         """
         bound = init_bound(self._features, self.init_scale)
         nn.init.uniform_(self.tables, -bound, bound, generator)
+        if self.tables_weight is not None:
+            self.tables_weight.fill_(self._initial_tables_weight)
         for parameter in (self.weight, self.bias):
             if parameter is not None:
                 bound = 1 / math.sqrt(self._features)
@@ -144,11 +153,25 @@ class Layer(TablesModule):
 
     @torch.no_grad()
     def fold_(self) -> Self:
-        """Add the residual branch to the tables, in place, and remove it.
+        """Add the residual branch to the tables, in place, and remove it; ``tables_weight``, too.
 
         The layer computes the same function as before, up to rounding, and costs less: see
         ``residual`` of :class:`LMKANLinear`.
+
+        Raises
+        ------
+        ValueError
+            If the branch is "relu_last".
         """
+        if self.residual == "relu_last":
+            raise ValueError(
+                "fold_: the branch of residual='relu_last' is no sum of functions of one input "
+                "each, so tables cannot hold it: keep the layer as it is, or train one with "
+                "residual='relu' or 'linear'"
+            )
+        if self.tables_weight is not None:
+            self.tables.mul_(self.tables_weight)
+            self.tables_weight = None
         if self.weight is not None and self.bias is not None:
             fold = lmkan_cupy.fold_relu if self.residual == "relu" else lmkan_cupy.fold_linear
             groups = self.tables.reshape(-1, *self.tables.shape[-4:])
@@ -192,9 +215,18 @@ class Layer(TablesModule):
             f"num_grids={self.num_grids}, residual={self.residual!r}, engine={self.engine_name()!r}"
         )
 
-    def _activation(self, x: Tensor) -> Tensor:
-        """Return the input of the branch's weight."""
-        return torch.relu(x) if self.residual == "relu" else x
+    def _with_branch(self, y: Tensor, x: Tensor, linear: Callable[..., Tensor]) -> Tensor:
+        """Return the layer's output: what its tables give, ``y``, with the branch of ``x``.
+
+        ``linear`` takes an input, the branch's weight and its bias.
+        """
+        if self.tables_weight is not None:
+            y = self.tables_weight.to(y.dtype) * y
+        if self.weight is None or self.bias is None:
+            return y
+        x = torch.relu(x) if self.residual == "relu" else x
+        branch = linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return y + (torch.relu(branch) if self.residual == "relu_last" else branch)
 
 
 class LMKANLinear(Layer):
@@ -209,14 +241,18 @@ class LMKANLinear(Layer):
         Sizes I and O.
     num_grids : int
         Grid intervals per axis, G >= 3; the paper advises to start with 8 to 10.
-    residual : {None, "linear", "relu"}
+    residual : {None, "linear", "relu", "relu_last"}
         A branch ``weight @ act(x) + bias`` that is added to the output, where ``act`` is the
         identity or ReLU. A network with branches starts close to a linear or ReLU network and
         trains better; "linear" did best (``bench/results/procedure.md``). After the training
         :meth:`fold_` adds the branch to the tables, so that it costs nothing in inference. That is
         exact: the branch is a sum of functions of one input each, which are linear between the
         knots, and tables hold every such function. ReLU bends at 0, so "relu" needs a knot there:
-        an even ``num_grids``.
+        an even ``num_grids``. "relu_last" adds ``relu(weight @ x + bias)``, which stays beside the
+        tables and costs I O multiply-adds more.
+    tables_weight : float, optional
+        What the tables give is multiplied by it; by default by nothing. It is a buffer, which a
+        training may change: :class:`PhasedSchedule`. :meth:`fold_` multiplies the tables by it.
     init_scale : float
         The tables are drawn from U(-a, a), ``a = init_scale / sqrt(in_features)``.
     engine : {None, "torch"}
@@ -230,6 +266,7 @@ class LMKANLinear(Layer):
         Values of the inner functions at the knots, P = ceil(I / 2), S = G + 1.
     weight, bias : Parameter [O, I] and [O], or None
         The residual branch.
+    tables_weight : Tensor, 0-d, or None
 
     Raises
     ------
@@ -244,6 +281,7 @@ class LMKANLinear(Layer):
         num_grids: int = 10,
         *,
         residual: Residual = None,
+        tables_weight: float | None = None,
         init_scale: float = 0.1,
         engine: Engine = None,
         device: Any = None,
@@ -254,6 +292,7 @@ class LMKANLinear(Layer):
             out_features,
             num_grids,
             residual=residual,
+            tables_weight=tables_weight,
             init_scale=init_scale,
             engine=engine,
             device=device,
@@ -272,10 +311,7 @@ class LMKANLinear(Layer):
                 f"got x.shape={tuple(x.shape)}"
             )
         y = functional.lmkan(x, self.tables, engine=self.engine)
-        if self.weight is None or self.bias is None:
-            return y
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return y + nn.functional.linear(self._activation(x), weight, bias)
+        return self._with_branch(y, x, nn.functional.linear)
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(module)``."""
@@ -351,7 +387,8 @@ class LMKANBlock(nn.Module):
             and _is_usual(bound, nn.Hardtanh, nn.Identity)
             and _is_usual(layer, LMKANLinear)
             and layer.engine is None
-            and layer.residual != "relu"
+            and layer.residual in (None, "linear")
+            and layer.tables_weight is None
             and (layer.weight is None) == (layer.bias is None)
             and x.shape[-1:] == (layer.in_features,)
         ):
@@ -446,8 +483,10 @@ def _widened(tensor: Tensor) -> Tensor:
 
 
 def _check_residual(function: str, residual: str | None, num_grids: int) -> None:
-    if residual not in (None, "linear", "relu"):
-        raise ValueError(f"{function}: residual must be None, 'linear' or 'relu', got {residual!r}")
+    if residual not in (None, "linear", "relu", "relu_last"):
+        raise ValueError(
+            f"{function}: residual must be None, 'linear', 'relu' or 'relu_last', got {residual!r}"
+        )
     if residual == "relu" and num_grids % 2:
         raise ValueError(
             f"{function}: residual='relu' needs an even num_grids (a knot at 0), got {num_grids}"

@@ -3,6 +3,10 @@
 The teacher is an MLP with tanh and fixed random weights. Inputs are standard normal and no row is
 repeated, so there is no overfitting, and the error shows what a network of its size can express. It
 is the root mean square error divided by the standard deviation of the teacher's outputs.
+
+``--setting paper`` has the paper's teacher, ten layers deep, and its students and training. On a
+CPU it needs ``--data``, a folder where the teacher's answers are kept once they are computed, and
+students meet a row several times. The error is the mean square, relative to the variance.
 """
 
 import math
@@ -10,12 +14,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from lmkan_cupy.adapters.torch.training import penalty_for
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from . import paper_teacher
 from .experiment import Experiment, Task, command_line, parse, results_path, with_pykan
 from .models import (
     LMKAN,
@@ -182,15 +188,27 @@ def students(scale: str, features: int, pykan: bool) -> list[Model]:
     return [*networks, *variants((features, *VARIED[scale], 1))]
 
 
-def main() -> None:
-    arguments = parse(with_pykan(command_line("approximation", __doc__)))
-    setting = SETTINGS[arguments.scale]
-    experiment = Experiment(
+def make_experiment(scale: str, device: torch.device, pykan: bool) -> Experiment:
+    setting = SETTINGS[scale]
+    return Experiment(
         title="General function approximation",
-        task=make_task(setting, arguments.device),
-        models=students(arguments.scale, setting.features, arguments.pykan),
-        timing_seconds=TIMING_SECONDS[arguments.scale],
+        task=make_task(setting, device),
+        models=students(scale, setting.features, pykan),
+        timing_seconds=TIMING_SECONDS[scale],
     )
+
+
+def main() -> None:
+    parser = with_pykan(command_line("approximation", __doc__, has_paper=True))
+    parser.add_argument("--data", type=Path, help="a folder for the answers of the paper's teacher")
+    arguments = parse(parser)
+    scale, device = arguments.scale, arguments.device
+    if arguments.setting == "own":
+        experiment = make_experiment(scale, device, arguments.pykan)
+    elif arguments.data is None and device.type == "cpu":
+        parser.error("--setting paper needs --data on a CPU, a folder for the teacher's answers")
+    else:
+        experiment = paper_teacher.make_experiment(scale, arguments.data, device)
     experiment.run(results_path("approximation", arguments), arguments.device)
 
 

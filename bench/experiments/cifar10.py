@@ -3,31 +3,50 @@
 The folder holds ``cifar10_jpeg.npz``, or the batches of CIFAR-10's archive for Python; or, with
 ``--tree SIZE``, any images in ImageNet's layout, ``train/<class>/*`` and ``val/<class>/*``, which
 are scaled to SIZE x SIZE pixels.
+
+``--setting paper`` has the paper's networks, on CIFAR-10 or with ``--tree 81``, and its
+augmentation; ``--flat`` compares FastKANs on images as rows of numbers. It needs the extra
+``[images]``, and keeps augmented images in the folder of ``--data``.
 """
 
 from pathlib import Path
 
+from . import images, paper_images
 from .experiment import command_line, parse, results_path
 from .image_data import read_cifar10, read_tree
-from .images import make_experiment
 
 
 def main() -> None:
-    parser = command_line("cifar10", __doc__)
+    parser = command_line("cifar10", __doc__, has_paper=True)
     parser.add_argument("--data", type=Path, required=True, help="folder of the images")
     parser.add_argument(
         "--tree", type=int, metavar="SIZE", help="read images in ImageNet's layout instead"
     )
+    parser.add_argument(
+        "--flat", action="store_true", help="with --setting paper: FastKANs, one hidden layer"
+    )
     arguments = parse(parser)
+    tree, data, is_flat = arguments.tree, arguments.data, arguments.flat
+    is_paper = arguments.setting == "paper"
+    if is_paper and (tree not in (None, 81) or (is_flat and tree is not None)):
+        parser.error("--setting paper is for CIFAR-10 and, without --flat, for --tree 81")
+    if is_flat and not is_paper:
+        parser.error("--flat needs --setting paper")
     try:
-        if arguments.tree is None:
-            name, title, images = "cifar10", "CIFAR-10", read_cifar10(arguments.data)
+        if tree is None:
+            name, title, found = "cifar10", "CIFAR-10", read_cifar10(data)
         else:
-            name = arguments.data.resolve().name
-            title, images = f"Images of {name}", read_tree(arguments.data, arguments.tree)
+            name = data.resolve().name
+            title, found = f"Images of {name}", read_tree(data, tree)
     except FileNotFoundError as error:
         parser.error(str(error))
-    experiment = make_experiment(title, images, arguments)
+    if is_paper:
+        name, title = f"{name}{'_flat' * is_flat}", f"{title} in the paper's setting"
+        experiment = paper_images.make_experiment(
+            title, found, data, arguments.scale, arguments.device, is_flat=is_flat
+        )
+    else:
+        experiment = images.make_experiment(title, found, arguments)
     experiment.run(results_path(name, arguments), arguments.device)
 
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from ..harness.results_file import RESULTS, circumstances, read, write
 from ..harness.timing import interleave, stopwatch
-from .models import MLP, Model
+from .models import Model
 
 #: Number of runs that share a device.
 TOGETHER = {"cpu": 1, "cuda": 16}
@@ -84,12 +84,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Models to train on a task, with several seeds each, and to time for some seconds."""
+    """Models to train on a task, with their seeds, and to time for some seconds."""
 
     title: str
     task: Task
     models: Sequence[Model]
-    seeds: int = 3
     timing_seconds: float = 30.0
 
     def run(self, path: Path, device: torch.device) -> None:
@@ -118,7 +117,7 @@ class Experiment:
         torch.set_num_threads(numba.get_num_threads())  # the same for all networks
         here, runs = _circumstances(device), results["runs"]
         results.setdefault("circumstances", here)
-        total = sum(len(model.learning_rates) + self.seeds - 1 for model in self.models)
+        total = sum(len(model.learning_rates) + model.seeds - 1 for model in self.models)
         try:
             with tqdm(total=total, initial=len(runs), unit="run", desc=path.stem) as bar:
                 for run in self._trained(runs, device):
@@ -164,31 +163,34 @@ class Experiment:
                     yield result
 
     def _missing(self, runs: Sequence[Mapping[str, Any]]) -> list[Key]:
-        """Return the runs that can start; seeds above 0 once a model's learning rates are tried."""
+        """Return the runs that can start; seeds above 0 once a model's learning rates are tried.
+
+        Seed 0 of every model comes first, so that the results are soon of all models.
+        """
         done = {(run["model"], run["rate"], run["seed"]) for run in runs}
         planned: list[Key] = []
         for model in self.models:
             planned += [(model, lr, 0) for lr in model.learning_rates]
             if all((model.label, lr, 0) in done for lr in model.learning_rates):
                 lr = chosen_lr(runs, model.label)
-                planned += [(model, lr, seed) for seed in range(1, self.seeds)]
-        return [key for key in planned if (key[0].label, *key[1:]) not in done]
+                planned += [(model, lr, seed) for seed in range(1, model.seeds)]
+        missing = [key for key in planned if (key[0].label, *key[1:]) not in done]
+        return sorted(missing, key=lambda key: key[2])
 
     def _train(self, model: Model, lr: float, seed: int, device: torch.device) -> _Run:
         """Train a network; yield None after every few steps, and at the end what the file keeps."""
         task = self.task
         torch.manual_seed(seed)
         network = model.build().to(device)
+        options = {"keeps_statistics": task.keeps_statistics}
+        options |= model.trainer_options(task.steps, task.penalty)
         trainer = Trainer(
             batches=task.batches(seed),
             steps=task.steps,
             validation=task.validation,
             loss=task.loss,
-            penalty=model.penalty_factor * task.penalty,
-            penalty_start=model.penalty_start,
-            refined_num_grids=model.refined_num_grids,
-            keeps_statistics=task.keeps_statistics,
             rows_at_once=task.rows_at_once,
+            **options,
         )
         started = time.perf_counter()
         groups = model.parameter_groups(network, lr)
@@ -206,6 +208,9 @@ class Experiment:
             "rate": lr,
             "seed": seed,
             "validation_loss": training.validation_loss,
+            "curve": [
+                (step, float(f"{loss:.4g}")) for step, loss in training.curve if math.isfinite(loss)
+            ],
             "errors": task.errors(evaluate(deployed, inputs, task.rows_at_once), targets),
             "seconds": round(seconds, 2),
         }
@@ -214,7 +219,7 @@ class Experiment:
         """Time inference of all models, in turn, in batches of ``rows_at_once`` rows.
 
         The time depends only on the sizes, so the networks need not be the trained ones. On the CPU
-        an MLP is also timed in onnxruntime, and the faster way counts.
+        some are also timed in onnxruntime, and the faster way counts.
         """
         rows = BATCHES_TIMED[device.type] * self.task.rows_at_once
         inputs, _ = self.task.test
@@ -237,7 +242,7 @@ class Experiment:
             measurements |= {
                 (model.label, "onnxruntime"): self._in_onnxruntime(networks[model.label], inputs)
                 for model in self.models
-                if isinstance(model, MLP)
+                if model.runs_in_onnx
             }
         with torch.no_grad(), torch.cuda.stream(new_stream(device)):
             taken = interleave(measurements, seconds=self.timing_seconds)
@@ -249,8 +254,10 @@ class Experiment:
     def _in_onnxruntime(self, network: nn.Module, inputs: Tensor) -> Callable[[], tuple[float]]:
         from ..harness import onnx  # takes seconds to import
 
-        evaluated = onnx.session(network, inputs.shape[1], torch.get_num_threads())
-        parts = [each.numpy() for each in torch.split(inputs, self.task.rows_at_once)]
+        rows = inputs.flatten(1)
+        network = nn.Sequential(nn.Unflatten(1, inputs.shape[1:]), network)
+        evaluated = onnx.session(network, rows.shape[1], torch.get_num_threads())
+        parts = [each.numpy() for each in torch.split(rows, self.task.rows_at_once)]
         return lambda: stopwatch(lambda: [evaluated(part) for part in parts])[:1]
 
 
@@ -265,15 +272,29 @@ def chosen_lr(runs: Iterable[Mapping[str, Any]], label: str) -> float:
     return float(min(tried, key=validation_loss)["rate"])
 
 
-def command_line(name: str, description: str | None) -> argparse.ArgumentParser:
-    """Return a parser of the arguments that all experiments take."""
+def command_line(
+    name: str, description: str | None, *, has_paper: bool = False
+) -> argparse.ArgumentParser:
+    """Return a parser of the arguments that all experiments take.
+
+    ``has_paper``: there is a ``--setting paper``.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m bench.experiments.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--scale", choices=("smoke", "cpu", "gpu"), default="smoke", help="default: smoke"
+        "--setting",
+        choices=("own", "paper") if has_paper else ("own",),
+        default="own",
+        help="sizes, data and training of this project, or of the paper; default: own",
+    )
+    parser.add_argument(
+        "--scale",
+        choices=("smoke", "pilot", "cpu", "gpu"),
+        default="smoke",
+        help="default: smoke; pilot, which chooses learning rates, is only for --setting paper",
     )
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="default: cuda for --scale gpu, else cpu"
@@ -287,6 +308,8 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     arguments = parser.parse_args()
     if getattr(arguments, "pykan", False) and find_spec("kan") is None:
         parser.error("--pykan needs the package pykan: pip install -r bench/requirements.txt")
+    if arguments.scale == "pilot" and arguments.setting != "paper":
+        parser.error("--scale pilot needs --setting paper")
     arguments.device = torch.device(
         arguments.device or ("cuda" if arguments.scale == "gpu" else "cpu")
     )
@@ -303,7 +326,8 @@ def with_pykan(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def results_path(name: str, arguments: argparse.Namespace) -> Path:
     """Return the file to write: ``--out``, or one named after the experiment."""
-    file = f"{name}-{arguments.scale}-{arguments.device.type}.json"
+    setting = "-paper" if arguments.setting == "paper" else ""
+    file = f"{name}{setting}-{arguments.scale}-{arguments.device.type}.json"
     return arguments.out or RESULTS / file
 
 

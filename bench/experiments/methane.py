@@ -9,23 +9,26 @@ last two need ``--data``, a folder with the files of ``python -m bench.make_meth
 
 Errors are in eV, those of forces in eV / Angstrom. All networks are trained on absolute errors:
 about one configuration in a hundred is above 4 eV, and these few would dominate squared errors.
+
+``--setting paper`` learns as the paper does, from distances or coordinates of ``--data`` with the
+hydrogens in no order, and by squared errors; its errors are divided by the standard deviation.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from lmkan_cupy.adapters.torch.training import Rows, penalty_for
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
-from ..make_methane import BUNDLED, FIRST, SECOND, sample
+from ..make_methane import FIRST, SECOND
+from . import paper_methane
 from .experiment import Experiment, Task, command_line, parse, results_path, with_pykan
+from .methane_data import AugmentedRows, Standardised, read, split, standardised
 from .models import (
     LMKAN,
     MLP,
@@ -40,9 +43,6 @@ from .models import (
     variants,
 )
 
-#: Files in order of preference; the first that has the arrays needed is taken.
-FILES = ("methane_xtb_600k_noforces.npz", "methane_xtb_100k.npz", "methane_xtb.npz")
-
 STEPS = {
     "distances": {"smoke": 20, "cpu": 10_000, "gpu": 12_000},
     "cartesian": {"smoke": 20, "cpu": 10_000, "gpu": 10_000},
@@ -52,7 +52,6 @@ ROWS = {"smoke": 1000, "cpu": 100_000, "gpu": 600_000}  # at most
 BATCH = {"smoke": None, "cpu": None, "gpu": 1024}  # None: as fit chooses it
 ROWS_AT_ONCE = {"smoke": 2**10, "cpu": 2**14, "gpu": 2**17}
 TIMING_SECONDS = {"smoke": 0.1, "cpu": 60.0, "gpu": 5.0}
-SPLIT_SEED = 2**20
 
 LOW = 4.0  # eV: errors are also reported below this energy
 
@@ -134,58 +133,6 @@ HIDDEN: dict[str, dict[str, Networks]] = {
 #: Hidden widths of the lmKAN of which variants are trained on distances.
 VARIED = {"smoke": (4,), "cpu": (16, 16), "gpu": (16, 16)}
 
-Floats = NDArray[np.floating[Any]]
-
-
-class Standardised(NamedTuple):
-    """The standardised rows of an array, with mean and standard deviation."""
-
-    values: Tensor  # [N, K], mean 0 and standard deviation 1 over the training rows
-    mean: Tensor  # [K]
-    scale: Tensor  # [K]
-
-
-def standardised(values: Floats, training: NDArray[np.intp], device: torch.device) -> Standardised:
-    values = values.astype(np.float64)
-    mean, scale = values[training].mean(axis=0), values[training].std(axis=0)
-    arrays = ((values - mean) / scale, mean, scale)
-    return Standardised(*(torch.from_numpy(each).float().to(device) for each in arrays))
-
-
-def read(data: Path | None, inputs: str, rows: int) -> tuple[dict[str, Floats], str]:
-    """Return at most ``rows`` rows of the arrays that ``inputs`` needs, and their file's name.
-
-    Raises
-    ------
-    FileNotFoundError
-        If no file has these arrays.
-    """
-    if data is None:
-        if inputs != "distances":
-            raise FileNotFoundError(f"--inputs {inputs} needs --data, a folder with one of {FILES}")
-        with np.load(BUNDLED) as arrays:
-            return {
-                "distances": arrays["features"][:rows],
-                "energies": arrays["energy"][:rows],
-            }, BUNDLED.name
-    needed = "forces" if inputs == "forces" else "positions"
-    for path in (data / name for name in FILES):
-        if not path.exists():
-            continue
-        with np.load(path) as arrays:
-            if needed in arrays:
-                names = {"positions", "energies", needed}
-                table = {name: arrays[name][:rows] for name in sorted(names)}
-                return {"distances": sample(arrays, rows)["features"], **table}, path.name
-    raise FileNotFoundError(f"{data}: none of {FILES} is here with {needed!r} in it")
-
-
-def split(rows: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """Return the rows for training, validation and test: 80, 10 and 10 %."""
-    order = np.random.default_rng(SPLIT_SEED).permutation(rows)
-    test, validation, training = np.split(order, [rows // 10, 2 * (rows // 10)])
-    return training, validation, test
-
 
 def energy_errors(energy: Standardised) -> Callable[[Tensor, Tensor], dict[str, float]]:
     def errors(predictions: Tensor, targets: Tensor) -> dict[str, float]:
@@ -198,37 +145,6 @@ def energy_errors(energy: Standardised) -> Callable[[Tensor, Tensor], dict[str, 
         }
 
     return errors
-
-
-def augmented(positions: Tensor, generator: torch.Generator) -> Tensor:
-    """Rotate, mirror and permute the hydrogens [B, 4, 3] of every molecule at random."""
-    device = positions.device
-    # Uniform directions of quaternions make uniform rotations.
-    quaternions = torch.randn(len(positions), 4, generator=generator, device=device)
-    w, x, y, z = nn.functional.normalize(quaternions, dim=1).unbind(dim=1)
-    rotations = torch.stack(
-        [
-            *(1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
-            *(2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
-            *(2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
-        ],
-        dim=1,
-    ).reshape(-1, 3, 3)
-    mirrored = torch.rand(len(positions), 1, 1, generator=generator, device=device) < 0.5
-    rotations = torch.where(mirrored, -rotations, rotations)
-    keys = torch.rand(positions.shape[:2], generator=generator, device=device)
-    order = keys.argsort(dim=1)[..., None].expand_as(positions)
-    turned: Tensor = positions.gather(1, order) @ rotations
-    return turned
-
-
-class AugmentedRows(Rows):
-    """Rows of the hydrogens' coordinates [N, 12], augmented differently in every batch."""
-
-    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator(self.features.device).manual_seed(self.seed)
-        for positions, energy in super()._blocks():
-            yield augmented(positions.reshape(-1, 4, 3), generator).flatten(1), energy
 
 
 class EnergyAndForces(nn.Module):
@@ -378,21 +294,23 @@ def energy_and_forces_errors(
 
 
 def main() -> None:
-    parser = with_pykan(command_line("methane", __doc__))
+    parser = with_pykan(command_line("methane", __doc__, has_paper=True))
     parser.add_argument("--inputs", choices=TITLES, default="distances", help="default: distances")
     parser.add_argument("--data", type=Path, help="a folder with files of bench.make_methane")
     arguments = parse(parser)
+    inputs, scale, data = arguments.inputs, arguments.scale, arguments.data
+    is_paper = arguments.setting == "paper"
+    if is_paper and (data is None or inputs == "forces"):
+        parser.error("--setting paper needs --data, and --inputs distances or cartesian")
     try:
-        experiment = make_experiment(
-            arguments.inputs,
-            arguments.scale,
-            arguments.data,
-            arguments.device,
-            arguments.pykan,
+        experiment = (
+            paper_methane.make_experiment(inputs, scale, data, arguments.device)
+            if is_paper
+            else make_experiment(inputs, scale, data, arguments.device, arguments.pykan)
         )
     except FileNotFoundError as error:
         parser.error(str(error))
-    name = "methane" if arguments.inputs == "distances" else f"methane_{arguments.inputs}"
+    name = "methane" if inputs == "distances" else f"methane_{inputs}"
     experiment.run(results_path(name, arguments), arguments.device)
 
 

@@ -51,12 +51,18 @@ class Model(ABC):
         The weight at the end, as a multiple of the task's.
     refined_num_grids : int or None
         The grid of the second part of the training, None for the same grid.
+    seeds : int
+        Seeds that the model is trained with.
+    runs_in_onnx : bool
+        Whether inference on a CPU is timed in onnxruntime, too.
     """
 
     learning_rates: tuple[float, ...]
     penalty_start: float = 0.0
     penalty_factor: float = 1.0
     refined_num_grids: int | None = None
+    seeds: int = 3
+    runs_in_onnx: bool = False
 
     @property
     @abstractmethod
@@ -79,6 +85,14 @@ class Model(ABC):
         """Return the parameter groups for an optimiser."""
         return [{"params": [*network.parameters()], "lr": lr}]
 
+    def trainer_options(self, steps: int, penalty: float) -> dict[str, Any]:
+        """Return what of a Trainer depends on the model, for so many steps and a task's penalty."""
+        return {
+            "penalty": self.penalty_factor * penalty,
+            "penalty_start": self.penalty_start,
+            "refined_num_grids": self.refined_num_grids,
+        }
+
     def deployed(self, network: nn.Module) -> nn.Module:
         """Return the trained network in the form that is used for inference."""
         return network
@@ -94,6 +108,8 @@ class MLP(Model):
     sizes: tuple[int, ...]
     activation: Literal["ReLU", "SiLU"] = "ReLU"
     learning_rates: tuple[float, ...] = LEARNING_RATES
+    seeds: int = 3
+    runs_in_onnx: bool = True
 
     @property
     def kind(self) -> str:
@@ -125,6 +141,7 @@ class FastKAN(Model):
     sizes: tuple[int, ...]
     num_grids: int = 8
     learning_rates: tuple[float, ...] = LEARNING_RATES
+    seeds: int = 3
 
     @property
     def kind(self) -> str:
@@ -200,6 +217,7 @@ class LMKAN(Model):
     refined_num_grids: int | None = None
     learning_rates: tuple[float, ...] = LEARNING_RATES
     variant: str = ""
+    seeds: int = 3
 
     @property
     def kind(self) -> str:

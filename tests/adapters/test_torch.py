@@ -446,7 +446,7 @@ class TestLMKANLinear:
         assert layer.tables.dtype == half
         torch.testing.assert_close(layer.tables, twin.refine_(16).tables.to(half))
 
-    @pytest.mark.parametrize("residual", [None, "linear", "relu"])
+    @pytest.mark.parametrize("residual", [None, "linear", "relu", "relu_last"])
     def test_saving_copying_pickling(self, residual: str | None) -> None:
         layer, x = LMKANLinear(5, 7, residual=residual), torch.randn(33, 5)
         file = io.BytesIO()
@@ -480,7 +480,7 @@ class TestLMKANLinear:
             (lambda: LMKANLinear(5, 7, 2), "LMKANLinear: num_grids must be at least 3, got 2"),
             (
                 lambda: LMKANLinear(5, 7, residual="tanh"),
-                "LMKANLinear: residual must be None, 'linear' or 'relu', got 'tanh'",
+                "LMKANLinear: residual must be None, 'linear', 'relu' or 'relu_last', got 'tanh'",
             ),
             (
                 lambda: LMKANLinear(5, 7, 9, residual="relu"),

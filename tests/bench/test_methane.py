@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import smoke_runs
 import torch
 from problems import first_short
+from smoke_runs import made_up_molecules
 
-from bench.experiments import methane
+from bench.experiments import methane, methane_data
 from bench.experiments.models import LEARNING_RATES, MORE_LEARNING_RATES
-
-
-def made_up_molecules(rows: int = 300) -> dict[str, Any]:
-    """Return arrays as the generator writes them, with a sum over pairs as the energy."""
-    rng = np.random.default_rng(0)
-    positions = rng.normal(size=(rows, 5, 3))
-    positions[:, 0] = 0
-    between = positions[:, :, None] - positions[:, None]
-    energies = -np.exp(-(between**2).sum(axis=-1)).sum(axis=(1, 2))
-    forces = -4 * (between * np.exp(-(between**2).sum(axis=-1))[..., None]).sum(axis=2)
-    return {
-        "positions": positions.astype(np.float32),
-        "energies": energies,
-        "forces": forces.astype(np.float32),
-        "metadata": "{}",
-    }
 
 
 @pytest.mark.parametrize("inputs", first_short(["distances", "cartesian", "forces"]))
@@ -85,7 +69,7 @@ def test_missing_data_are_named(tmp_path: Path, inputs: str) -> None:
 def test_augmentation_rotates_mirrors_and_permutes() -> None:
     generator = torch.Generator().manual_seed(0)
     hydrogens = torch.randn(400, 4, 3, generator=generator, dtype=torch.float64)
-    turned = methane.augmented(hydrogens.float(), generator).double()
+    turned = methane_data.augmented(hydrogens.float(), generator).double()
     radii, turned_radii = hydrogens.norm(dim=2), turned.norm(dim=2)
     torch.testing.assert_close(
         turned_radii.sort(dim=1).values, radii.sort(dim=1).values, rtol=1e-5, atol=1e-5

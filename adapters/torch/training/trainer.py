@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from threading import Lock, Thread
 from typing import Any
 
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import HessianSchedule
-from ..layers import penalty_of, table_modules
+from .. import HessianSchedule, PhasedSchedule
+from ..layers import Layer, penalty_of, table_modules
 from .cuda_graph import GraphedFunction, new_stream
 from .interruption import held_back
 from .network import ROWS_AT_ONCE, in_parts, refine_
@@ -59,11 +59,14 @@ class Training:
     validation_loss : float or None
         Loss of the state that was kept; None where there were no rows for validation, or where it
         was never finite.
+    curve : tuple of (int, float)
+        Steps done and validation loss, at every validation.
     """
 
     completed: bool
     steps: int
     validation_loss: float | None
+    curve: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,9 @@ class Trainer:
         The weight of the Hessian penalty, see :func:`.rows.penalty_for`.
     penalty_start : float
         The weight at the first step; ignored unless larger than ``penalty``.
+    schedule : PhasedSchedule, optional
+        In place of the schedule that ``penalty`` and ``penalty_start`` give. It also sets
+        ``tables_weight`` of the layers that have one.
     keeps_statistics : bool
         Whether the second part keeps the batch statistics of the first.
     refined_num_grids : int or None
@@ -110,6 +116,7 @@ class Trainer:
     loss: Callable[[Tensor, Tensor], Tensor]
     penalty: float
     penalty_start: float = 0.0
+    schedule: PhasedSchedule | None = None
     keeps_statistics: bool = True
     refined_num_grids: int | None = None
     rows_at_once: int = ROWS_AT_ONCE
@@ -159,13 +166,13 @@ class Trainer:
         So several networks can be trained side by side, each on a stream of its own.
         """
         device = next(network.parameters()).device
-        schedule = HessianSchedule(
+        schedule = self.schedule or HessianSchedule(
             self.steps,
             start=max(self.penalty_start, self.penalty),
             floor=self.penalty,
             decay_fraction=FIRST_PART,
         )
-        weights_and_factors = torch.tensor(
+        all_scheduled = torch.tensor(
             [schedule(step) for step in range(self.steps)], dtype=torch.float32, device=device
         )
         at_once = _STEPS_PER_GRAPH if device.type == "cuda" else 1
@@ -175,12 +182,19 @@ class Trainer:
             parameter_groups, betas=BETAS, fused=True, capturable=device.type == "cuda"
         )
         layers = table_modules(network)
+        tables_weights = [
+            each.tables_weight
+            for each in layers
+            if isinstance(each, Layer) and each.tables_weight is not None
+        ]
         lrs = [group["lr"] for group in optimizer.param_groups]
 
         def train_on(features: Tensor, target: Tensor, scheduled: Tensor) -> Tensor:
             """Take one step on each of the batches [S, B, ...]; return their losses [S]."""
             losses = []
-            for x, y, (weight, factor) in zip(features, target, scheduled, strict=True):
+            for x, y, (weight, factor, *of_tables) in zip(features, target, scheduled, strict=True):
+                for held, value in product(tables_weights, of_tables):
+                    held.copy_(value)
                 loss = self.loss(network(x), y)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss + weight * penalty_of(layers) if layers else loss)
@@ -197,6 +211,7 @@ class Trainer:
         completed = False
         step = 0
         losses = []
+        curve = []
         batches = iter(self.batches)
         try:
             with self._bar(label) as bar:
@@ -219,7 +234,7 @@ class Trainer:
                     if not some:
                         break
                     features, target = map(torch.stack, zip(*some, strict=True))
-                    scheduled = weights_and_factors[step : step + len(some)]
+                    scheduled = all_scheduled[step : step + len(some)]
                     losses.append(train_chunk(features, target, scheduled).clone())
                     step += len(some)
                     bar.update(len(some))
@@ -228,6 +243,7 @@ class Trainer:
                         continue
                     network.eval()
                     error = self._validate(forward)
+                    curve.append((step, error))
                     if error < best_error:
                         best_error, best_state = error, copy.deepcopy(network.state_dict())
                         checks_since_best = 0
@@ -242,7 +258,8 @@ class Trainer:
             pass
         finally:
             network.load_state_dict(best_state)
-        return Training(completed, step, best_error if math.isfinite(best_error) else None)
+        best = best_error if math.isfinite(best_error) else None
+        return Training(completed, step, best, tuple(curve) if self.validation else ())
 
     def _validate(self, forward: Callable[[Tensor], Tensor]) -> float:
         """Return the loss on the rows for validation, infinite where there are none."""

@@ -1,0 +1,151 @@
+"""The networks of ``--setting paper``: the paper's backbones, trained in its phases.
+
+MLPs and lmKANs have two hidden layers of one width. An lmKAN layer has batch normalisation before
+it, no bound of its inputs, and a branch with ReLU, either before its weight ("relu": not in the
+first layer, and folded into the tables) or after it ("relu_last": not in the last layer, and
+counted as a linear layer more). Adam has one learning rate for all parameters.
+"""
+
+from abc import ABC
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, TypeAlias
+
+from lmkan_cupy.adapters.torch import LMKANBlock, PhasedSchedule, fuse
+from torch import nn
+
+import lmkan_cupy
+
+from .models import LMKAN, MLP, FastKAN, Model
+
+#: Makes a network from its sizes, and from ``learning_rates`` and ``seeds``.
+Kind: TypeAlias = Callable[..., Model]
+
+#: Networks that are at most so wide are trained with three seeds.
+NARROW = 32
+
+#: Learning rates of a pilot.
+PILOT_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+
+#: Without a penalty in the main part.
+NO_PENALTY = 1e-20
+
+
+class InPhases(Model, ABC):
+    """A model that is trained in the paper's phases; of these an MLP has only the decay at the end.
+
+    Attributes
+    ----------
+    penalty_floor : float
+        Weight of the Hessian penalty in the main part.
+    """
+
+    penalty_floor: float = NO_PENALTY
+
+    def trainer_options(self, steps: int, penalty: float) -> dict[str, Any]:
+        return {
+            "penalty": penalty,
+            "schedule": PhasedSchedule(steps, floor=self.penalty_floor),
+            "keeps_statistics": False,
+        }
+
+
+@dataclass(frozen=True)
+class PaperMLP(InPhases, MLP):
+    """Two hidden layers with batch normalisation and ReLU."""
+
+
+@dataclass(frozen=True)
+class PaperLMKAN(InPhases):
+    """Two hidden layers of an lmKAN with ReLU branches; a variant is its own kind."""
+
+    sizes: tuple[int, ...]
+    num_grids: int
+    branch: Literal["relu", "relu_last"]
+    learning_rates: tuple[float, ...]
+    seeds: int = 3
+    penalty_floor: float = NO_PENALTY
+    variant: str = ""
+
+    @property
+    def kind(self) -> str:
+        return f"lmKAN, {self.variant}" if self.variant else "lmKAN"
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind} {'-'.join(map(str, self.sizes))} G={self.num_grids}"
+
+    def flops(self) -> int:
+        pairs = [*pairwise(self.sizes)]
+        beside = pairs[:-1] if self.branch == "relu_last" else []
+        return sum(lmkan_cupy.flops(i, o) for i, o in pairs) + sum(i * o for i, o in beside)
+
+    def build(self) -> nn.Sequential:
+        pairs = [*pairwise(self.sizes)]
+        branches: list[Any] = [self.branch] * len(pairs)
+        branches[0 if self.branch == "relu" else -1] = "linear"
+        return nn.Sequential(
+            *(
+                LMKANBlock(i, o, self.num_grids, bound=None, residual=branch, tables_weight=0.0)
+                for (i, o), branch in zip(pairs, branches, strict=True)
+            )
+        )
+
+    def deployed(self, network: nn.Module) -> nn.Module:
+        if self.branch == "relu":
+            return fuse(network)
+        network[-1].layer.fold_()
+        return network
+
+
+@dataclass(frozen=True)
+class PaperFastKAN(InPhases, FastKAN):
+    """FastKAN, trained like an MLP of the paper."""
+
+
+@dataclass(frozen=True)
+class OwnLMKAN(LMKAN):
+    """An lmKAN with this project's own procedure, beside those of the paper."""
+
+    variant: str = "own procedure"
+
+
+@dataclass(frozen=True)
+class StrongMLP(MLP):
+    """The strongest MLP that is known to us: three layers with SiLU, by our own procedure."""
+
+    activation: Literal["ReLU", "SiLU"] = "SiLU"
+
+    @property
+    def kind(self) -> str:
+        return "MLP, SiLU"
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind} {'-'.join(map(str, self.sizes))}"
+
+
+def students(
+    scale: str,
+    in_features: int,
+    kinds: Sequence[Kind],
+    widths: Sequence[Sequence[int]],
+    learning_rates: Sequence[float],
+) -> list[Model]:
+    """Return networks of the given kinds and widths, from the cheapest on.
+
+    So the runs are soon those of a front. In a pilot, each is trained with several learning rates;
+    otherwise with that of its kind, and narrow ones with three seeds.
+    """
+    is_short = scale in ("smoke", "pilot")
+    models = [
+        make(
+            (in_features, *[width] * (3 if make is StrongMLP else 2), 1),
+            learning_rates=PILOT_RATES if is_short else (lr,),
+            seeds=3 if width <= NARROW and not is_short else 1,
+        )
+        for make, of_kind, lr in zip(kinds, widths, learning_rates, strict=True)
+        for width in of_kind
+    ]
+    return sorted(models, key=lambda model: model.flops())
