@@ -49,7 +49,7 @@ _DATE_FORMATS = (
 )
 
 #: Part of a date that recurs -> its period, in days.
-_PERIODS = {"time of day": 1.0, "weekday": 7.0, "season": 365.2425}
+PERIODS = {"time of day": 1.0, "weekday": 7.0, "season": 365.2425}
 
 _EPOCH, _DAY = np.datetime64(0, "us"), np.timedelta64(1, "D")
 
@@ -178,7 +178,7 @@ class _Quantity:
     kind: str
     """A key of `_READERS`."""
     parts: list[str]
-    """Those that vary: "value", "missing" and the keys of `_PERIODS`."""
+    """Those that vary: "value", "missing" and the keys of `PERIODS`."""
     fill: float
     """What stands for missing values: number, truth value, or days since 1970."""
     format: str = ""
@@ -187,7 +187,7 @@ class _Quantity:
     def __post_init__(self) -> None:
         if (
             self.kind not in _READERS
-            or not {*self.parts} <= {"value", "missing", *_PERIODS}
+            or not {*self.parts} <= {"value", "missing", *PERIODS}
             or not math.isfinite(self.fill)
         ):
             raise ValueError(f"{self} cannot be")
@@ -200,7 +200,7 @@ class _Quantity:
             for part in self.parts
             for name in (
                 [f"{self.name} ({part}, {wave})" for wave in ("sine", "cosine")]
-                if part in _PERIODS
+                if part in PERIODS
                 else [self.name if part == "value" else f"{self.name} is missing"]
             )
         ]
@@ -429,7 +429,7 @@ def _part(
         return [values]
     if part == "missing":
         return [is_missing.astype(np.float64)]
-    angle = 2 * np.pi * (values % _PERIODS[part] / _PERIODS[part])
+    angle = 2 * np.pi * (values % PERIODS[part] / PERIODS[part])
     return [np.sin(angle), np.cos(angle)]
 
 
@@ -505,12 +505,12 @@ def _fitted_quantity(
     spread = np.ptp(values)
     parts = [
         part
-        for part in ("value", *(_PERIODS if kind == "date" else ()), "missing")
-        if spread > _PERIODS.get(part, -1) and np.ptp(_part(part, values, is_missing), 1).any()
+        for part in ("value", *(PERIODS if kind == "date" else ()), "missing")
+        if spread > PERIODS.get(part, -1) and np.ptp(_part(part, values, is_missing), 1).any()
     ]
     if not parts:
         return None, "left out: constant"
-    fate = " and ".join([kind, *(part for part in parts if part in _PERIODS)])
+    fate = " and ".join([kind, *(part for part in parts if part in PERIODS)])
     if form:
         fate += f", written as {form}"
     if count := int(is_missing.sum()):
