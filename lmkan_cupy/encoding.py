@@ -49,7 +49,9 @@ _DATE_FORMATS = (
 )
 
 #: Part of a date that recurs -> its period, in days.
-_PERIODS = {"time of day": 1.0, "weekday": 7.0, "season": 365.2425}
+PERIODS = {"time of day": 1.0, "weekday": 7.0, "season": 365.2425}
+
+_EPOCH, _DAY = np.datetime64(0, "us"), np.timedelta64(1, "D")
 
 _TRUTHS = {"true": 1.0, "false": 0.0}
 
@@ -118,13 +120,14 @@ class Encoder:
         TypeError
             If a column is sparse.
         """
+        table = _by_name(table)
         features = _for_each(
             self._columns, lambda name: self._columns[name].encoded(_cells_of(table, name))
         )
         flat = [feature for of_column in features for feature in of_column]
         if len(lengths := sorted({len(each) for each in flat})) > 1:
             raise ValueError(f"columns must be equally long, got {lengths[0]} and {lengths[-1]}")
-        return np.stack(flat, axis=1)
+        return np.array(flat, order="F").T
 
 
 def fit_encoder(table: Any) -> tuple[Encoder, dict[str, str]]:
@@ -175,7 +178,7 @@ class _Quantity:
     kind: str
     """A key of `_READERS`."""
     parts: list[str]
-    """Those that vary: "value", "missing" and the keys of `_PERIODS`."""
+    """Those that vary: "value", "missing" and the keys of `PERIODS`."""
     fill: float
     """What stands for missing values: number, truth value, or days since 1970."""
     format: str = ""
@@ -184,7 +187,7 @@ class _Quantity:
     def __post_init__(self) -> None:
         if (
             self.kind not in _READERS
-            or not {*self.parts} <= {"value", "missing", *_PERIODS}
+            or not {*self.parts} <= {"value", "missing", *PERIODS}
             or not math.isfinite(self.fill)
         ):
             raise ValueError(f"{self} cannot be")
@@ -197,7 +200,7 @@ class _Quantity:
             for part in self.parts
             for name in (
                 [f"{self.name} ({part}, {wave})" for wave in ("sine", "cosine")]
-                if part in _PERIODS
+                if part in PERIODS
                 else [self.name if part == "value" else f"{self.name} is missing"]
             )
         ]
@@ -206,7 +209,7 @@ class _Quantity:
         """Return its features, each [N]."""
         values = _read(self.name, self.kind, cells, self.format)
         is_missing = np.isnan(values)
-        if is_missing.any():
+        if np.count_nonzero(is_missing):  # faster than any() where there are few rows
             if "missing" not in self.parts:
                 raise ValueError(_where(self.name, is_missing, "has no value"))
             values = np.where(is_missing, self.fill, values)
@@ -242,6 +245,10 @@ class _Category:
         rows = np.eye(size) if self.others else np.vstack([np.eye(size), counts / counts.sum()])
         return rows[:, size == 2 :]  # the second of two is 1 where the first is 0
 
+    @cached_property
+    def _row_of(self) -> dict[str | None, int]:
+        return {level: row for row, level in enumerate(self.levels)}
+
     @property
     def feature_names(self) -> list[str]:
         """What its features are called."""
@@ -258,9 +265,8 @@ class _Category:
         if None not in self.levels and None in texts:
             is_missing = np.array([text is None for text in texts])
             raise ValueError(_where(self.name, is_missing, "has no value"))
-        row_of = {level: row for row, level in enumerate(self.levels)}
-        rows = np.array([row_of.get(text, -1) for text in texts], np.intp)
-        return [*self._rows[rows].T]
+        rows = [self._row_of.get(text, -1) for text in texts]
+        return [*self._rows[np.array(rows, np.intp)].T]
 
 
 def _for_each(names: Iterable[str], function: Callable[[str], _T]) -> list[_T]:
@@ -285,6 +291,15 @@ def _where(name: str, is_bad: NDArray[np.bool_], problem: str) -> str:
 # From columns of many kinds to cells of few
 
 
+def _by_name(table: Any) -> Any:
+    """Return a table, a frame of one row as a dict: a frame takes long to give out a column."""
+    names = [*getattr(table, "columns", ())]
+    if not names or len(table) != 1 or len(set(names)) < len(names):
+        return table
+    row = table.iloc[0].tolist() if hasattr(table, "iloc") else table.row(0)  # pandas or polars
+    return dict(zip(names, row, strict=True))
+
+
 def _cells_of(table: Any, name: str) -> _Cells:
     if name not in table:
         raise ValueError(f"there is no column {name!r}")
@@ -303,7 +318,7 @@ def _cells_of(table: Any, name: str) -> _Cells:
     if values.dtype.kind in "iuf":
         return values.astype(np.float64)
     if values.dtype.kind == "m":  # NaT gives NaN
-        return values / np.timedelta64(1, "D")
+        return values / _DAY
     if values.dtype.kind == "M":
         return values.astype("M8[us]")
     if values.dtype == bool:
@@ -364,7 +379,7 @@ def _days(cell: Any, form: str) -> float:
         raise ValueError
     if isinstance(cell, datetime) and cell.tzinfo:
         cell = cell.astimezone(timezone.utc).replace(tzinfo=None)
-    return float((np.datetime64(cell, "us") - np.datetime64(0, "us")) / np.timedelta64(1, "D"))
+    return float((np.datetime64(cell, "us") - _EPOCH) / _DAY)
 
 
 _READERS: dict[str, Callable[[Any, str], float]] = {
@@ -379,7 +394,7 @@ def _values(kind: str, cells: _Cells, form: str) -> tuple[NDArray[np.float64], N
     if kind == "number" and cells.dtype == np.float64:
         return cells, np.isinf(cells)
     if kind == "date" and cells.dtype.kind == "M":
-        days = (cells - np.datetime64(0, "us")) / np.timedelta64(1, "D")
+        days = (cells - _EPOCH) / _DAY
         return days, np.isinf(days)
     values, is_bad = np.full(len(cells), np.nan), np.zeros(len(cells), bool)
     for row, cell in enumerate(cells.tolist()):
@@ -394,7 +409,7 @@ def _values(kind: str, cells: _Cells, form: str) -> tuple[NDArray[np.float64], N
 def _read(name: str, kind: str, cells: _Cells, form: str) -> NDArray[np.float64]:
     """Return numbers [N], NaN where they are missing."""
     values, is_bad = _values(kind, cells, form)
-    if is_bad.any():
+    if np.count_nonzero(is_bad):
         raise ValueError(_not_of_kind(name, kind, cells, is_bad))
     return values
 
@@ -414,7 +429,7 @@ def _part(
         return [values]
     if part == "missing":
         return [is_missing.astype(np.float64)]
-    angle = 2 * np.pi * (values % _PERIODS[part] / _PERIODS[part])
+    angle = 2 * np.pi * (values % PERIODS[part] / PERIODS[part])
     return [np.sin(angle), np.cos(angle)]
 
 
@@ -490,12 +505,12 @@ def _fitted_quantity(
     spread = np.ptp(values)
     parts = [
         part
-        for part in ("value", *(_PERIODS if kind == "date" else ()), "missing")
-        if spread > _PERIODS.get(part, -1) and np.ptp(_part(part, values, is_missing), 1).any()
+        for part in ("value", *(PERIODS if kind == "date" else ()), "missing")
+        if spread > PERIODS.get(part, -1) and np.ptp(_part(part, values, is_missing), 1).any()
     ]
     if not parts:
         return None, "left out: constant"
-    fate = " and ".join([kind, *(part for part in parts if part in _PERIODS)])
+    fate = " and ".join([kind, *(part for part in parts if part in PERIODS)])
     if form:
         fate += f", written as {form}"
     if count := int(is_missing.sum()):

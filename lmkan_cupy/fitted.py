@@ -173,8 +173,8 @@ class FittedNetwork:
         is_table = isinstance(rows, Mapping) or hasattr(rows, "columns")
         if is_table and self._encoder is not None:
             encoded = xp.asarray(self._encoder(rows))
-            names = [column["name"] for column in self._encoder.columns]
-            is_one_row = names and np.ndim(rows[names[0]]) == 0
+            name = self._encoder.columns[0]["name"]
+            is_one_row = isinstance(rows, Mapping) and np.ndim(rows[name]) == 0
             features = encoded[0] if is_one_row else encoded
         elif is_table:
             columns = [_column(rows, name) for name in self.feature_names]

@@ -6,6 +6,7 @@ module           what
 ``command``      the two commands, and the printed report
 ``fit``          ``fit``: trains the network, and an MLP of equal FLOPs beside it
 ``model``        ``FittedModel``, ``load``: a fitted network on disk and in memory
+``onnx_model``   a fitted network with its encoder as an ONNX file
 ``reading``      tables from CSV, Parquet and npz files and from frames
 ``dataset``      ``Dataset``: columns encoded as features, and targets, checked
 ``npz``          arrays of npz files

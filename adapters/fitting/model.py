@@ -176,6 +176,20 @@ class FittedModel:
             with written(folder / name) as path:
                 path.write_bytes(content)
 
+    def save_onnx(self, path: Path) -> None:
+        """Write encoder and network as one ONNX file; it needs the package onnxscript.
+
+        The file takes every column [N] by its name: numbers, truth values (1 or 0) and dates (days
+        since 1970, in UTC) as float64, NaN where missing; categories as text, without blanks around
+        it, and "" where missing. It gives the targets [N, K], or the logits of the classes, under
+        the names of the targets. It refuses nothing: what is missing where the fitted table had no
+        gap gives NaN, and as text it counts as an unknown level.
+        """
+        from .onnx_model import save_onnx  # here: it takes packages that nothing else needs
+
+        described = self.description
+        save_onnx(path, self.module, described.encoder, ", ".join(described.target_names))
+
 
 def load(folder: str | Path) -> FittedModel:
     """Load the model from a folder that :func:`fit` or the command line wrote.

@@ -387,6 +387,28 @@ def test_columns_of_pandas(name: str) -> None:
     np.testing.assert_array_equal(encoder(frame.iloc[3].to_dict()), encoder(frame)[3:4])
 
 
+def test_a_row_of_a_frame_is_taken_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Getting out every column would take longer than to encode it; the bits are the same."""
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({name: column for name, (column, _) in pandas_columns().items()})
+    frame["levels"] = pd.Categorical([1, 2, 3, None] * 5)
+    for table in (frame, frame[["Int64", "Float32"]], frame[["levels"]].assign(whole=range(20))):
+        encoder, _ = fit_encoder(table)
+        features = encoder(table)
+        with monkeypatch.context() as patch:
+            patch.setattr(pd.DataFrame, "__getitem__", lambda *_: pytest.fail("took a column"))
+            for row in range(len(table)):
+                alone = encoder(table.iloc[row : row + 1])
+                np.testing.assert_array_equal(alone, features[row : row + 1])
+
+
+def test_a_name_that_two_columns_have_is_refused_in_one_row_too() -> None:
+    pd = pytest.importorskip("pandas")
+    twice = pd.DataFrame([[1.0, 2.0]], columns=["c", "c"])
+    with pytest.raises(ValueError, match="column 'c' must have one value per row"):
+        only(range(20))(twice)
+
+
 def test_a_categorical_dtype_makes_numbers_levels() -> None:
     pd = pytest.importorskip("pandas")
     encoder = only(pd.Series([1, 2, 3] * 5, dtype="category"))

@@ -36,7 +36,8 @@ _ROUNDING = 4 * np.finfo(np.float64).eps
 class TableNetwork(nn.Module):
     """A chain of lmKAN blocks between the features and the targets of a table, in their own units.
 
-    It is made on the CPU and in float32, whatever torch's default device and dtype are.
+    Called, it answers in the units of the targets, or with logits where those are classes. It is
+    made on the CPU and in float32, whatever torch's default device and dtype are.
 
     Parameters
     ----------
@@ -82,6 +83,27 @@ class TableNetwork(nn.Module):
         for name, size in (("feature", sizes[0]), ("target", sizes[-1])):
             self.register_buffer(f"{name}_mean", torch.from_numpy(np.zeros(size)))
             self.register_buffer(f"{name}_scale", torch.from_numpy(np.ones(size)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return targets in their units, or logits, [..., K] for encoded features x [..., I].
+
+        x is float32 or float64, and so is the answer. In evaluation mode, ``torch.export`` and
+        ``torch.onnx.export`` take the folded network, and it gives what :meth:`predict` does.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x has another dtype, or not I features.
+        """
+        if x.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"TableNetwork: x must be float32 or float64, got {x.dtype}")
+        if x.shape[-1:] != self.feature_mean.shape:
+            raise ValueError(
+                f"TableNetwork: x must have {len(self.feature_mean)} features on its last axis, "
+                f"got x.shape={tuple(x.shape)}"
+            )
+        output = self.network(_relative(x, self.feature_mean, self.feature_scale))
+        return (self.target_mean + self.target_scale * output).to(x.dtype)
 
     def standardise_features_by(self, features: NDArray[np.float64]) -> None:
         """Take mean and scale of the features from rows [N, I]."""
@@ -181,7 +203,15 @@ def _standardised(name: str, values: NDArray[np.float64], mean: Tensor, scale: T
     check_unmasked("TableNetwork", name, values)
     check_dense("TableNetwork", name, values)
     ordinary = torch.tensor(np.ascontiguousarray(values, np.float64), device="cpu")
-    return ((ordinary - mean) / scale).float()
+    return _relative(ordinary, mean, scale)
+
+
+def _relative(values: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Return rows [..., K] less their mean, divided by their scale, as float32.
+
+    In float64: a date is a large number that differs little between rows.
+    """
+    return ((values.double() - mean) / scale).float()
 
 
 def block_chain(
