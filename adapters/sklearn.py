@@ -35,6 +35,7 @@ from .torch.training import (
     Rows,
     TableNetwork,
     Trainer,
+    device_of,
     held_back,
     parameter_groups,
     penalty_for,
@@ -106,6 +107,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         categorical_features: Literal["from_dtype"] | None = "from_dtype",
         random_state: Any = None,
         warm_start: bool = False,
+        device: str = "cpu",
         verbose: int = 0,
     ) -> None:
         self.width = width
@@ -122,6 +124,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         self.categorical_features = categorical_features
         self.random_state = random_state
         self.warm_start = warm_start
+        self.device = device
         self.verbose = verbose
 
     @torch.inference_mode(False)  # also enables gradients, whatever the caller's mode
@@ -141,7 +144,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         sizes = [X.shape[1], *[self.width] * (self.layers - 1), outputs]
         if goes_on := self._goes_on():
             self._check_sizes(sizes)
-        seed = self._seed()
+        seed, device = self._seed(), device_of(type(self).__name__, self.device)
         weights_of_validation = None
         # Rows are held back of small tables too: without that some overfit badly, and others lose
         # little by it. Batch normalisation trains on two rows at least.
@@ -165,31 +168,35 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         targets = torch.from_numpy if is_classifier(self) else model.standardised_targets
         shown = model.error_in_units if loss is nn.functional.mse_loss else float
 
-        def prepared(y: NDArray[Any], weights_of_rows: NDArray[Any] | None) -> Tensor:
-            if weights is None:
-                return targets(y)
-            if weights_of_rows is None:
-                weights_of_rows = np.ones(len(y))
-            columns = targets(y).reshape(len(y), -1).float()
-            return torch.cat([columns, torch.from_numpy(weights_of_rows)[:, None].float()], dim=1)
+        def prepared(
+            X: NDArray[np.float64], y: NDArray[Any], weights_of_rows: NDArray[Any] | None
+        ) -> tuple[Tensor, Tensor]:
+            target = targets(y)
+            if weights is not None:
+                if weights_of_rows is None:
+                    weights_of_rows = np.ones(len(y))
+                column = torch.from_numpy(weights_of_rows)[:, None].float()
+                target = torch.cat([target.reshape(len(y), -1).float(), column], dim=1)
+            return model.standardised(X).to(device), target.to(device)
 
         lmkan_cupy.warmup(X.shape[1], self.width, self.num_grids)
         batch = self.batch_size and min(self.batch_size, len(X))
-        rows = Rows(model.standardised(X), prepared(y, weights), seed, batch)
+        rows = Rows(*prepared(X, y, weights), seed, batch)
         trainer = Trainer(
             batches=rows,
             steps=(self.epochs or default_epochs(rows)) * rows.steps_per_epoch,
-            validation=validation
-            and (model.standardised(validation[0]), prepared(validation[1], weights_of_validation)),
+            validation=validation and prepared(*validation, weights_of_validation),
             loss=loss if weights is None else _weighted(loss, is_classifier(self)),
             penalty=penalty_for(len(X)) if self.penalty is None else self.penalty,
             patience=self.n_iter_no_change if self.early_stopping else None,
             shown=shown if self.verbose else None,
         )
         with held_back("SIGINT") as interruption:  # until the model is kept
+            network = model.network.to(device)
             training = trainer.train(
-                "lmKAN", model.network, parameter_groups(model.network, self.learning_rate)
+                "lmKAN", network, parameter_groups(network, self.learning_rate)
             )
+            network.to("cpu")
             self.model_ = model.fold_().eval()
             self.n_iter_ = math.ceil(training.steps / rows.steps_per_epoch)
             passes = training.losses.split(rows.steps_per_epoch)[: self.n_iter_]
@@ -265,6 +272,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             if getattr(self, parameter) is not None:
                 check_size(name, parameter, getattr(self, parameter))
         check_num_grids(name, self.num_grids)
+        device_of(name, self.device)
         if not self.bound > 0:
             raise ValueError(f"{name}: bound must be positive, got {self.bound}")
         if not self.learning_rate > 0:
@@ -340,6 +348,8 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
     warm_start : bool
         Whether ``fit`` goes on from the network of the fit before, whose sizes, means and scales
         stay. By default it begins anew.
+    device : {"cpu", "cuda", "cuda:1", ...}
+        Where to train; "cuda" is the first GPU. The fitted network is always on the CPU.
     verbose : int
         Above 0 shows a progress bar with losses, or with root mean squares in the targets' units.
 
@@ -383,6 +393,7 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         categorical_features: Literal["from_dtype"] | None = "from_dtype",
         random_state: Any = None,
         warm_start: bool = False,
+        device: str = "cpu",
         verbose: int = 0,
     ) -> None:
         super().__init__(
@@ -400,6 +411,7 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
             categorical_features=categorical_features,
             random_state=random_state,
             warm_start=warm_start,
+            device=device,
             verbose=verbose,
         )
         self.loss = loss
@@ -462,7 +474,8 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         Weights of the labels, by which the weights of rows are multiplied; "balanced" weights are
         in inverse proportion to the numbers of rows.
     width, layers, num_grids, bound, penalty, learning_rate, batch_size, epochs, early_stopping,
-    validation_fraction, n_iter_no_change, categorical_features, random_state, warm_start, verbose
+    validation_fraction, n_iter_no_change, categorical_features, random_state, warm_start, device,
+    verbose
         As in :class:`LMKANRegressor`, but the progress bar shows cross-entropies.
 
     Attributes
@@ -491,6 +504,7 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         categorical_features: Literal["from_dtype"] | None = "from_dtype",
         random_state: Any = None,
         warm_start: bool = False,
+        device: str = "cpu",
         verbose: int = 0,
     ) -> None:
         super().__init__(
@@ -508,6 +522,7 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
             categorical_features=categorical_features,
             random_state=random_state,
             warm_start=warm_start,
+            device=device,
             verbose=verbose,
         )
         self.class_weight = class_weight

@@ -176,7 +176,11 @@ def _parser() -> argparse.ArgumentParser:
         help="squared_error, the default, absolute_error or huber; of numbers, not of classes",
     )
     fit.add_argument(
-        "--device", action=_Once, default="cpu", metavar="D", help="only cpu, the default"
+        "--device",
+        action=_Once,
+        default="cpu",
+        metavar="D",
+        help="where to train: cpu, the default, cuda, or cuda:1, ...",
     )
     fit.add_argument(
         "--out",

@@ -43,6 +43,7 @@ from ..torch.training import (
     TableNetwork,
     Trainer,
     block_chain,
+    device_of,
     evaluate,
     held_back,
 )
@@ -158,8 +159,8 @@ def fit(
         Their ``n_iter_no_change``.
     seed : int
         Seed of the split, and the ``random_state`` of the estimator, below 2^64.
-    device : {"cpu"}
-        Where to compute.
+    device : str
+        Where to train, as in the estimators; speeds are always those of the CPU.
     baseline : bool
         Whether to train the MLP.
     validation : frame, optional
@@ -205,6 +206,7 @@ def fit(
         "epochs": epochs,
         "n_iter_no_change": patience,
         "random_state": seed,
+        "device": device,
         "verbose": 1,
     }
     estimator: LMKANRegressor | LMKANClassifier
@@ -234,13 +236,17 @@ def fit(
         if completed and baseline:
             sizes = mlp.mlp_sizes(description.sizes, flops["lmkan"])
             flops["mlp"] = mlp.mlp_flops(sizes)
-            network = _untrained_mlp(sizes, description, seed)
+            there = device_of("fit", device)
+            network = _untrained_mlp(sizes, description, seed).to(there)
             target = _targets(module, data.values)
-            rows = Rows(features[training], target[training], seed)
+            rows = Rows(features[training].to(there), target[training].to(there), seed)
             trainer = Trainer(
                 batches=rows,
                 steps=(epochs or default_epochs(rows)) * rows.steps_per_epoch,
-                validation=(module.standardised(valid[0]), _targets(module, valid[1])),
+                validation=(
+                    module.standardised(valid[0]).to(there),
+                    _targets(module, valid[1]).to(there),
+                ),
                 loss=function,
                 penalty=0.0,  # an MLP has none
                 patience=patience,
@@ -249,7 +255,7 @@ def fit(
             groups = [{"params": [*network.parameters()], "lr": mlp.LR}]
             completed = trainer.train(TITLES["mlp"], network, groups).completed
             if completed:
-                networks["mlp"] = mlp.fused(network)
+                networks["mlp"] = mlp.fused(network.to("cpu"))
 
         speeds = _rows_per_second(networks, features[np.resize(training, ROWS_AT_ONCE)])
         metrics: dict[str, Any] = {}
@@ -310,17 +316,20 @@ def check_options(
         raise InputError(f"loss can be chosen for numbers, but {data.target_names[0]!r} is classes")
     if loss not in (None, *LOSSES):
         raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
-    if device != "cpu":
-        raise InputError(f"device must be 'cpu' in this version, got {device!r}")
+    try:
+        there = device_of("fit", device)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     description = _description(data, width, layers, num_grids)
     needed = sum(
         count * sum(lmkan_cupy.memory(*sizes, num_grids, batch=0).values())
         for sizes, count in description.layer_counts.items()
     )
-    if needed > (memory := _memory_of_machine()):
+    if needed > (memory := _memory_of(there)):
+        whose = "this machine" if there.type == "cpu" else there
         raise InputError(
             f"width {width}, layers {layers} and num_grids {num_grids} take {needed / 2**30:,.0f} "
-            f"GiB of memory to train, but this machine has {memory / 2**30:,.0f} GiB"
+            f"GiB of memory to train, but {whose} has {memory / 2**30:,.0f} GiB"
         )
 
 
@@ -370,8 +379,10 @@ def _errors(
     }
 
 
-def _memory_of_machine() -> float:
-    """Return the bytes of memory, infinite on Windows, which does not tell."""
+def _memory_of(device: torch.device) -> float:
+    """Return the bytes of memory, infinite for the CPU on Windows, which does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
     if not hasattr(os, "sysconf"):
         return math.inf
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

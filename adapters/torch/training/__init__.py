@@ -6,6 +6,7 @@ module           what
 ``network``      ``TableNetwork``, a chain of lmKAN blocks; folding, refining, evaluating
 ``rows``         a table's rows in batches; batch size, steps and penalty for so many rows
 ``trainer``      ``Trainer``, the training loop
+``device``       the device that is named, if it is there
 ``cuda_graph``   steps that a CUDA device replays as one graph
 ``interruption`` Ctrl-C and other signals that end a training
 ================ =================================================================================
@@ -13,6 +14,7 @@ module           what
 What each part of the procedure contributes was measured: see ``bench/results/procedure.md``.
 """
 
+from .device import device_of
 from .interruption import held_back
 from .network import (
     BOUND,
@@ -37,6 +39,7 @@ __all__ = [
     "Trainer",
     "Training",
     "block_chain",
+    "device_of",
     "epochs_for",
     "evaluate",
     "fold_",
