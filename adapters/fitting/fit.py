@@ -46,11 +46,13 @@ from ..torch.training import (
     device_of,
     evaluate,
     held_back,
+    penalty_for,
 )
 from . import mlp, pictures
 from .dataset import Dataset, InputError, one_line
 from .files import written
 from .model import FittedModel, ModelDescription
+from .search import NUM_GRIDS, Estimator, best_of, settings_to_try
 
 _log = logging.getLogger("lmkan_cupy")
 
@@ -69,7 +71,8 @@ class FitResult:
         The content of ``metrics.json``: for "lmkan" and "mlp" on the test rows "rmse" and "mae"
         (numbers by the name of the target, if there are several) or "accuracy" and "log_loss";
         "parameters", "flops" and "rows_per_second"; and "rows" ("train", validation included, and
-        "test"), "columns" (what became of each), "seed", "seconds", "versions".
+        "test"), "columns" (what became of each), "seed", "seconds", "versions"; after a search
+        "trials", the settings that were tried, each with its "validation_loss".
     interrupted : bool
         Whether Ctrl-C ended the training early: the model is then the best so far.
     test_table : DataFrame
@@ -134,7 +137,9 @@ def fit(
     epochs: int | None = None,
     patience: int = 10,
     penalty: float | None = None,
+    learning_rate: float = 3e-3,
     loss: Loss | None = None,
+    search: int = 1,
     seed: int = 0,
     device: str = "cpu",
     baseline: bool = True,
@@ -151,14 +156,18 @@ def fit(
     Parameters
     ----------
     data : Dataset
-    width, layers, num_grids, epochs, penalty
+    width, layers, num_grids, epochs, penalty, learning_rate
         As in the estimators.
     loss : str, optional
         The loss of a regression, as in the estimators; by default "squared_error".
     patience : int
         Their ``n_iter_no_change``.
+    search : int
+        Settings of ``num_grids``, ``penalty`` and ``learning_rate`` to try, first the given one;
+        the network with the least loss on the rows for validation is kept. A line is printed for
+        each. The MLP is not searched for.
     seed : int
-        Seed of the split, and the ``random_state`` of the estimator, below 2^64.
+        Seed of the split and of the search, and the ``random_state`` of the estimator, below 2^64.
     device : str
         Where to train, as in the estimators; speeds are always those of the CPU.
     baseline : bool
@@ -180,7 +189,9 @@ def fit(
         If Ctrl-C comes before there is any model.
     """
     # Integers of NumPy, too, but JSON takes Python's alone.
-    width, layers, num_grids, seed = map(operator.index, (width, layers, num_grids, seed))
+    width, layers, num_grids, search, seed = map(
+        operator.index, (width, layers, num_grids, search, seed)
+    )
     check_options(
         data,
         width=width,
@@ -189,7 +200,9 @@ def fit(
         epochs=epochs,
         patience=patience,
         penalty=penalty,
+        learning_rate=learning_rate,
         loss=loss,
+        search=search,
         seed=seed,
         device=device,
     )
@@ -200,35 +213,37 @@ def fit(
     else:
         valid = data.prepared(validation)
         training = np.concatenate([held_out, training])
-    description = _description(data, width, layers, num_grids)
     options: dict[str, Any] = {
-        "penalty": penalty,
+        "width": width,
+        "layers": layers,
         "epochs": epochs,
         "n_iter_no_change": patience,
         "random_state": seed,
         "device": device,
         "verbose": 1,
     }
-    estimator: LMKANRegressor | LMKANClassifier
+    make: Callable[..., Estimator] = partial(LMKANClassifier, **options)
     function: Callable[..., Tensor] = nn.functional.cross_entropy
     if data.classes is None:
         loss = loss or "squared_error"
+        make = partial(LMKANRegressor, loss=loss, **options)
         function = loss_function(loss)
-        estimator = LMKANRegressor(width, layers, num_grids, loss=loss, **options)
-    else:
-        estimator = LMKANClassifier(width, layers, num_grids, **options)
-    completed = True
+    usual = penalty_for(len(training))
+    first = {
+        "num_grids": num_grids,
+        "penalty": usual if penalty is None else penalty,
+        "learning_rate": learning_rate,
+    }
     with held_back("SIGINT") as interruption:
-        try:
-            with interruption.let_through():
-                estimator.fit(
-                    data.encoded[training], data.values[training], X_val=valid[0], y_val=valid[1]
-                )
-        except KeyboardInterrupt:
-            if not hasattr(estimator, "model_"):
-                raise
-            completed = False
-
+        estimator, trials, completed = best_of(
+            make,
+            settings_to_try(search, first, usual, seed),
+            lambda each: each.fit(
+                *(data.encoded[training], data.values[training]), X_val=valid[0], y_val=valid[1]
+            ),
+            interruption,
+        )
+        description = _description(data, width, layers, estimator.num_grids)
         module = estimator.model_
         networks: dict[str, nn.Module] = {"lmkan": fuse(module.network)}
         flops = {"lmkan": sum(lmkan_cupy.flops(i, o) for i, o in pairwise(description.sizes))}
@@ -270,6 +285,8 @@ def fit(
             }
         metrics["rows"] = {"train": len(data.values) - len(test), "test": len(test)}
         metrics["columns"] = data.fates
+        if search > 1:
+            metrics["trials"] = trials
         metrics["seed"] = seed
         metrics["seconds"] = time.perf_counter() - started
         metrics["versions"] = {
@@ -295,7 +312,9 @@ def check_options(
     epochs: int | None,
     patience: int,
     penalty: float | None,
+    learning_rate: float,
     loss: Loss | None,
+    search: int,
     seed: int,
     device: str,
 ) -> None:
@@ -307,9 +326,12 @@ def check_options(
         ("epochs", epochs, 1),
         ("patience", patience, 1),
         ("penalty", penalty, 0),
+        ("search", search, 1),
     ):
         if size is not None and not size >= least:
             raise InputError(f"{name} must be at least {least}, got {size}")
+    if not learning_rate > 0:
+        raise InputError(f"learning_rate must be positive, got {learning_rate}")
     if not 0 <= seed < 2**64:
         raise InputError(f"seed must be at least 0 and below 2^64, got {seed}")
     if loss is not None and data.classes is not None:
@@ -320,6 +342,8 @@ def check_options(
         there = device_of("fit", device)
     except ValueError as error:
         raise InputError(str(error)) from error
+    if search > 1:
+        num_grids = max(num_grids, *NUM_GRIDS)
     description = _description(data, width, layers, num_grids)
     needed = sum(
         count * sum(lmkan_cupy.memory(*sizes, num_grids, batch=0).values())

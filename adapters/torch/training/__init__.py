@@ -15,7 +15,7 @@ What each part of the procedure contributes was measured: see ``bench/results/pr
 """
 
 from .device import device_of
-from .interruption import held_back
+from .interruption import Interruption, held_back
 from .network import (
     BOUND,
     ROWS_AT_ONCE,
@@ -34,6 +34,7 @@ __all__ = [
     "BOUND",
     "MOST_STEPS",
     "ROWS_AT_ONCE",
+    "Interruption",
     "Rows",
     "TableNetwork",
     "Trainer",
