@@ -35,6 +35,7 @@ from .torch.training import (
     Rows,
     TableNetwork,
     Trainer,
+    device_of,
     held_back,
     parameter_groups,
     penalty_for,
@@ -105,6 +106,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         n_iter_no_change: int | None = 10,
         categorical_features: Literal["from_dtype"] | None = "from_dtype",
         random_state: Any = None,
+        warm_start: bool = False,
+        device: str = "cpu",
         verbose: int = 0,
     ) -> None:
         self.width = width
@@ -120,6 +123,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         self.n_iter_no_change = n_iter_no_change
         self.categorical_features = categorical_features
         self.random_state = random_state
+        self.warm_start = warm_start
+        self.device = device
         self.verbose = verbose
 
     @torch.inference_mode(False)  # also enables gradients, whatever the caller's mode
@@ -136,7 +141,10 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
 
         ``weights`` [N], with the mean 1, are those of the rows.
         """
-        seed = self._seed()
+        sizes = [X.shape[1], *[self.width] * (self.layers - 1), outputs]
+        if goes_on := self._goes_on():
+            self._check_sizes(sizes)
+        seed, device = self._seed(), device_of(type(self).__name__, self.device)
         weights_of_validation = None
         # Rows are held back of small tables too: without that some overfit badly, and others lose
         # little by it. Batch normalisation trains on two rows at least.
@@ -148,49 +156,71 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             X, y, validation = X[rest], y[rest], (X[some], y[some])
             if weights is not None:
                 weights, weights_of_validation = weights[rest], weights[some]
-        sizes = [X.shape[1], *[self.width] * (self.layers - 1), outputs]
-        model = TableNetwork(sizes, self.num_grids, self.bound, residual="linear", seed=seed)
-        model.standardise_features_by(X)
-        targets: Callable[[NDArray[Any]], Tensor]
-        shown: Callable[[float], float] = float
-        if is_classifier(self):
-            targets = torch.from_numpy
+        if goes_on:
+            model, losses = self.model_.unfolded(), self.loss_curve_
         else:
-            model.standardise_targets_by(y)
-            targets = model.standardised_targets
-            if loss is nn.functional.mse_loss:
-                shown = model.error_in_units
+            model = TableNetwork(sizes, self.num_grids, self.bound, residual="linear", seed=seed)
+            model.standardise_features_by(X)
+            if not is_classifier(self):
+                model.standardise_targets_by(y)
+            losses = []
+        targets: Callable[[NDArray[Any]], Tensor]
+        targets = torch.from_numpy if is_classifier(self) else model.standardised_targets
+        shown = model.error_in_units if loss is nn.functional.mse_loss else float
 
-        def prepared(y: NDArray[Any], weights_of_rows: NDArray[Any] | None) -> Tensor:
-            if weights is None:
-                return targets(y)
-            if weights_of_rows is None:
-                weights_of_rows = np.ones(len(y))
-            columns = targets(y).reshape(len(y), -1).float()
-            return torch.cat([columns, torch.from_numpy(weights_of_rows)[:, None].float()], dim=1)
+        def prepared(
+            X: NDArray[np.float64], y: NDArray[Any], weights_of_rows: NDArray[Any] | None
+        ) -> tuple[Tensor, Tensor]:
+            target = targets(y)
+            if weights is not None:
+                if weights_of_rows is None:
+                    weights_of_rows = np.ones(len(y))
+                column = torch.from_numpy(weights_of_rows)[:, None].float()
+                target = torch.cat([target.reshape(len(y), -1).float(), column], dim=1)
+            return model.standardised(X).to(device), target.to(device)
 
         lmkan_cupy.warmup(X.shape[1], self.width, self.num_grids)
         batch = self.batch_size and min(self.batch_size, len(X))
-        rows = Rows(model.standardised(X), prepared(y, weights), seed, batch)
+        rows = Rows(*prepared(X, y, weights), seed, batch)
         trainer = Trainer(
             batches=rows,
             steps=(self.epochs or default_epochs(rows)) * rows.steps_per_epoch,
-            validation=validation
-            and (model.standardised(validation[0]), prepared(validation[1], weights_of_validation)),
+            validation=validation and prepared(*validation, weights_of_validation),
             loss=loss if weights is None else _weighted(loss, is_classifier(self)),
             penalty=penalty_for(len(X)) if self.penalty is None else self.penalty,
             patience=self.n_iter_no_change if self.early_stopping else None,
             shown=shown if self.verbose else None,
         )
         with held_back("SIGINT") as interruption:  # until the model is kept
+            network = model.network.to(device)
             training = trainer.train(
-                "lmKAN", model.network, parameter_groups(model.network, self.learning_rate)
+                "lmKAN", network, parameter_groups(network, self.learning_rate)
             )
+            network.to("cpu")
             self.model_ = model.fold_().eval()
             self.n_iter_ = math.ceil(training.steps / rows.steps_per_epoch)
+            passes = training.losses.split(rows.steps_per_epoch)[: self.n_iter_]
+            self.loss_curve_ = losses + [float(each.mean()) for each in passes]
             self.validation_loss_ = training.validation_loss
         if interruption.came or not training.completed:
             raise KeyboardInterrupt
+
+    def _goes_on(self) -> bool:
+        """Whether a fit begins with the network that is there."""
+        return self.warm_start and hasattr(self, "model_")
+
+    def _check_sizes(self, sizes: list[int]) -> None:
+        """Require the sizes of the network that is there."""
+        for name, given, fitted in (
+            ("features before, between and after the layers", sizes, self.model_.sizes),
+            ("num_grids", self.num_grids, self.model_.num_grids),
+            ("bound", self.bound, self.model_.bound),
+        ):
+            if given != fitted:
+                raise ValueError(
+                    f"{type(self).__name__}: with warm_start {name} must be as in the fit before, "
+                    f"{fitted}, got {given}"
+                )
 
     def _output(self, X: Any) -> NDArray[np.float64]:
         """Return the network's output [N, K] for rows [N, I]: targets, or logits of classes."""
@@ -242,6 +272,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             if getattr(self, parameter) is not None:
                 check_size(name, parameter, getattr(self, parameter))
         check_num_grids(name, self.num_grids)
+        device_of(name, self.device)
         if not self.bound > 0:
             raise ValueError(f"{name}: bound must be positive, got {self.bound}")
         if not self.learning_rate > 0:
@@ -314,6 +345,11 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         columns are numbers.
     random_state : None, int or RandomState
         Decides which rows are held back, the initial parameters and the order of the rows.
+    warm_start : bool
+        Whether ``fit`` goes on from the network of the fit before, whose sizes, means and scales
+        stay. By default it begins anew.
+    device : {"cpu", "cuda", "cuda:1", ...}
+        Where to train; "cuda" is the first GPU. The fitted network is always on the CPU.
     verbose : int
         Above 0 shows a progress bar with losses, or with root mean squares in the targets' units.
 
@@ -322,7 +358,10 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
     model_ : TableNetwork
         The fitted network, a PyTorch module.
     n_iter_ : int
-        Passes over the rows that were made.
+        Passes over the rows that the last ``fit`` made.
+    loss_curve_ : list of float
+        The mean loss of the batches of each pass, without the penalty; with ``warm_start`` of the
+        passes of all fits.
     validation_loss_ : float or None
         The loss on the validation rows; None without any.
     n_features_in_, feature_names_in_
@@ -353,6 +392,8 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         n_iter_no_change: int | None = 10,
         categorical_features: Literal["from_dtype"] | None = "from_dtype",
         random_state: Any = None,
+        warm_start: bool = False,
+        device: str = "cpu",
         verbose: int = 0,
     ) -> None:
         super().__init__(
@@ -369,6 +410,8 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
             n_iter_no_change=n_iter_no_change,
             categorical_features=categorical_features,
             random_state=random_state,
+            warm_start=warm_start,
+            device=device,
             verbose=verbose,
         )
         self.loss = loss
@@ -386,7 +429,7 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         self._check_parameters()
         self._check_arrays(X=X, y=y, X_val=X_val, y_val=y_val)
         checks = {"multi_output": True, "y_numeric": True}
-        X, y = self._validated(X, y, reset=True, ensure_min_samples=2, **checks)
+        X, y = self._validated(X, y, reset=not self._goes_on(), ensure_min_samples=2, **checks)
         validation = None
         if self._has_validation(X_val, y_val):
             X_val, y_val = self._validated(X_val, y_val, reset=False, **checks)
@@ -431,14 +474,15 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         Weights of the labels, by which the weights of rows are multiplied; "balanced" weights are
         in inverse proportion to the numbers of rows.
     width, layers, num_grids, bound, penalty, learning_rate, batch_size, epochs, early_stopping,
-    validation_fraction, n_iter_no_change, categorical_features, random_state, verbose
+    validation_fraction, n_iter_no_change, categorical_features, random_state, warm_start, device,
+    verbose
         As in :class:`LMKANRegressor`, but the progress bar shows cross-entropies.
 
     Attributes
     ----------
     classes_ : array [K]
         The labels.
-    model_, n_iter_, validation_loss_, n_features_in_, feature_names_in_
+    model_, n_iter_, loss_curve_, validation_loss_, n_features_in_, feature_names_in_
         As in :class:`LMKANRegressor`, but the loss is the cross-entropy.
     """
 
@@ -459,6 +503,8 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         n_iter_no_change: int | None = 10,
         categorical_features: Literal["from_dtype"] | None = "from_dtype",
         random_state: Any = None,
+        warm_start: bool = False,
+        device: str = "cpu",
         verbose: int = 0,
     ) -> None:
         super().__init__(
@@ -475,6 +521,8 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
             n_iter_no_change=n_iter_no_change,
             categorical_features=categorical_features,
             random_state=random_state,
+            warm_start=warm_start,
+            device=device,
             verbose=verbose,
         )
         self.class_weight = class_weight
@@ -489,14 +537,20 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         """
         self._check_parameters()
         self._check_arrays(X=X, y=y, X_val=X_val, y_val=y_val)
-        X, y = self._validated(X, y, reset=True, ensure_min_samples=2)
+        X, y = self._validated(X, y, reset=not self._goes_on(), ensure_min_samples=2)
         check_classification_targets(y)
         y = column_or_1d(y, warn=True)
         if (weights := self._weights(sample_weight, y)) is not None:
             X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
-        self.classes_, numbers_of_classes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
+        classes, numbers_of_classes = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
             raise ValueError("LMKANClassifier: y must hold at least two classes, got one class")
+        if self._goes_on() and not np.array_equal(classes, self.classes_):
+            raise ValueError(
+                "LMKANClassifier: with warm_start y must hold the labels of the fit before, "
+                f"{self.classes_.tolist()}, got {classes.tolist()}"
+            )
+        self.classes_ = classes
         validation = None
         if self._has_validation(X_val, y_val):
             X_val, y_val = self._validated(X_val, y_val, reset=False)

@@ -163,7 +163,9 @@ def _parser() -> argparse.ArgumentParser:
         ("epochs", int, None, "most passes over the rows; default: 40 sqrt(rows) steps"),
         ("patience", int, 10, "stop after N of 50 validations without a better one"),
         ("penalty", float, None, "weight of the roughness; default: by the number of rows"),
-        ("seed", int, 0, "seed of split and training"),
+        ("learning-rate", float, 3e-3, "of the tables; others have 10/3 of it"),
+        ("search", int, 1, "settings of grid, penalty and rate to try, the given one first"),
+        ("seed", int, 0, "seed of split, search and training"),
     ):
         text += "; default: %(default)s" * (default is not None)
         fit.add_argument(
@@ -176,7 +178,11 @@ def _parser() -> argparse.ArgumentParser:
         help="squared_error, the default, absolute_error or huber; of numbers, not of classes",
     )
     fit.add_argument(
-        "--device", action=_Once, default="cpu", metavar="D", help="only cpu, the default"
+        "--device",
+        action=_Once,
+        default="cpu",
+        metavar="D",
+        help="where to train: cpu, the default, cuda, or cuda:1, ...",
     )
     fit.add_argument(
         "--out",

@@ -5,6 +5,7 @@ module           what
 ================ =================================================================================
 ``command``      the two commands, and the printed report
 ``fit``          ``fit``: trains the network, and an MLP of equal FLOPs beside it
+``search``       several settings of the network, of which the best is kept
 ``model``        ``FittedModel``, ``load``: a fitted network on disk and in memory
 ``onnx_model``   a fitted network with its encoder as an ONNX file
 ``reading``      tables from CSV, Parquet and npz files and from frames

@@ -43,13 +43,16 @@ from ..torch.training import (
     TableNetwork,
     Trainer,
     block_chain,
+    device_of,
     evaluate,
     held_back,
+    penalty_for,
 )
 from . import mlp, pictures
 from .dataset import Dataset, InputError, one_line
 from .files import written
 from .model import FittedModel, ModelDescription
+from .search import NUM_GRIDS, Estimator, best_of, settings_to_try
 
 _log = logging.getLogger("lmkan_cupy")
 
@@ -68,7 +71,8 @@ class FitResult:
         The content of ``metrics.json``: for "lmkan" and "mlp" on the test rows "rmse" and "mae"
         (numbers by the name of the target, if there are several) or "accuracy" and "log_loss";
         "parameters", "flops" and "rows_per_second"; and "rows" ("train", validation included, and
-        "test"), "columns" (what became of each), "seed", "seconds", "versions".
+        "test"), "columns" (what became of each), "seed", "seconds", "versions"; after a search
+        "trials", the settings that were tried, each with its "validation_loss".
     interrupted : bool
         Whether Ctrl-C ended the training early: the model is then the best so far.
     test_table : DataFrame
@@ -133,7 +137,9 @@ def fit(
     epochs: int | None = None,
     patience: int = 10,
     penalty: float | None = None,
+    learning_rate: float = 3e-3,
     loss: Loss | None = None,
+    search: int = 1,
     seed: int = 0,
     device: str = "cpu",
     baseline: bool = True,
@@ -150,16 +156,20 @@ def fit(
     Parameters
     ----------
     data : Dataset
-    width, layers, num_grids, epochs, penalty
+    width, layers, num_grids, epochs, penalty, learning_rate
         As in the estimators.
     loss : str, optional
         The loss of a regression, as in the estimators; by default "squared_error".
     patience : int
         Their ``n_iter_no_change``.
+    search : int
+        Settings of ``num_grids``, ``penalty`` and ``learning_rate`` to try, first the given one;
+        the network with the least loss on the rows for validation is kept. A line is printed for
+        each. The MLP is not searched for.
     seed : int
-        Seed of the split, and the ``random_state`` of the estimator, below 2^64.
-    device : {"cpu"}
-        Where to compute.
+        Seed of the split and of the search, and the ``random_state`` of the estimator, below 2^64.
+    device : str
+        Where to train, as in the estimators; speeds are always those of the CPU.
     baseline : bool
         Whether to train the MLP.
     validation : frame, optional
@@ -179,7 +189,9 @@ def fit(
         If Ctrl-C comes before there is any model.
     """
     # Integers of NumPy, too, but JSON takes Python's alone.
-    width, layers, num_grids, seed = map(operator.index, (width, layers, num_grids, seed))
+    width, layers, num_grids, search, seed = map(
+        operator.index, (width, layers, num_grids, search, seed)
+    )
     check_options(
         data,
         width=width,
@@ -188,7 +200,9 @@ def fit(
         epochs=epochs,
         patience=patience,
         penalty=penalty,
+        learning_rate=learning_rate,
         loss=loss,
+        search=search,
         seed=seed,
         device=device,
     )
@@ -199,34 +213,37 @@ def fit(
     else:
         valid = data.prepared(validation)
         training = np.concatenate([held_out, training])
-    description = _description(data, width, layers, num_grids)
     options: dict[str, Any] = {
-        "penalty": penalty,
+        "width": width,
+        "layers": layers,
         "epochs": epochs,
         "n_iter_no_change": patience,
         "random_state": seed,
+        "device": device,
         "verbose": 1,
     }
-    estimator: LMKANRegressor | LMKANClassifier
+    make: Callable[..., Estimator] = partial(LMKANClassifier, **options)
     function: Callable[..., Tensor] = nn.functional.cross_entropy
     if data.classes is None:
         loss = loss or "squared_error"
+        make = partial(LMKANRegressor, loss=loss, **options)
         function = loss_function(loss)
-        estimator = LMKANRegressor(width, layers, num_grids, loss=loss, **options)
-    else:
-        estimator = LMKANClassifier(width, layers, num_grids, **options)
-    completed = True
+    usual = penalty_for(len(training))
+    first = {
+        "num_grids": num_grids,
+        "penalty": usual if penalty is None else penalty,
+        "learning_rate": learning_rate,
+    }
     with held_back("SIGINT") as interruption:
-        try:
-            with interruption.let_through():
-                estimator.fit(
-                    data.encoded[training], data.values[training], X_val=valid[0], y_val=valid[1]
-                )
-        except KeyboardInterrupt:
-            if not hasattr(estimator, "model_"):
-                raise
-            completed = False
-
+        estimator, trials, completed = best_of(
+            make,
+            settings_to_try(search, first, usual, seed),
+            lambda each: each.fit(
+                *(data.encoded[training], data.values[training]), X_val=valid[0], y_val=valid[1]
+            ),
+            interruption,
+        )
+        description = _description(data, width, layers, estimator.num_grids)
         module = estimator.model_
         networks: dict[str, nn.Module] = {"lmkan": fuse(module.network)}
         flops = {"lmkan": sum(lmkan_cupy.flops(i, o) for i, o in pairwise(description.sizes))}
@@ -234,13 +251,17 @@ def fit(
         if completed and baseline:
             sizes = mlp.mlp_sizes(description.sizes, flops["lmkan"])
             flops["mlp"] = mlp.mlp_flops(sizes)
-            network = _untrained_mlp(sizes, description, seed)
+            there = device_of("fit", device)
+            network = _untrained_mlp(sizes, description, seed).to(there)
             target = _targets(module, data.values)
-            rows = Rows(features[training], target[training], seed)
+            rows = Rows(features[training].to(there), target[training].to(there), seed)
             trainer = Trainer(
                 batches=rows,
                 steps=(epochs or default_epochs(rows)) * rows.steps_per_epoch,
-                validation=(module.standardised(valid[0]), _targets(module, valid[1])),
+                validation=(
+                    module.standardised(valid[0]).to(there),
+                    _targets(module, valid[1]).to(there),
+                ),
                 loss=function,
                 penalty=0.0,  # an MLP has none
                 patience=patience,
@@ -249,7 +270,7 @@ def fit(
             groups = [{"params": [*network.parameters()], "lr": mlp.LR}]
             completed = trainer.train(TITLES["mlp"], network, groups).completed
             if completed:
-                networks["mlp"] = mlp.fused(network)
+                networks["mlp"] = mlp.fused(network.to("cpu"))
 
         speeds = _rows_per_second(networks, features[np.resize(training, ROWS_AT_ONCE)])
         metrics: dict[str, Any] = {}
@@ -264,6 +285,8 @@ def fit(
             }
         metrics["rows"] = {"train": len(data.values) - len(test), "test": len(test)}
         metrics["columns"] = data.fates
+        if search > 1:
+            metrics["trials"] = trials
         metrics["seed"] = seed
         metrics["seconds"] = time.perf_counter() - started
         metrics["versions"] = {
@@ -289,7 +312,9 @@ def check_options(
     epochs: int | None,
     patience: int,
     penalty: float | None,
+    learning_rate: float,
     loss: Loss | None,
+    search: int,
     seed: int,
     device: str,
 ) -> None:
@@ -301,26 +326,34 @@ def check_options(
         ("epochs", epochs, 1),
         ("patience", patience, 1),
         ("penalty", penalty, 0),
+        ("search", search, 1),
     ):
         if size is not None and not size >= least:
             raise InputError(f"{name} must be at least {least}, got {size}")
+    if not learning_rate > 0:
+        raise InputError(f"learning_rate must be positive, got {learning_rate}")
     if not 0 <= seed < 2**64:
         raise InputError(f"seed must be at least 0 and below 2^64, got {seed}")
     if loss is not None and data.classes is not None:
         raise InputError(f"loss can be chosen for numbers, but {data.target_names[0]!r} is classes")
     if loss not in (None, *LOSSES):
         raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
-    if device != "cpu":
-        raise InputError(f"device must be 'cpu' in this version, got {device!r}")
+    try:
+        there = device_of("fit", device)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if search > 1:
+        num_grids = max(num_grids, *NUM_GRIDS)
     description = _description(data, width, layers, num_grids)
     needed = sum(
         count * sum(lmkan_cupy.memory(*sizes, num_grids, batch=0).values())
         for sizes, count in description.layer_counts.items()
     )
-    if needed > (memory := _memory_of_machine()):
+    if needed > (memory := _memory_of(there)):
+        whose = "this machine" if there.type == "cpu" else there
         raise InputError(
             f"width {width}, layers {layers} and num_grids {num_grids} take {needed / 2**30:,.0f} "
-            f"GiB of memory to train, but this machine has {memory / 2**30:,.0f} GiB"
+            f"GiB of memory to train, but {whose} has {memory / 2**30:,.0f} GiB"
         )
 
 
@@ -370,8 +403,10 @@ def _errors(
     }
 
 
-def _memory_of_machine() -> float:
-    """Return the bytes of memory, infinite on Windows, which does not tell."""
+def _memory_of(device: torch.device) -> float:
+    """Return the bytes of memory, infinite for the CPU on Windows, which does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
     if not hasattr(os, "sysconf"):
         return math.inf
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

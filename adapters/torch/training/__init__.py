@@ -6,6 +6,7 @@ module           what
 ``network``      ``TableNetwork``, a chain of lmKAN blocks; folding, refining, evaluating
 ``rows``         a table's rows in batches; batch size, steps and penalty for so many rows
 ``trainer``      ``Trainer``, the training loop
+``device``       the device that is named, if it is there
 ``cuda_graph``   steps that a CUDA device replays as one graph
 ``interruption`` Ctrl-C and other signals that end a training
 ================ =================================================================================
@@ -13,7 +14,8 @@ module           what
 What each part of the procedure contributes was measured: see ``bench/results/procedure.md``.
 """
 
-from .interruption import held_back
+from .device import device_of
+from .interruption import Interruption, held_back
 from .network import (
     BOUND,
     ROWS_AT_ONCE,
@@ -32,11 +34,13 @@ __all__ = [
     "BOUND",
     "MOST_STEPS",
     "ROWS_AT_ONCE",
+    "Interruption",
     "Rows",
     "TableNetwork",
     "Trainer",
     "Training",
     "block_chain",
+    "device_of",
     "epochs_for",
     "evaluate",
     "fold_",

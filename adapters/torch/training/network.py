@@ -54,6 +54,8 @@ class TableNetwork(nn.Module):
 
     Attributes
     ----------
+    sizes, num_grids, bound
+        As given.
     network : nn.Sequential
         The blocks: from standardised features [N, I] to standardised targets [N, K].
     feature_mean, feature_scale : float64 Tensor [I]
@@ -77,7 +79,7 @@ class TableNetwork(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.bound = bound
+        self.sizes, self.num_grids, self.bound = [*sizes], num_grids, bound
         generator = torch.Generator().manual_seed(seed)
         self.network = block_chain(sizes, num_grids, bound, residual=residual, generator=generator)
         for name, size in (("feature", sizes[0]), ("target", sizes[-1])):
@@ -137,6 +139,23 @@ class TableNetwork(nn.Module):
             self.feature_scale *= torch.sqrt(norm.running_var.double() + norm.eps)
             self.network[0].norm = nn.Identity()
         return self
+
+    def unfolded(self) -> Self:
+        """Return a network that computes what this folded one does, to train it further.
+
+        Its branches are zero, and its normalisations are those by mean 0 and variance 1: such are
+        the inputs that folded tables expect.
+        """
+        model = type(self)(self.sizes, self.num_grids, self.bound, residual="linear")
+        with torch.no_grad():
+            for block, folded in zip(model.network, lmkan_layers(self.network), strict=True):
+                block.layer.tables.copy_(folded.tables)
+                block.layer.weight.zero_()
+                block.layer.bias.zero_()
+                block.norm.running_var.fill_(1 - block.norm.eps)
+            for name, buffer in self.named_buffers(recurse=False):
+                getattr(model, name).copy_(buffer)
+        return model
 
     def fitted(
         self, feature_names: Sequence[str], target_names: Sequence[str], **description: Any

@@ -56,6 +56,8 @@ class Training:
         False after Ctrl-C.
     steps : int
         Batches trained on.
+    losses : Tensor [steps]
+        Of these batches, without the penalty, on the CPU.
     validation_loss : float or None
         Loss of the state that was kept; None where there were no rows for validation, or where it
         was never finite.
@@ -65,6 +67,7 @@ class Training:
 
     completed: bool
     steps: int
+    losses: Tensor
     validation_loss: float | None
     curve: tuple[tuple[int, float], ...]
 
@@ -209,8 +212,8 @@ class Trainer:
         best_state = network.state_dict()  # the current one, until there is a better one
         checks_since_best = 0
         completed = False
-        step = 0
-        losses = []
+        step = shown = 0
+        losses = torch.empty(self.steps, dtype=torch.float32, device=device)
         curve = []
         batches = iter(self.batches)
         try:
@@ -235,7 +238,7 @@ class Trainer:
                         break
                     features, target = map(torch.stack, zip(*some, strict=True))
                     scheduled = all_scheduled[step : step + len(some)]
-                    losses.append(train_chunk(features, target, scheduled).clone())
+                    losses[step : step + len(some)] = train_chunk(features, target, scheduled)
                     step += len(some)
                     bar.update(len(some))
                     yield
@@ -249,8 +252,8 @@ class Trainer:
                         checks_since_best = 0
                     elif self.validation is not None and step > first_part:
                         checks_since_best += 1
-                    self._show(bar, training=torch.cat(losses), validation=error)
-                    losses.clear()
+                    self._show(bar, training=losses[shown:step], validation=error)
+                    shown = step
                     if checks_since_best == self.patience:
                         break
             completed = True
@@ -259,7 +262,8 @@ class Trainer:
         finally:
             network.load_state_dict(best_state)
         best = best_error if math.isfinite(best_error) else None
-        return Training(completed, step, best, tuple(curve) if self.validation else ())
+        of_steps = tuple(curve) if self.validation else ()
+        return Training(completed, step, losses[:step].cpu(), best, of_steps)
 
     def _validate(self, forward: Callable[[Tensor], Tensor]) -> float:
         """Return the loss on the rows for validation, infinite where there are none."""
