@@ -1,12 +1,13 @@
 """A network of layers of tables in one kernel (``network.cu``): plan, launch.
 
 The kernel takes networks of up to ``MOST_LAYERS`` layers whose tables have one grid and one dtype,
-if shared memory has room. Whether it is faster than layer by layer, the model says.
+if shared memory has room; compiled for a gradient, it also pulls one back to x. Whether it is
+faster than layer by layer, the model says.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -32,8 +33,10 @@ from .plan import (
 #: Layers that the kernel has arguments for.
 MOST_LAYERS = 4
 
-#: dtype of x -> warps that a block may have, whose threads have a sample each.
+#: dtype of x -> warps that a block may have, whose threads have a sample each. With a gradient, or
+#: in float64, a thread of 16 warps would have too few registers.
 WARPS = {"float32": (16, 8, 4), "float64": (8, 4)}
+WARPS_WITH_GRADIENT = (8, 4)
 
 #: dtype of the tables -> 16-byte chunks of a tile's row, at most. Their sums take 32 registers, in
 #: float64 16 as other numbers take twice as many.
@@ -77,37 +80,46 @@ def network_shape(network: Network) -> NetworkShape | None:
     return NetworkShape(features, knots - 1, network.dtype.name, table.name)
 
 
-def plan_network(shape: NetworkShape, batch: int, device: Device) -> NetworkPlan | None:
+def plan_network(
+    shape: NetworkShape, batch: int, device: Device, *, gradient: bool
+) -> NetworkPlan | None:
     """Return the launch for ``batch`` samples; None where layer by layer is faster, by the model.
 
-    A pure function, as the other plans.
+    A pure function, as the other plans. With a ``gradient`` there is a plan only where there is one
+    without, so that the outputs are the same, to the bit.
     """
-    possible = candidates(shape, batch, device)
+    if gradient and plan_network(shape, batch, device, gradient=False) is None:
+        return None
+    possible = candidates(shape, batch, device, gradient=gradient)
     fastest = min(possible, key=lambda each: each.prediction.seconds, default=None)
-    if fastest and fastest.prediction.seconds < seconds_by_layers(shape, batch, device):
-        return fastest
-    return None
+    by_layers = seconds_by_layers(shape, batch, device, gradient=gradient)
+    return fastest if fastest and fastest.prediction.seconds < by_layers else None
 
 
-def seconds_by_layers(shape: NetworkShape, batch: int, device: Device) -> float:
+def seconds_by_layers(shape: NetworkShape, batch: int, device: Device, *, gradient: bool) -> float:
     """Return what the model predicts for the network layer by layer."""
     of_layers = [
         plan_forward(each, batch, device, direction=False, aligned=True).prediction
         for each in shape.layers
     ]
-    return forward_model.by_layers(shape, of_layers, batch, device)
+    return forward_model.by_layers(shape, of_layers, batch, device, gradient=gradient)
 
 
-def candidates(shape: NetworkShape, batch: int, device: Device) -> list[NetworkPlan]:
+def candidates(
+    shape: NetworkShape, batch: int, device: Device, *, gradient: bool
+) -> list[NetworkPlan]:
     """Return a plan for every size of a block with which shared memory has room."""
     if len(shape.layers) > MOST_LAYERS:
         return []
-    plans = (through_shared(shape, batch, device, warps) for warps in WARPS[shape.real])
+    plans = (
+        through_shared(shape, batch, device, warps, gradient=gradient)
+        for warps in (WARPS_WITH_GRADIENT if gradient else WARPS[shape.real])
+    )
     return [plan for plan in plans if plan]
 
 
 def through_shared(
-    shape: NetworkShape, batch: int, device: Device, warps: int
+    shape: NetworkShape, batch: int, device: Device, warps: int, *, gradient: bool
 ) -> NetworkPlan | None:
     """Return the plan with blocks of so many warps; None where shared memory lacks room."""
     samples, nodes = LANES * warps, (shape.num_grids + 1) ** 2
@@ -115,7 +127,7 @@ def through_shared(
     needed = sum(
         layer.pairs * nodes * sum(each) for layer, each in zip(shape.layers, tiles, strict=True)
     )
-    rows = _rows(shape, tiles)
+    rows = (_rows_with_gradients if gradient else _rows)(shape, tiles)
     of_columns = rows * samples * ITEM_BYTES[shape.real]
     room = (device.shared_bytes - CHAIN_BYTES - of_columns) // VECTOR_BYTES
     if room < nodes * max(max(each) for each in tiles):
@@ -127,6 +139,7 @@ def through_shared(
         WARPS=warps,
         DIRECTION=False,
         CHUNKS=MOST_CHUNKS[shape.table],
+        GRADIENT=gradient,
     )
     blocks = min(ceil_div(batch, samples), device.multiprocessors)
     prediction = forward_model.of_network(
@@ -137,6 +150,7 @@ def through_shared(
         samples=samples,
         table_bytes=needed * VECTOR_BYTES,
         resident=capacity == needed,
+        gradient=gradient,
     )
     return NetworkPlan(
         launch_tasks("network", blocks, source, of_columns + capacity * VECTOR_BYTES),
@@ -153,6 +167,17 @@ def _rows(shape: NetworkShape, tiles: list[list[int]]) -> int:
     for layer, of_layer in zip(shape.layers[:-1], tiles, strict=False):
         beside = layer.in_features if len(of_layer) > 1 else 0
         rows = max(rows, layer.out_features + beside)
+    return rows
+
+
+def _rows_with_gradients(shape: NetworkShape, tiles: list[list[int]]) -> int:
+    """Return the same where all features stay: behind the outputs of a layer of several tiles, a
+    gradient of its inputs, an even number of them, needs its own."""
+    rows, begin = sum(shape.features), 0
+    for layer, of_layer in zip(shape.layers, tiles, strict=True):
+        if len(of_layer) > 1:
+            rows = max(rows, begin + layer.in_features + layer.out_features + 2 * layer.pairs)
+        begin += layer.in_features
     return rows
 
 
@@ -174,21 +199,35 @@ def evaluate_network(network: Network, x: Array, out: Array) -> bool:
     bool
         Whether it does; else ``out`` is left as it is.
     """
+    return _carried_out(network, x, None, out, None)
+
+
+def pull_back_network(network: Network, x: Array, grad_y: Array, out: Array, grad_x: Array) -> bool:
+    """Overwrite ``grad_x`` [B, I], too, with ``grad_y`` [B, O] pulled back to ``x``, likewise."""
+    return _carried_out(network, x, grad_y, out, grad_x)
+
+
+def _carried_out(
+    network: Network, x: Array, grad_y: Array | None, out: Array, grad_x: Array | None
+) -> bool:
     shape = network_shape(network)
-    return shape is not None and ready(_evaluation, shape, len(x))(network, x, out)
+    if shape is None:
+        return False
+    evaluation = ready(_evaluation, shape, len(x), grad_y is not None)
+    return evaluation(network, x, grad_y, out, grad_x)
 
 
-def _evaluation(
-    device: Device, shape: NetworkShape, batch: int
-) -> Callable[[Network, Array, Array], bool]:
-    plan = plan_network(shape, batch, device)
+#: A function of ``network, x, grad_y, out, grad_x``; ``grad_y`` and ``grad_x`` may be None.
+Evaluation: TypeAlias = Callable[[Network, Array, Array | None, Array, Array | None], bool]
+
+
+def _evaluation(device: Device, shape: NetworkShape, batch: int, gradient: bool) -> Evaluation:
+    plan = plan_network(shape, batch, device, gradient=gradient)
     return (lambda *_: False) if plan is None else by_plan(plan, shape, batch)
 
 
-def by_plan(
-    plan: NetworkPlan, shape: NetworkShape, batch: int
-) -> Callable[[Network, Array, Array], bool]:
-    """Return a function of ``network, x, out`` that carries out a plan and returns True."""
+def by_plan(plan: NetworkPlan, shape: NetworkShape, batch: int) -> Evaluation:
+    """Return a function that carries out a plan and returns True."""
     layers = len(shape.features) - 1
     absent = MOST_LAYERS - layers
     kernel = Kernel(
@@ -197,11 +236,13 @@ def by_plan(
         *(plan.rows, plan.capacity, plan.resident),
     )
 
-    def evaluate(network: Network, x: Array, out: Array) -> bool:
+    def evaluate(
+        network: Network, x: Array, grad_y: Array | None, out: Array, grad_x: Array | None
+    ) -> bool:
         given: list[Any] = [network.shift, network.scale, *network.layers]
         arrays = [None if each is None else contiguous(each) for each in given]
         bounds = map(np.float64, (*network.bounds, *[0] * absent))
-        kernel(x, *arrays, *[None] * absent, out, *bounds)
+        kernel(x, *arrays, *[None] * absent, grad_y, out, grad_x, *bounds)
         return True
 
     return evaluate

@@ -335,10 +335,24 @@ def test_networks_in_one_kernel(cupy: Any, name: str) -> None:
         name: None if array is None else cupy.asarray(array)
         for name, array in (("shift", given.shift), ("scale", given.scale))
     }
-    given = given._replace(layers=layers, **standardised)
-    for batch in (300, len(x)):
-        first, second = (cupy.full((batch, given.out_features), cupy.nan, x.dtype) for _ in "ab")
-        assert cuda_engine.network_forward(given, cupy.asarray(x[:batch]), first)
-        assert cuda_engine.network_forward(given, cupy.asarray(x[:batch]), second)
-        expected.check(first[:300])
-        assert_same_bits([first], [second])
+    on_gpu = given._replace(layers=layers, **standardised)
+    grad_y = np.random.default_rng(0).normal(size=(len(x), given.out_features)).astype(x.dtype)
+    of_grad, defined = tolerances.network_backward(grad_y[:300], x[:300], given)
+    of_grad = Expected(of_grad.value[defined], of_grad.bound[defined])
+
+    def results(batch: int) -> list[Any]:
+        rows = cupy.asarray(x[:batch])
+        y, same_y = (cupy.full((batch, given.out_features), cupy.nan, x.dtype) for _ in "ab")
+        grad_x = cupy.full_like(rows, cupy.nan)
+        assert cuda_engine.network_forward(on_gpu, rows, y)
+        assert cuda_engine.network_value_and_grad(
+            on_gpu, rows, cupy.asarray(grad_y[:batch]), same_y, grad_x
+        )
+        assert_same_bits([y], [same_y])
+        return [y, grad_x]
+
+    few, many = results(300), results(len(x))
+    expected.check(few[0])
+    of_grad.check(few[1][cupy.asarray(defined)])
+    assert_same_bits([each[:300] for each in many], few)
+    assert_same_bits(results(len(x)), many)

@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 from types import SimpleNamespace
 from typing import Any
 
+import crossing
 import numpy as np
 import pytest
+import tolerances
 from crossing import NETWORK_ROWS, NetworkRow, network_problem
 from devices import DEVICES
 from emulated import BFLOAT16_TABLES
 from problems import FLOAT32, FLOAT64, HALF_TABLES, Dtypes, first_short
+from tolerances import Expected
 
 import lmkan_cupy
 from lmkan_cupy import cuda_engine, network
@@ -44,6 +47,12 @@ def in_one_kernel(given: Network, x: Any) -> Any:
     return y
 
 
+def gradient_in_one_kernel(given: Network, x: Any, grad_y: Any) -> tuple[Any, Any]:
+    y, grad_x = np.full_like(grad_y, np.nan), np.full_like(x, np.nan)
+    assert cuda_engine.network_value_and_grad(given, x, grad_y, y, grad_x)
+    return y, grad_x
+
+
 def options(given: Network) -> dict[str, Any]:
     return {"shift": given.shift, "scale": given.scale, "bound": list(given.bounds)}
 
@@ -65,29 +74,58 @@ def test_same_bits_as_the_steps_one_by_one(engine_of_networks: None, name: str) 
 @emulates
 @pytest.mark.parametrize("dtypes", first_short([FLOAT32, FLOAT64, HALF_TABLES]), ids=str)
 def test_value_and_gradient(engine_of_networks: None, dtypes: Dtypes) -> None:
-    """The value is that of the forward, to the bit."""
+    """The value is that of the forward, to the bit; the gradient as exact as layer by layer."""
     given, x = network_problem(NetworkRow((5, 9, 3), 4, dtypes), 33)
     y, grad_x = lmkan_cupy.network_value_and_grad(x, given.layers, **options(given))
     np.testing.assert_array_equal(y, in_one_kernel(given, x))
+    np.testing.assert_array_equal(grad_x, gradient_in_one_kernel(given, x, np.ones_like(y))[1])
+    expected, defined = tolerances.network_backward(np.ones_like(y), x, given)
     features = network.features_of_layers(given, x)
-    expected = network.pull_back_by_layers(given, features, np.ones_like(y))
-    np.testing.assert_array_equal(grad_x, expected)
+    by_layers = network.pull_back_by_layers(given, features, np.ones_like(y))
+    some = Expected(expected.value[defined], expected.bound[defined])
+    some.check(grad_x[defined])
+    some.check(by_layers[defined])
 
 
 @emulates
 def test_samples_do_not_depend_on_each_other(engine_of_networks: None) -> None:
+    """Nor on their numbers, of which lanes and blocks follow."""
     given, x = network_problem(NETWORK_ROWS["resident"], 300)
-    y = in_one_kernel(given, x)
+    grad_y = x[:, :1].copy()
+    y, grad_x = gradient_in_one_kernel(given, x, grad_y)
     for part in (slice(0, 0), slice(0, 1), slice(7, 150), slice(150, 300)):
         np.testing.assert_array_equal(in_one_kernel(given, x[part]), y[part])
+        of_part = gradient_in_one_kernel(given, x[part], grad_y[part])
+        np.testing.assert_array_equal(of_part[0], y[part])
+        np.testing.assert_array_equal(of_part[1], grad_x[part])
+
+
+@emulates
+def test_the_way_does_not_change_a_bit(engine_of_networks: None) -> None:
+    """Blocks of every size, tables resident or in stages."""
+    row = NetworkRow((5, 20, 9, 3), 4)
+    given, x = network_problem(row, 200)
+    grad_y = np.ones((200, 3), np.float32)
+    results = [
+        crossing.in_one_kernel(row._replace(warps=warps, shared_kb=kb), given, x, grad_y)
+        for warps, kb in ((1, 227), (4, 227), (4, 32))
+    ]
+    for y, grad_x in results[1:]:
+        np.testing.assert_array_equal(y, results[0][0])
+        np.testing.assert_array_equal(grad_x, results[0][1])
 
 
 @emulates
 def test_layers_of_any_memory_layout(engine_of_networks: None) -> None:
     given, x = network_problem(NETWORK_ROWS["resident"], 33)
     laid_out = [np.asfortranarray(each) for each in given.layers]
-    y = lmkan_cupy.network_forward(np.asfortranarray(x), laid_out, **options(given))
-    np.testing.assert_array_equal(y, in_one_kernel(given, x))
+    grad_y = np.ones((33, 2), np.float32)[:, :1]
+    y, grad_x = lmkan_cupy.network_value_and_grad(
+        np.asfortranarray(x), laid_out, grad_y=grad_y, **options(given)
+    )
+    expected = gradient_in_one_kernel(given, x, np.ascontiguousarray(grad_y))
+    np.testing.assert_array_equal(y, expected[0])
+    np.testing.assert_array_equal(grad_x, expected[1])
 
 
 def tables(features: tuple[int, ...], num_grids: int = 4, dtype: str = "float32") -> list[Any]:
@@ -130,11 +168,12 @@ SHAPES = [
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 def test_limits(device: Device) -> None:
-    for shape in SHAPES:
+    for shape, gradient in product(SHAPES, (False, True)):
         for batch in (0, 1, 33, 2**20, 2**40):
-            for plan in network_pass.candidates(shape, batch, device):
+            for plan in network_pass.candidates(shape, batch, device, gradient=gradient):
                 constants, launch = dict(plan.kernel.source.constants), plan.kernel
                 assert launch.threads == 32 * constants["WARPS"] <= 1024
+                assert constants["GRADIENT"] == gradient
                 assert launch.blocks <= device.multiprocessors
                 assert bool(launch.blocks) == bool(batch)
                 assert launch.shared_bytes + network_pass.CHAIN_BYTES <= device.shared_bytes
@@ -160,29 +199,44 @@ def test_every_output_is_in_one_tile() -> None:
 def test_tables_stay_where_they_fit(
     features: tuple[int, ...], num_grids: int, table: str, is_resident: bool
 ) -> None:
-    plan = plan_network(NetworkShape(features, num_grids, "float32", table), 2**20, H100)
-    assert plan
-    assert plan.resident == is_resident
+    shape = NetworkShape(features, num_grids, "float32", table)
+    for gradient in (False, True):
+        plan = plan_network(shape, 2**20, H100, gradient=gradient)
+        assert plan
+        assert plan.resident == is_resident
 
 
 def test_small_batches_are_spread_over_the_device() -> None:
     shape = NetworkShape((10, 16, 16, 1), 8, "float32", "float32")
     for batch, threads in ((1, 128), (10_000, 128), (2**20, 512)):
-        plan = plan_network(shape, batch, H100)
+        plan = plan_network(shape, batch, H100, gradient=False)
         assert plan
         assert plan.kernel.threads == threads
 
 
 def test_wide_layers_go_layer_by_layer() -> None:
     for features in ((512, 512), (128, 128, 128)):
-        assert plan_network(NetworkShape(features, 8, "float32", "float32"), 2**20, H100) is None
+        shape = NetworkShape(features, 8, "float32", "float32")
+        for gradient in (False, True):
+            assert plan_network(shape, 2**20, H100, gradient=gradient) is None
+
+
+def test_forces_take_at_most_two_and_a_half_forwards() -> None:
+    """By the model, for a large batch."""
+    shape = NetworkShape((10, 16, 16, 1), 8, "float32", "float32")
+    forward, gradient = (
+        plan_network(shape, 2**22, H100, gradient=gradient) for gradient in (False, True)
+    )
+    assert forward
+    assert gradient
+    assert gradient.prediction.seconds < 2.5 * forward.prediction.seconds
 
 
 def test_warmup_has_the_kernels_of_all_networks() -> None:
     shape = NetworkShape((10, 16, 16, 1), 8, "float32", "float32")
     for layer in shape.layers:
         warm = {launch.source for launch in cuda_engine.launches(layer, H100)}
-        for batch in (1, 10_000, 2**20):
-            plan = plan_network(shape, batch, H100)
+        for batch, gradient in product((1, 10_000, 2**20), (False, True)):
+            plan = plan_network(shape, batch, H100, gradient=gradient)
             assert plan
             assert plan.kernel.source in warm
