@@ -1,7 +1,9 @@
-// A network: a chain of layers with one grid, as in forward.cu, inputs of each limited to +-bound.
+// A network: a chain of layers, of tables with one grid, as in forward.cu, or linear. Inputs of
+// tables are limited to +-bound.
 //
 //     h_0 = (x - shift) * scale
 //     h_{k+1}[b, o] = sum over p, corners n of  w_n(b, p) T_k[p, n, o],  weights at cut(h_k)
+//                     or bias[o] + sum over i of  weight[o, i] h_k[b, i]
 //
 // and with GRADIENT the derivative of its output y times g = `grad_y` [B, O] in x as well: what
 // backward.cu does in each layer, 0 for what is cut, times scale.
@@ -11,22 +13,27 @@
 //          outputs of a tile are summed, their gradients kept, in registers. Without GRADIENT the
 //          features after a layer overwrite those two layers before. With it those of all layers
 //          stay, and on the way back gradients take their places: cells are found from them again.
-// Tables   see chain.cuh.
-// Reads    x, grad_y: once. tables: once per block if resident, else once per THREADS samples, with
-//          GRADIENT twice.
+// Layers   see chain.cuh.
+// Reads    x, grad_y: once. tables, weights: once per block if resident, else once per THREADS
+//          samples, with GRADIENT twice.
 // Writes   y, grad_x: each element once.
-// Order    one sum per output, over pairs ascending and corners 0 .. 3; they are those of
-//          forward.cu where a warp has all pairs. A slope is summed over the outputs of a chunk
-//          ascending, over the chunks of a tile as a tree, over tiles ascending. So what a sample
-//          gets does not depend on its number.
+// Order    one sum per output, over pairs ascending and corners 0 .. 3, those of forward.cu where a
+//          warp has all pairs; or over inputs ascending, after the bias. A slope is summed over the
+//          outputs of a chunk ascending, over the chunks of a tile as a tree, over tiles ascending.
+//          So what a sample gets does not depend on its number.
 #include "chain.cuh"
 
-constexpr int MOST_LAYERS = 4;
+constexpr int MOST_LAYERS = 6;
 
 // A NaN passes.
 __device__ __forceinline__ REAL cut(REAL value, REAL bound) {
     if (value > bound) return bound;
     return value < -bound ? -bound : value;
+}
+
+// The slope where `feature` is not cut; a NaN is not.
+__device__ __forceinline__ REAL unless_cut(REAL slope, REAL feature, REAL bound) {
+    return feature > bound || feature < -bound ? REAL(0) : slope;
 }
 
 // Where a pair of a sample lies, after the cut: its cell and its position in it.
@@ -44,45 +51,76 @@ __device__ __forceinline__ Place place_of(const Layer& layer, int pair, const RE
     return {i, j, fraction_of(x1, i), fraction_of(x2, j)};
 }
 
-// Adds what a pair contributes to a tile. A lane takes first the chunk of its own number, so that
-// reads of 8 lanes meet in a bank as rarely as can be: sum[t] is that of chunk t ^ (lane % N).
+// Numbers for the outputs of a tile, [t] for those of the t-th chunk that a lane takes.
+template <class Terms, int N>
+struct Tile {
+    REAL at[N][Terms::WIDTH];
+
+    __device__ static __forceinline__ int output(int first, int t, int k) {
+        return first + Terms::chunk_of_lane(t, N) * Terms::WIDTH + k;
+    }
+};
+
+// Adds what a pair contributes to a tile.
 template <int N>
-__device__ __forceinline__ void add_pair(const Layer& layer, int pair, const REAL* column,
-                                         const Chunk* table, REAL (&sum)[N][CHUNK_OUTPUTS]) {
+__device__ __forceinline__ void add_term(const Layer& layer, int pair, const REAL* column,
+                                         const Pairs::CHUNK* table, Tile<Pairs, N>& sum) {
     const Place place = place_of(layer, pair, column);
     const Stencil at =
         stencil_in(place.i, place.j, place.u, place.v, nullptr, pair, layer.in_features);
-    const Chunk* row = table + at.cell * N;
+    const Pairs::CHUNK* row = table + at.cell * N;
 #pragma unroll
     for (int t = 0; t < N; ++t) {
-        const Chunk* chunk = row + (t ^ lane_index() % N);
+        const Pairs::CHUNK* chunk = row + Pairs::chunk_of_lane(t, N);
 #pragma unroll
         for (int corner = 0; corner < CORNERS; ++corner) {
-            const Chunk value = chunk[corner_offset(corner, N)];
+            const Pairs::CHUNK value = chunk[corner_offset(corner, N)];
 #pragma unroll
-            for (int k = 0; k < CHUNK_OUTPUTS; ++k) {
-                sum[t][k] += at.weights.corner[corner] * to_real(value.at[k]);
+            for (int k = 0; k < Pairs::WIDTH; ++k) {
+                sum.at[t][k] += at.weights.corner[corner] * to_real(value.at[k]);
             }
         }
         asm volatile("" ::: "memory");  // or chunks are read long before their use
     }
 }
 
-// Computes a tile. Output o goes to target[o * stride], where o < `wanted`.
+// Adds what an input of a linear layer contributes.
 template <int N>
-__device__ __forceinline__ void evaluate_tile(const Layer& layer, int first, const Tables& tables,
+__device__ __forceinline__ void add_term(const Layer& layer, int input, const REAL* column,
+                                         const Inputs::CHUNK* row, Tile<Inputs, N>& sum) {
+    const REAL feature = column[(layer.source + input) * THREADS];
+#pragma unroll
+    for (int t = 0; t < N; ++t) {
+        const Inputs::CHUNK value = row[t];
+#pragma unroll
+        for (int k = 0; k < Inputs::WIDTH; ++k) sum.at[t][k] += feature * value.at[k];
+    }
+}
+
+// Computes a tile. Output o goes to target[o * stride], where o < `wanted`.
+template <class Terms, int N>
+__device__ __forceinline__ void evaluate_tile(const Layer& layer, int first, const Memory& memory,
                                               const REAL* column, REAL* target, int stride,
                                               int wanted) {
-    REAL sum[N][CHUNK_OUTPUTS] = {};
-    for_each_pair<N>(layer, first, tables, [&](int pair, const Chunk* table) {
-        add_pair<N>(layer, pair, column, table, sum);
+    Tile<Terms, N> sum = {};
+    if (layer.bias != nullptr) {
+#pragma unroll
+        for (int t = 0; t < N; ++t) {
+#pragma unroll
+            for (int k = 0; k < Terms::WIDTH; ++k) {
+                sum.at[t][k] = layer.bias[min(sum.output(first, t, k), layer.out_features - 1)];
+            }
+        }
+    }
+    for_each_term<Terms, N>(layer, first, memory, [&](int term, const auto* rows) {
+        add_term<N>(layer, term, column, rows, sum);
     });
 #pragma unroll
     for (int t = 0; t < N; ++t) {
 #pragma unroll
-        for (int k = 0; k < CHUNK_OUTPUTS; ++k) {
-            const int o = first + (t ^ lane_index() % N) * CHUNK_OUTPUTS + k;
-            if (o < wanted) target[o * stride] = sum[t][k];
+        for (int k = 0; k < Terms::WIDTH; ++k) {
+            const int o = sum.output(first, t, k);
+            if (o < wanted) target[o * stride] = sum.at[t][k];
         }
     }
 }
@@ -95,73 +133,105 @@ struct Dots {
 // The dots over the chunks `t` to t + COUNT - 1 of a lane's order, as a tree. Another lane only
 // exchanges the two sides of its sums, which have the same bits.
 template <int t, int COUNT, int N>
-__device__ __forceinline__ Dots dots_of(const REAL (&g)[N][CHUNK_OUTPUTS], const Chunk* row) {
+__device__ __forceinline__ Dots dots_of(const Tile<Pairs, N>& g, const Pairs::CHUNK* row) {
     if constexpr (COUNT > 1) {
         const Dots one = dots_of<t, COUNT / 2>(g, row);
         const Dots other = dots_of<t + COUNT / 2, COUNT / 2>(g, row);
         return {one.left + other.left, one.right + other.right, one.across + other.across};
     } else {
-        const Chunk* chunk = row + (t ^ lane_index() % N);
-        Chunk value[CORNERS];
+        const Pairs::CHUNK* chunk = row + Pairs::chunk_of_lane(t, N);
+        Pairs::CHUNK value[CORNERS];
 #pragma unroll
         for (int corner = 0; corner < CORNERS; ++corner) {
             value[corner] = chunk[corner_offset(corner, N)];
         }
         Dots dots = {};
 #pragma unroll
-        for (int k = 0; k < CHUNK_OUTPUTS; ++k) {
+        for (int k = 0; k < Pairs::WIDTH; ++k) {
             const REAL row_0 = to_real(value[0].at[k]), row_1 = to_real(value[1].at[k]);
-            dots.left += g[t][k] * (to_real(value[2].at[k]) - row_0);
-            dots.right += g[t][k] * (to_real(value[3].at[k]) - row_1);
-            dots.across += g[t][k] * (row_1 - row_0);
+            dots.left += g.at[t][k] * (to_real(value[2].at[k]) - row_0);
+            dots.right += g.at[t][k] * (to_real(value[3].at[k]) - row_1);
+            dots.across += g.at[t][k] * (row_1 - row_0);
         }
         asm volatile("" ::: "memory");  // or chunks are read long before their use
         return dots;
     }
 }
 
-// The slope where `feature` is not cut; a NaN is not.
-__device__ __forceinline__ REAL unless_cut(REAL slope, REAL feature, REAL bound) {
-    return feature > bound || feature < -bound ? REAL(0) : slope;
+// Whether sums over the tiles so far are to be added, and whether they are complete after that.
+struct Turn {
+    bool is_first, is_last;
+};
+
+// Pulls the gradient of a tile's outputs back to a pair. Sums over the tiles so far stand behind
+// the layer's outputs; with the last tile, the gradients take the place of the inputs.
+template <int N>
+__device__ __forceinline__ void pull_back_term(const Layer& layer, int pair, Turn turn,
+                                               const Tile<Pairs, N>& g, const Pairs::CHUNK* table,
+                                               REAL* column) {
+    const Place at = place_of(layer, pair, column);
+    const Dots dots = dots_of<0, N>(g, table + (at.i * NUM_KNOTS + at.j) * N);
+    const REAL mixed = dots.right - dots.left;
+    REAL slope_1 = dots.left + at.v * mixed, slope_2 = dots.across + at.u * mixed;
+    REAL* sums = column + (layer.target + layer.out_features + 2 * pair) * THREADS;
+    if (!turn.is_first) {
+        slope_1 += sums[0];
+        slope_2 += sums[THREADS];
+    }
+    if (!turn.is_last) {
+        sums[0] = slope_1;
+        sums[THREADS] = slope_2;
+        return;
+    }
+    REAL* own = column + (layer.source + 2 * pair) * THREADS;
+    const REAL poison = 0 * at.u + 0 * at.v;  // NaN where a coordinate is not finite, else 0
+    own[0] = unless_cut(GRID[at.i][1] * slope_1 + poison, own[0], layer.bound);
+    // Behind the last of an odd number of inputs, this is an output's gradient, which is in `g`.
+    own[THREADS] = unless_cut(GRID[at.j][1] * slope_2 + poison, own[THREADS], layer.bound);
 }
 
-// Pulls the gradient of a tile's outputs back. Sums over the tiles so far stand behind the layer's
-// outputs; with the last tile, the gradients take the place of the inputs.
+// The same for an input of a linear layer. Its value is not needed, so sums take its place.
 template <int N>
-__device__ __forceinline__ void pull_back_tile(const Layer& layer, int first, const Tables& tables,
+__device__ __forceinline__ void pull_back_term(const Layer& layer, int input, Turn turn,
+                                               const Tile<Inputs, N>& g, const Inputs::CHUNK* row,
                                                REAL* column) {
-    REAL g[N][CHUNK_OUTPUTS];
+    REAL* own = column + (layer.source + input) * THREADS;
+    REAL slope = turn.is_first ? REAL(0) : *own;
+#pragma unroll
+    for (int t = 0; t < N; ++t) {
+        const Inputs::CHUNK value = row[t];
+#pragma unroll
+        for (int k = 0; k < Inputs::WIDTH; ++k) slope += g.at[t][k] * value.at[k];
+    }
+    *own = slope;
+}
+
+template <class Terms, int N>
+__device__ __forceinline__ void pull_back_tile(const Layer& layer, int first, const Memory& memory,
+                                               REAL* column) {
+    Tile<Terms, N> g;
 #pragma unroll
     for (int t = 0; t < N; ++t) {
 #pragma unroll
-        for (int k = 0; k < CHUNK_OUTPUTS; ++k) {
-            const int o = first + (t ^ lane_index() % N) * CHUNK_OUTPUTS + k;
-            g[t][k] = o < layer.out_features ? column[(layer.target + o) * THREADS] : REAL(0);
+        for (int k = 0; k < Terms::WIDTH; ++k) {
+            const int o = g.output(first, t, k);
+            g.at[t][k] = o < layer.out_features ? column[(layer.target + o) * THREADS] : REAL(0);
         }
     }
-    const bool is_last = first + N * CHUNK_OUTPUTS >= layer.out_features;
-    for_each_pair<N>(layer, first, tables, [&](int pair, const Chunk* table) {
-        const Place at = place_of(layer, pair, column);
-        const Dots dots = dots_of<0, N>(g, table + (at.i * NUM_KNOTS + at.j) * N);
-        const REAL mixed = dots.right - dots.left;
-        REAL slope_1 = dots.left + at.v * mixed, slope_2 = dots.across + at.u * mixed;
-        REAL* sums = column + (layer.target + layer.out_features + 2 * pair) * THREADS;
-        if (first > 0) {
-            slope_1 += sums[0];
-            slope_2 += sums[THREADS];
-        }
-        if (!is_last) {
-            sums[0] = slope_1;
-            sums[THREADS] = slope_2;
-            return;
-        }
-        REAL* own = column + (layer.source + 2 * pair) * THREADS;
-        const REAL poison = 0 * at.u + 0 * at.v;  // NaN where a coordinate is not finite, else 0
-        own[0] = unless_cut(GRID[at.i][1] * slope_1 + poison, own[0], layer.bound);
-        if (2 * pair + 1 < layer.in_features) {
-            own[THREADS] = unless_cut(GRID[at.j][1] * slope_2 + poison, own[THREADS], layer.bound);
-        }
+    const Turn turn = {first == 0, first + N * Terms::WIDTH >= layer.out_features};
+    for_each_term<Terms, N>(layer, first, memory, [&](int term, const auto* rows) {
+        pull_back_term<N>(layer, term, turn, g, rows, column);
     });
+}
+
+// Calls `work(Terms{})` with the kind of terms that a layer has.
+template <class Work>
+__device__ __forceinline__ void with_terms(const Layer& layer, const Work& work) {
+    if (layer.weight != nullptr) {
+        work(Inputs{});
+    } else {
+        work(Pairs{});
+    }
 }
 
 // `features_k`: inputs of layer k, and outputs of the one before. `rows`: of a column. Without
@@ -169,19 +239,30 @@ __device__ __forceinline__ void pull_back_tile(const Layer& layer, int first, co
 // read them all before.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 network(const REAL* __restrict__ x, const REAL* __restrict__ shift, const REAL* __restrict__ scale,
-        const TABLE* __restrict__ tables_0, const TABLE* __restrict__ tables_1,
-        const TABLE* __restrict__ tables_2, const TABLE* __restrict__ tables_3,
+        const TABLE* __restrict__ tables_0, const REAL* __restrict__ weight_0,
+        const REAL* __restrict__ bias_0, const TABLE* __restrict__ tables_1,
+        const REAL* __restrict__ weight_1, const REAL* __restrict__ bias_1,
+        const TABLE* __restrict__ tables_2, const REAL* __restrict__ weight_2,
+        const REAL* __restrict__ bias_2, const TABLE* __restrict__ tables_3,
+        const REAL* __restrict__ weight_3, const REAL* __restrict__ bias_3,
+        const TABLE* __restrict__ tables_4, const REAL* __restrict__ weight_4,
+        const REAL* __restrict__ bias_4, const TABLE* __restrict__ tables_5,
+        const REAL* __restrict__ weight_5, const REAL* __restrict__ bias_5,
         const REAL* __restrict__ grad_y, REAL* __restrict__ y, REAL* __restrict__ grad_x,
-        double bound_0, double bound_1, double bound_2, double bound_3, long long batch,
-        long long layers, long long features_0, long long features_1, long long features_2,
-        long long features_3, long long features_4, long long rows, long long capacity,
+        double bound_0, double bound_1, double bound_2, double bound_3, double bound_4,
+        double bound_5, long long batch, long long layers, long long features_0,
+        long long features_1, long long features_2, long long features_3, long long features_4,
+        long long features_5, long long features_6, long long rows, long long capacity,
         long long resident) {
-    extern __shared__ __align__(16) unsigned char memory[];  // columns [rows, THREADS], tables
+    extern __shared__ __align__(16) unsigned char shared[];  // columns [rows, THREADS], chunks
     __shared__ Layer chain[MOST_LAYERS];
     if (threadIdx.x == 0) {
-        const TABLE* const tables[] = {tables_0, tables_1, tables_2, tables_3};
-        const double bounds[] = {bound_0, bound_1, bound_2, bound_3};
-        const long long features[] = {features_0, features_1, features_2, features_3, features_4};
+        const TABLE* const tables[] = {tables_0, tables_1, tables_2, tables_3, tables_4, tables_5};
+        const REAL* const weights[] = {weight_0, weight_1, weight_2, weight_3, weight_4, weight_5};
+        const REAL* const biases[] = {bias_0, bias_1, bias_2, bias_3, bias_4, bias_5};
+        const double bounds[] = {bound_0, bound_1, bound_2, bound_3, bound_4, bound_5};
+        const long long features[] = {features_0, features_1, features_2, features_3,
+                                      features_4, features_5, features_6};
         int source = 0, begin = 0;
 #pragma unroll
         for (int k = 0; k < MOST_LAYERS; ++k) {
@@ -191,20 +272,21 @@ network(const REAL* __restrict__ x, const REAL* __restrict__ shift, const REAL* 
 #else
             const int target = source == 0 ? rows - outputs : 0;
 #endif
-            chain[k] = {tables[k], static_cast<REAL>(bounds[k]), (inputs + 1) / 2, inputs, outputs,
-                        source,    target,                       begin};
+            const Layer layer = {tables[k], weights[k], biases[k], static_cast<REAL>(bounds[k]),
+                                 inputs,    outputs,    source,    target,
+                                 begin};
+            chain[k] = layer;
             source = target;
-            begin += chain[k].pairs * NODES * chain[k].chunks();
+            with_terms(layer, [&](auto kind) { begin += decltype(kind)::size(layer); });
         }
     }
     __syncthreads();
-    REAL* column = reinterpret_cast<REAL*>(memory) + threadIdx.x;
-    Chunk* chunks = reinterpret_cast<Chunk*>(memory + rows * THREADS * sizeof(REAL));
+    REAL* column = reinterpret_cast<REAL*>(shared) + threadIdx.x;
+    Memory memory = {shared + rows * THREADS * sizeof(REAL), static_cast<int>(capacity),
+                     resident != 0, true};
     const long long tasks = (batch + THREADS - 1) / THREADS;
 
     for (long long task = blockIdx.x; task < tasks; task += gridDim.x) {
-        Tables tables = {chunks, static_cast<int>(capacity), resident != 0,
-                         !resident || task == blockIdx.x};
         const long long sample = task * THREADS + threadIdx.x;
         const bool exists = sample < batch;
         const long long own = min(sample, batch - 1);
@@ -221,22 +303,28 @@ network(const REAL* __restrict__ x, const REAL* __restrict__ shift, const REAL* 
             REAL* target = is_last ? y + sample * layer.out_features
                                    : column + layer.target * THREADS;
             const int wanted = is_last && !exists ? 0 : layer.out_features;
-            for_each_tile(layer, [&](auto width, int first) {
-                evaluate_tile<decltype(width)::COUNT>(layer, first, tables, column, target,
-                                                      is_last ? 1 : THREADS, wanted);
+            with_terms(layer, [&](auto kind) {
+                using Terms = decltype(kind);
+                for_each_tile<Terms>(layer, [&](auto width, int first) {
+                    evaluate_tile<Terms, decltype(width)::COUNT>(
+                        layer, first, memory, column, target, is_last ? 1 : THREADS, wanted);
+                });
             });
         }
+        memory.to_copy = !resident;
 #if GRADIENT
         const Layer& last = chain[layers - 1];
         for (int o = 0; o < last.out_features; ++o) {
             column[(last.target + o) * THREADS] = grad_y[own * last.out_features + o];
         }
-        tables.to_copy = !resident;
 #pragma unroll 1
         for (int n = layers; n-- > 0;) {
             const Layer& layer = chain[n];
-            for_each_tile(layer, [&](auto width, int first) {
-                pull_back_tile<decltype(width)::COUNT>(layer, first, tables, column);
+            with_terms(layer, [&](auto kind) {
+                using Terms = decltype(kind);
+                for_each_tile<Terms>(layer, [&](auto width, int first) {
+                    pull_back_tile<Terms, decltype(width)::COUNT>(layer, first, memory, column);
+                });
             });
         }
         for (int k = 0; exists && k < features_0; ++k) {

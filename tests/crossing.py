@@ -38,7 +38,7 @@ from problems import DTYPES, FLOAT32, FLOAT64, HALF_TABLES, Dtypes, Problem, Siz
 from tolerances import Expected
 
 from lmkan_cupy import cuda_engine, sigma_grid
-from lmkan_cupy.array_checks import LayerKind, Network
+from lmkan_cupy.array_checks import LayerKind, LinearLayer, Network
 from lmkan_cupy.cuda_engine import backward_pass, forward_model, forward_pass, network_pass
 from lmkan_cupy.cuda_engine import penalty as penalty_pass
 from lmkan_cupy.cuda_engine.forward_model import Prediction
@@ -353,7 +353,11 @@ def check_penalty(sizes: Sizes, dtypes: Dtypes, blocks: int) -> list[Array]:
 
 
 class NetworkRow(NamedTuple):
-    """Sizes of the layers, and a block; `shared_kb` decides whether the tables are resident."""
+    """Sizes of the layers, and a block; `shared_kb` decides whether the tables are resident.
+
+    linear : tuple of int
+        The numbers of the linear layers; one at the end has no bias.
+    """
 
     features: tuple[int, ...]
     num_grids: int
@@ -362,6 +366,7 @@ class NetworkRow(NamedTuple):
     shared_kb: int = 227
     standardised: bool = True
     bound: float = 1.5
+    linear: tuple[int, ...] = ()
 
 
 NETWORK_ROWS = {
@@ -370,9 +375,14 @@ NETWORK_ROWS = {
     "in-stages-of-one-pair": NetworkRow((5, 33, 34, 2), 4, shared_kb=17, bound=np.inf),
     "a-layer": NetworkRow((1, 1), 8, warps=2, standardised=False),
     "a-layer-of-several-tiles": NetworkRow((4, 43), 4, bound=np.inf),
-    "double": NetworkRow((5, 20, 7), 4, FLOAT64, standardised=False),
-    "half": NetworkRow((6, 40, 20, 9), 4, HALF_TABLES, warps=2),
+    "double": NetworkRow((5, 20, 7), 5, FLOAT64, standardised=False),
+    "half": NetworkRow((6, 40, 20, 9), 5, HALF_TABLES, warps=2),
     "bfloat16": NetworkRow((5, 20, 7), 4, BFLOAT16_TABLES, shared_kb=12, bound=np.inf),
+    "linear-in-front": NetworkRow((5, 45, 9, 2), 4, linear=(0,)),
+    "linear-in-stages": NetworkRow((5, 9, 35, 6, 3, 4, 2), 4, shared_kb=18, linear=(1, 3, 5)),
+    "linear-double": NetworkRow((5, 12, 7), 5, FLOAT64, linear=(0,)),
+    "linear-half": NetworkRow((5, 20, 9, 2), 5, HALF_TABLES, warps=2, linear=(0, 2)),
+    "linear-bfloat16": NetworkRow((5, 20, 7), 4, BFLOAT16_TABLES, linear=(0,)),
 }
 
 
@@ -380,20 +390,26 @@ def network_problem(row: NetworkRow, batch: int) -> tuple[Network, Array]:
     """A network and x [B, I]; features of all layers are about as large as x."""
     rng = np.random.default_rng(zlib.crc32(str(row).encode()))
     real = np.dtype(row.dtypes.x)
-    layers = [
-        (tables / np.sqrt(len(tables))).astype(tables.dtype)
-        for tables in (
-            row_problem(Sizes(0, *sizes, row.num_grids), row.dtypes).tables
-            for sizes in pairwise(row.features)
-        )
-    ]
+    layers: list[Array | LinearLayer] = []
+    kinds = []
+    for k, (inputs, outputs) in enumerate(pairwise(row.features)):
+        if k in row.linear:
+            weight = rng.normal(0, inputs**-0.5, (outputs, inputs)).astype(real)
+            has_bias = k + 2 < len(row.features)
+            bias = rng.normal(size=outputs).astype(real) if has_bias else None
+            layers.append(LinearLayer(weight, bias))
+            kinds.append(LayerKind(weight.shape, real, True))
+        else:
+            tables = row_problem(Sizes(0, inputs, outputs, row.num_grids), row.dtypes).tables
+            layers.append((tables / np.sqrt(len(tables))).astype(tables.dtype))
+            kinds.append(LayerKind(tables.shape, tables.dtype, False))
     inputs = row.features[0]
     shift, scale = rng.normal(size=inputs).astype(real), rng.uniform(0.5, 2, inputs).astype(real)
     network = Network(
         inputs,
         real,
         layers,
-        tuple(LayerKind(each.shape, each.dtype, False) for each in layers),
+        tuple(kinds),
         (row.bound,) * len(layers),
         *((shift, scale) if row.standardised else (None, None)),
     )
@@ -427,7 +443,7 @@ def check_network(row: NetworkRow, gradient: bool) -> list[Array]:
         assert defined.mean() > 0.9
         # What is not finite reaches all inputs from the second layer, its own pair from the first.
         of_sample = of_pair if len(row.features) == 2 else True
-        is_cut = np.abs(standardised(network, given)) > row.bound
+        is_cut = (np.abs(standardised(network, given)) > row.bound) & (0 not in row.linear)
         hit = bad[:, None] & of_sample & ~is_cut
         rows = defined | bad
         some_expected = tolerances.Expected(expected.value[rows], expected.bound[rows])

@@ -48,7 +48,7 @@ from bench.harness.rounding import (
     size_and_error,
 )
 from lmkan_cupy import sigma_grid
-from lmkan_cupy.array_checks import Network
+from lmkan_cupy.array_checks import LinearLayer, Network
 from lmkan_cupy.array_library import is_cupy_array
 
 MOST_OF_BLOCK, FEWEST_OF_BLOCK = 4096, 1024
@@ -188,7 +188,7 @@ def forward(
 
 
 def network(x: Any, layers: Network) -> Expected:
-    """y [B, O] of a network of tables; what a layer's inputs may be off by goes through it."""
+    """y [B, O] of a network; what a layer's inputs may be off by goes through it."""
     return _features(host(x), layers)[-1]
 
 
@@ -197,12 +197,18 @@ def _features(x: Array, layers: Network) -> list[Expected]:
     shift = 0.0 if layers.shift is None else to_float64(layers.shift)
     value = (to_float64(x) - shift) * _scale(layers)
     features = [Expected(value, 2 * unit(x.dtype) * np.abs(value))]
-    for tables, bound in zip(map(to_float64, layers.layers), layers.bounds, strict=True):
+    for layer, bound in zip(layers.layers, layers.bounds, strict=True):
         value, error = features[-1].value, features[-1].bound
-        cut, knots = np.clip(value, -bound, bound), knots_of(tables, x.dtype)
-        magnitude = oracle.forward(rounded_basis(cut, knots, error), np.abs(tables))
-        value = oracle.forward(oracle.basis(cut, knots), tables)
-        features.append(expected(value, magnitude, 4 * len(tables), x.dtype))
+        if isinstance(layer, LinearLayer):
+            weight, bias = (0.0 if each is None else to_float64(each) for each in layer)
+            magnitude = (np.abs(value) + 1j * error) @ np.abs(weight).T + np.abs(bias)
+            value, terms = value @ weight.T + bias, value.shape[1] + 1
+        else:
+            tables, knots = to_float64(layer), knots_of(layer, x.dtype)
+            cut, terms = np.clip(value, -bound, bound), 4 * len(tables)
+            magnitude = oracle.forward(rounded_basis(cut, knots, error), np.abs(tables))
+            value = oracle.forward(oracle.basis(cut, knots), tables)
+        features.append(expected(value, magnitude, terms, x.dtype))
     return features
 
 
@@ -211,15 +217,20 @@ def _scale(layers: Network) -> Any:
 
 
 def network_backward(grad_y: Any, x: Any, layers: Network) -> tuple[Expected, Array]:
-    """grad_x [B, I] of a network of tables, and in which samples [B] it is defined.
+    """grad_x [B, I] of a network, and in which samples [B] it is defined.
 
-    Not where a feature of a layer may be on either side of a knot or of the layer's bound.
+    Not where a feature of tables may be on either side of a knot or of their bound.
     """
     x, grad = host(x), to_float64(grad_y)
     r, error, defined = unit(x.dtype), np.zeros_like(grad), np.ones(len(grad), bool)
     steps = zip(layers.layers, layers.bounds, _features(x, layers), strict=False)
-    for tables, bound, feature in reversed([*steps]):
-        tables, knots = to_float64(tables), knots_of(tables, x.dtype)
+    for layer, bound, feature in reversed([*steps]):
+        if isinstance(layer, LinearLayer):
+            weight = to_float64(layer.weight)
+            magnitude = (np.abs(grad) + 1j * error) @ np.abs(weight)
+            error, grad = error_bound(magnitude, len(weight), r), grad @ weight
+            continue
+        tables, knots = to_float64(layer), knots_of(layer, x.dtype)
         cut, off = np.clip(feature.value, -bound, bound), feature.bound
         from_knots = np.abs(cut[..., None] - to_float64(knots[1:-1]))
         from_bound = np.abs(np.abs(feature.value) - bound)

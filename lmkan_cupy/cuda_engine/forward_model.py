@@ -45,6 +45,8 @@ NETWORK_ISSUE = {"float32": 5, "float64": 12, "float16": 17, "bfloat16": 17}
 NETWORK_LOCATED, NETWORK_LATENCY = 200, 100
 #: Clocks besides reading rows, as in CLOCKS.
 KNOT_CLOCKS = 14
+#: Assumed: clocks for 32 samples, an input of a linear layer and a chunk, which all lanes share.
+LINEAR_CLOCKS = 2
 
 #: Time of a backward in x alone over that of a forward, with an H100's 512 inputs, 512 outputs and
 #: G = 16. Narrow layers, whose sort counts for more, take longer.
@@ -140,7 +142,7 @@ def from_global(layer: LayerShape, batch: int, device: Device, split: int) -> Pr
 
 def of_network(
     shape: NetworkShape,
-    tiles: Sequence[tuple[int, int]],
+    tiles: Sequence[tuple[int, int, bool]],
     batch: int,
     device: Device,
     *,
@@ -154,8 +156,9 @@ def of_network(
     Parameters
     ----------
     shape : NetworkShape
-    tiles : sequence of (int, int)
-        Pairs and 16-byte chunks of each tile of each layer.
+    tiles : sequence of (int, int, bool)
+        Pairs and 16-byte chunks of each tile of each layer; or of a linear layer, as the last says,
+        inputs instead of pairs.
     batch, device
     samples : int
         Samples of a block at a time.
@@ -169,11 +172,15 @@ def of_network(
     ways = 2 if gradient else 1
     tasks = ceil_div(ceil_div(batch, samples), device.multiprocessors)
     of_warp = ways * sum(
-        pairs * (chunks * max(16 * NETWORK_WAYS[chunks], NETWORK_ISSUE[shape.table]) + KNOT_CLOCKS)
-        for pairs, chunks in tiles
+        terms * chunks * LINEAR_CLOCKS
+        if is_linear
+        else terms
+        * (chunks * max(16 * NETWORK_WAYS[chunks], NETWORK_ISSUE[shape.table]) + KNOT_CLOCKS)
+        for terms, chunks, is_linear in tiles
     )
     waits = ways * sum(
-        pairs * (NETWORK_LOCATED + NETWORK_LATENCY * chunks) for pairs, chunks in tiles
+        terms * (NETWORK_LATENCY * chunks + (0 if is_linear else NETWORK_LOCATED))
+        for terms, chunks, is_linear in tiles
     )
     copied = (1 if resident else ways * tasks) * table_bytes / CHUNK_BYTES
     moved = ways * ITEM_BYTES[shape.real] * batch * (shape.features[0] + shape.features[-1])
@@ -183,6 +190,12 @@ def of_network(
         "memory": moved / (MEMORY_SHARE * device.memory_rate),
     }
     return Prediction(bounds, copied / device.clock_hz + LAUNCH_SECONDS)
+
+
+def linear(layer: LayerShape, batch: int, device: Device) -> Prediction:
+    """Predict a linear layer by itself: as if only memory limited it."""
+    moved = ITEM_BYTES[layer.real] * batch * (layer.in_features + layer.out_features)
+    return Prediction({"memory": moved / (MEMORY_SHARE * device.memory_rate)}, LAUNCH_SECONDS)
 
 
 def by_layers(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise, product
 from types import SimpleNamespace
 from typing import Any
@@ -57,8 +58,13 @@ def options(given: Network) -> dict[str, Any]:
     return {"shift": given.shift, "scale": given.scale, "bound": list(given.bounds)}
 
 
-ROWS = {name: row for name, row in NETWORK_ROWS.items() if row.dtypes != BFLOAT16_TABLES}
-"""The public functions take no bfloat16 from NumPy."""
+ROWS = {
+    name: row
+    for name, row in NETWORK_ROWS.items()
+    if row.dtypes != BFLOAT16_TABLES and not row.linear
+}
+"""The public functions take no bfloat16 from NumPy; a product of matrices has an order of its own.
+"""
 
 
 @emulates
@@ -85,6 +91,16 @@ def test_value_and_gradient(engine_of_networks: None, dtypes: Dtypes) -> None:
     some = Expected(expected.value[defined], expected.bound[defined])
     some.check(grad_x[defined])
     some.check(by_layers[defined])
+
+
+@emulates
+def test_linear_layers(engine_of_networks: None) -> None:
+    """By the public functions."""
+    given, x = network_problem(NETWORK_ROWS["linear-in-front"], 33)
+    y, grad_x = lmkan_cupy.network_value_and_grad(x, given.layers, **options(given))
+    np.testing.assert_array_equal(y, in_one_kernel(given, x))
+    tolerances.network(x, given).check(y)
+    np.testing.assert_array_equal(grad_x, gradient_in_one_kernel(given, x, np.ones_like(y))[1])
 
 
 @emulates
@@ -136,11 +152,10 @@ def tables(features: tuple[int, ...], num_grids: int = 4, dtype: str = "float32"
 
 
 NOT_SERVED: dict[str, list[Any]] = {
-    "linear": [*tables((4, 3)), (np.ones((2, 3), np.float32), None)],
     "linear-alone": [(np.ones((2, 4), np.float32), None)],
     "two-grids": [*tables((4, 3)), *tables((3, 2), 5)],
     "two-dtypes": [*tables((4, 3)), *tables((3, 2), dtype="float16")],
-    "five-layers": tables((4, 2, 2, 2, 2, 2)),
+    "seven-layers": tables((4, 2, 2, 2, 2, 2, 2, 2)),
     "large-grid": tables((4, 3), 240),
 }
 
@@ -164,6 +179,7 @@ SHAPES = [
     for num_grids in (3, 8, 26)
     for real, table in (("float32", "float32"), ("float64", "float64"), ("float32", "float16"))
 ]
+SHAPES += [replace(shape, linear=frozenset({0})) for shape in SHAPES if len(shape.features) > 2]
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
@@ -181,8 +197,7 @@ def test_limits(device: Device) -> None:
 
 def test_every_output_is_in_one_tile() -> None:
     for shape in SHAPES:
-        for layer in shape.layers:
-            tiles = network_pass.tiles_of(layer)
+        for layer, _, _, tiles in network_pass.steps_of(shape):
             outputs = sum(tiles) * 16 // {"float16": 2, "float32": 4, "float64": 8}[layer.table]
             assert layer.out_features <= outputs < layer.out_features + 8
             assert tiles == sorted(tiles, reverse=True)

@@ -85,7 +85,7 @@ def test_plan_of_a_network(plan: Any) -> None:
 @pytest.mark.parametrize(
     ("sizes", "why"),
     [
-        ((4, 4, 4, 4, 4, 4, 8, 1000), "a kernel takes at most 4 layers"),
+        ((4, 4, 4, 4, 4, 4, 4, 4, 8, 1000), "a kernel takes at most 6 layers"),
         ((512, 512, 512, 8, 2**20), "shared memory has no room for the features and a tile of"),
         ((128, 128, 128, 8, 2**20), "that is faster, by the model"),
     ],
