@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise, product
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,11 +22,12 @@ from problems import FLOAT32, FLOAT64, HALF_TABLES, Dtypes, first_short
 from tolerances import Expected
 
 import lmkan_cupy
-from lmkan_cupy import cuda_engine, network
+from lmkan_cupy import array_checks, cuda_engine, network
 from lmkan_cupy.array_checks import Network
 from lmkan_cupy.cuda_engine import forward_pass, network_pass
 from lmkan_cupy.cuda_engine.network_pass import plan_network
 from lmkan_cupy.cuda_engine.plan import H100, Device, NetworkShape
+from lmkan_cupy.fitted import FittedNetwork
 
 pytest_plugins = ["emulator.fixtures"]
 
@@ -255,3 +257,46 @@ def test_warmup_has_the_kernels_of_all_networks() -> None:
             plan = plan_network(shape, batch, H100, gradient=gradient)
             assert plan
             assert plan.kernel.source in warm
+
+
+# ---- fronts --------------------------------------------------------------------------------------
+
+
+@emulates
+def test_a_fused_model(engine_of_networks: None) -> None:
+    """Outputs and forces; the engine gets its arrays as the CPU engine does."""
+    torch = pytest.importorskip("torch")
+    adapter = pytest.importorskip("lmkan_cupy.adapters.torch")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(5, 9), adapter.LMKANBlock(9, 8, 4), adapter.LMKANBlock(8, 1, 4)
+    )
+    model(torch.randn(200, 5))  # statistics of the normalisations
+    fused, x = adapter.fuse(model.eval()), torch.randn(33, 5, requires_grad=True)
+    energy = fused(x)
+    (forces,) = torch.autograd.grad(energy.sum(), x)
+    layers = [tuple(each.numpy() for each in fused.arrays[:2])]
+    layers += [each.numpy() for each in fused.arrays[2:]]
+    y, grad_x = lmkan_cupy.network_value_and_grad(x.detach().numpy(), layers, bound=fused.bounds)
+    np.testing.assert_array_equal(energy.detach(), y)
+    np.testing.assert_array_equal(forces, grad_x)
+    given = array_checks.check_network("", x.detach().numpy(), layers, None, None, fused.bounds)
+    np.testing.assert_array_equal(y, in_one_kernel(given, x.detach().numpy()))
+
+
+@emulates
+def test_a_network_from_a_folder(
+    engine_of_networks: None, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    given, rows = network_problem(NetworkRow((5, 9, 3), 4), 33)
+    mean, scale = rng.normal(size=(2, 5)), rng.uniform(0.5, 2, (2, 5))
+    fitted = FittedNetwork(
+        [*"abcde"], [*"xyz"], 2.0, given.layers, mean[0], scale[0], mean[1, :3], scale[1, :3]
+    )
+    for name, content in fitted.files().items():
+        (tmp_path / name).write_bytes(content)
+    loaded = lmkan_cupy.load_network(tmp_path)
+    given = given._replace(bounds=(2.0, 2.0), shift=None, scale=None)
+    x = ((rows.astype(float) - mean[0]) / scale[0]).astype(np.float32)
+    expected = mean[1, :3] + scale[1, :3] * in_one_kernel(given, x)
+    np.testing.assert_array_equal(loaded.predict(rows), expected)
