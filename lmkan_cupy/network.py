@@ -3,14 +3,12 @@
 Blocks of rows go through all layers, on the CPU in a core's caches, on a GPU in shared memory, so
 nothing is called, written to memory or waited for between the layers. On the CPU results are those
 of the same steps one by one, to the bit: standardise, then for each layer cut and
-:func:`lmkan_cupy.forward`; on a GPU, up to rounding. What a GPU's kernel does not serve, and
-gradients there, are computed in these steps.
+:func:`lmkan_cupy.forward`; on a GPU, up to rounding. What a GPU's kernel does not serve is computed
+in these steps.
 """
 
 from collections.abc import Sequence
 from typing import TypeAlias
-
-import numpy as np
 
 from . import allocation, array_checks
 from .array_checks import LinearLayer, Network
@@ -136,15 +134,15 @@ def _value_and_grad(
             grad_y = allocation.empty(shape, x.dtype, x)
             grad_y.fill(1)
         y = allocation.empty(shape, x.dtype, x)
-        if array_library(x) is not np:
-            features = features_of_layers(network, x)
-            if not engine_for(array_library(x)).network_forward(network, samples(x), samples(y)):
-                y = features[-1]
-            return y, pull_back_by_layers(network, features, grad_y)
         grad_x = allocation.empty(x.shape, x.dtype, x)
-        engine_for(np).network_value_and_grad(
-            network, samples(x), samples(grad_y), samples(y), samples(grad_x)
-        )
+        rows, engine = samples(x), engine_for(array_library(x))
+        if not engine.network_value_and_grad(
+            network, rows, samples(grad_y), samples(y), samples(grad_x)
+        ):
+            features = features_of_layers(network, x)
+            if not engine.network_forward(network, rows, samples(y)):
+                y = features[-1]
+            grad_x = pull_back_by_layers(network, features, grad_y)
     return y, grad_x
 
 

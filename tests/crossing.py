@@ -38,7 +38,7 @@ from problems import DTYPES, FLOAT32, FLOAT64, HALF_TABLES, Dtypes, Problem, Siz
 from tolerances import Expected
 
 from lmkan_cupy import cuda_engine, sigma_grid
-from lmkan_cupy.array_checks import LayerKind, Network
+from lmkan_cupy.array_checks import LayerKind, LinearLayer, Network
 from lmkan_cupy.cuda_engine import backward_pass, forward_model, forward_pass, network_pass
 from lmkan_cupy.cuda_engine import penalty as penalty_pass
 from lmkan_cupy.cuda_engine.forward_model import Prediction
@@ -353,7 +353,11 @@ def check_penalty(sizes: Sizes, dtypes: Dtypes, blocks: int) -> list[Array]:
 
 
 class NetworkRow(NamedTuple):
-    """Sizes of the layers, and a block; `shared_kb` decides whether the tables are resident."""
+    """Sizes of the layers, and a block; `shared_kb` decides whether the tables are resident.
+
+    linear : tuple of int
+        The numbers of the linear layers; one at the end has no bias.
+    """
 
     features: tuple[int, ...]
     num_grids: int
@@ -362,6 +366,7 @@ class NetworkRow(NamedTuple):
     shared_kb: int = 227
     standardised: bool = True
     bound: float = 1.5
+    linear: tuple[int, ...] = ()
 
 
 NETWORK_ROWS = {
@@ -369,57 +374,100 @@ NETWORK_ROWS = {
     "in-stages": NetworkRow((5, 9, 33, 12, 3), 4, shared_kb=20),
     "in-stages-of-one-pair": NetworkRow((5, 33, 34, 2), 4, shared_kb=17, bound=np.inf),
     "a-layer": NetworkRow((1, 1), 8, warps=2, standardised=False),
-    "double": NetworkRow((5, 20, 7), 4, FLOAT64, standardised=False),
-    "half": NetworkRow((6, 40, 20, 9), 4, HALF_TABLES, warps=2),
+    "a-layer-of-several-tiles": NetworkRow((4, 43), 4, bound=np.inf),
+    "double": NetworkRow((5, 20, 7), 5, FLOAT64, standardised=False),
+    "half": NetworkRow((6, 40, 20, 9), 5, HALF_TABLES, warps=2),
     "bfloat16": NetworkRow((5, 20, 7), 4, BFLOAT16_TABLES, shared_kb=12, bound=np.inf),
+    "linear-in-front": NetworkRow((5, 45, 9, 2), 4, linear=(0,)),
+    "linear-in-stages": NetworkRow((5, 9, 35, 6, 3, 4, 2), 4, shared_kb=18, linear=(1, 3, 5)),
+    "linear-double": NetworkRow((5, 12, 7), 5, FLOAT64, linear=(0,)),
+    "linear-half": NetworkRow((5, 20, 9, 2), 5, HALF_TABLES, warps=2, linear=(0, 2)),
+    "linear-bfloat16": NetworkRow((5, 20, 7), 4, BFLOAT16_TABLES, linear=(0,)),
 }
 
 
 def network_problem(row: NetworkRow, batch: int) -> tuple[Network, Array]:
-    """A network and x [B, I]."""
+    """A network and x [B, I]; features of all layers are about as large as x."""
     rng = np.random.default_rng(zlib.crc32(str(row).encode()))
     real = np.dtype(row.dtypes.x)
-    layers = [
-        row_problem(Sizes(0, *sizes, row.num_grids), row.dtypes).tables
-        for sizes in pairwise(row.features)
-    ]
+    layers: list[Array | LinearLayer] = []
+    kinds = []
+    for k, (inputs, outputs) in enumerate(pairwise(row.features)):
+        if k in row.linear:
+            weight = rng.normal(0, inputs**-0.5, (outputs, inputs)).astype(real)
+            has_bias = k + 2 < len(row.features)
+            bias = rng.normal(size=outputs).astype(real) if has_bias else None
+            layers.append(LinearLayer(weight, bias))
+            kinds.append(LayerKind(weight.shape, real, True))
+        else:
+            tables = row_problem(Sizes(0, inputs, outputs, row.num_grids), row.dtypes).tables
+            layers.append((tables / np.sqrt(len(tables))).astype(tables.dtype))
+            kinds.append(LayerKind(tables.shape, tables.dtype, False))
     inputs = row.features[0]
     shift, scale = rng.normal(size=inputs).astype(real), rng.uniform(0.5, 2, inputs).astype(real)
     network = Network(
         inputs,
         real,
         layers,
-        tuple(LayerKind(each.shape, each.dtype, False) for each in layers),
+        tuple(kinds),
         (row.bound,) * len(layers),
         *((shift, scale) if row.standardised else (None, None)),
     )
     return network, rng.normal(0, 2, (batch, inputs)).astype(real)
 
 
-def check_network(row: NetworkRow) -> list[Array]:
-    """In three tasks of one block, and a few of the samples in one that it does not fill.
+def check_network(row: NetworkRow, gradient: bool) -> list[Array]:
+    """In three tasks of one block, and a few of the samples, in another order, in one that it does
+    not fill.
 
     A NaN passes the cut, an infinity does not.
     """
     network, x = network_problem(row, 70 * row.warps)
-    given, bad = x.copy(), np.zeros(len(x), bool)
+    rng = np.random.default_rng(0)
+    grad_y = rng.normal(size=(len(x), network.out_features)).astype(x.dtype) if gradient else None
+    given, bad, of_pair = x.copy(), np.zeros(len(x), bool), np.zeros(x.shape, bool)
     x[2, 0], given[2, 0] = 1e6, np.inf
     x[5, -1], given[5, -1] = -1e6, -np.inf
     given[8, 0] = given[11, -1] = np.nan
     bad[[8, 11]], bad[[2, 5]] = True, row.bound == np.inf
-    y = in_one_kernel(row, network, given)
-    np.testing.assert_array_equal(in_one_kernel(row, network, given[:9]), y[:9])
-    hit = np.broadcast_to(bad[:, None], y.shape)
-    return [checked(y, tolerances.network(x, network), hit)]
+    last_pair = slice((x.shape[1] - 1) // 2 * 2, None)
+    of_pair[[2, 8], :2], of_pair[[5, 11], last_pair] = True, True
+    y, grad_x = in_one_kernel(row, network, given, grad_y)
+    some = np.random.default_rng(0).permutation(len(x))[:20]
+    repeated = in_one_kernel(row, network, given[some], grad_y[some] if gradient else None)
+    np.testing.assert_array_equal(repeated[0], y[some])
+    results = [checked(y, tolerances.network(x, network), np.broadcast_to(bad[:, None], y.shape))]
+    if gradient:
+        np.testing.assert_array_equal(repeated[1], grad_x[some])
+        expected, defined = tolerances.network_backward(grad_y, x, network)
+        assert defined.mean() > 0.9
+        # What is not finite reaches all inputs from the second layer, its own pair from the first.
+        of_sample = of_pair if len(row.features) == 2 else True
+        is_cut = (np.abs(standardised(network, given)) > row.bound) & (0 not in row.linear)
+        hit = bad[:, None] & of_sample & ~is_cut
+        rows = defined | bad
+        some_expected = tolerances.Expected(expected.value[rows], expected.bound[rows])
+        results.append(checked(grad_x[rows], some_expected, hit[rows]))
+    return results
 
 
-def in_one_kernel(row: NetworkRow, network: Network, x: Array) -> Array:
+def standardised(network: Network, x: Array) -> Array:
+    shifted = x if network.shift is None else x - network.shift
+    return shifted if network.scale is None else shifted * network.scale
+
+
+def in_one_kernel(
+    row: NetworkRow, network: Network, x: Array, grad_y: Array | None
+) -> tuple[Array, Array | None]:
     y = np.full((len(x), network.out_features), np.nan, x.dtype)
+    grad_x = None if grad_y is None else np.full_like(x, np.nan)
     shape = network_pass.network_shape(network)
     device = replace(emulated.DEVICE, shared_bytes=row.shared_kb * 1024)
-    plan = network_pass.through_shared(shape, len(x), device, row.warps)
-    network_pass.by_plan(plan, shape, len(x))(network, x, y)
-    return y
+    plan = network_pass.through_shared(
+        shape, len(x), device, row.warps, gradient=grad_y is not None
+    )
+    network_pass.by_plan(plan, shape, len(x))(network, x, grad_y, y, grad_x)
+    return y, grad_x
 
 
 # ---- all cases -----------------------------------------------------------------------------------
@@ -443,8 +491,13 @@ PENALTIES = [
     for sizes, dtypes, most in product(PENALTY_SIZES, (FLOAT32, BFLOAT16_TABLES), (1, 1000))
 ]
 NETWORKS = [
-    Case(f"network-{name}", ("network.cu",), partial(check_network, row))
+    Case(
+        f"network-{name}" + "-gradient" * gradient,
+        ("network.cu",),
+        partial(check_network, row, gradient),
+    )
     for name, row in NETWORK_ROWS.items()
+    for gradient in (False, True)
 ]
 CASES = [case for row in ROWS for case in row_cases(*row)]
 CASES += MANY_PAIRS + RINGS + PENALTIES + NETWORKS

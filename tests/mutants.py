@@ -20,10 +20,12 @@ GRID, STENCIL, VECTORS, RECORD = "grid.cuh", "stencil.cuh", "row_vectors.cuh", "
 FORWARD, BY_RING, PACK = "forward.cu", "forward_ring.cu", "pack.cu"
 TILE, CELL, RING = "tile.cuh", "cell.cuh", "ring.cuh"
 SORT, BACKWARD, PENALTY = "sort.cu", "backward.cu", "hessian_penalty.cu"
-NETWORK = "network.cu"
+CHAIN, NETWORK = "chain.cuh", "network.cu"
 STRETCH, SUMS, DIFFERENCES = "stretch.cuh", "cell_sums.cuh", "differences.cuh"
 
 POISON = "0 * own.fraction.first + 0 * own.fraction.second"
+ADDED_CHUNK = "row + Pairs::chunk_of_lane(t, N);\n#pragma unroll"
+DOTTED_CHUNK = "row + Pairs::chunk_of_lane(t, N);\n        Pairs::CHUNK value"
 
 THOUGHT_OUT = [
     (GRID, "x > 0 ? 1 - tail : tail", "x > 0 ? tail : 1 - tail", "sigma mirrored"),
@@ -198,12 +200,31 @@ THOUGHT_OUT = [
     (PENALTY, "if (accumulate) result = target;", "", "overwrites"),
     (NETWORK, "value > bound", "!(value <= bound)", "a NaN is cut"),
     (NETWORK, "value < -bound ? -bound : value", "value", "no lower bound"),
-    (NETWORK, "!resident || task == blockIdx.x", "task == blockIdx.x", "old stages"),
-    (NETWORK, "first_pair * NODES", "0 * NODES", "first stage again"),
-    (NETWORK, "t ^ lane_index() % N", "t", "lanes' order", "chunk = row + (t ^ lane_index() % N)"),
-    (NETWORK, "done * layer.pairs * NODES", "0", "tiles in one place"),
+    (CHAIN, "first_term * Terms::ROWS", "0 * Terms::ROWS", "first stage again"),
+    (CHAIN, "layer.resident + done", "layer.resident", "tiles in one place"),
+    (NETWORK, "Pairs::chunk_of_lane(t, N)", "t", "lanes' order", ADDED_CHUNK),
+    (NETWORK, "Pairs::chunk_of_lane(t, N)", "t", "lanes' order, gradient", DOTTED_CHUNK),
+    (
+        NETWORK,
+        "dots_of<t + COUNT / 2, COUNT / 2>(g, row)",
+        "dots_of<t, COUNT / 2>(g, row)",
+        "half of the chunks twice",
+    ),
+    (NETWORK, "to_real(value[3].at[k]) - row_1", "to_real(value[3].at[k]) - row_0", "wrong corner"),
+    (NETWORK, "dots.left + at.v * mixed", "dots.left + at.u * mixed", "u for v"),
+    (NETWORK, "GRID[at.j][1] * slope_2", "GRID[at.i][1] * slope_2", "width of the other"),
+    (NETWORK, "0 * at.u + 0 * at.v", "0 * at.u", "not finite: first coordinate only"),
+    (NETWORK, "0 * at.u + 0 * at.v", "0 * at.v", "not finite: second coordinate only"),
+    (NETWORK, "feature < -bound", "false", "no lower bound of a gradient"),
+    (NETWORK, "feature > bound", "!(feature <= bound)", "the gradient of a NaN is cut"),
+    (NETWORK, "slope_2 += sums[THREADS];", "", "the last tile alone"),
+    (NETWORK, "layer.target + layer.out_features + 2 * pair", "layer.source + 2 * pair", "early"),
+    (NETWORK, "memory.to_copy = !resident;", "memory.to_copy = false;", "old stages"),
+    (NETWORK, "turn.is_first ? REAL(0) : *own", "REAL(0)", "the last tile alone, linear"),
+    (CHAIN, "layer.in_features) + row", "layer.out_features) + row", "another row of weights"),
+    (NETWORK, "scale != nullptr ? scale[k] : REAL(1)", "REAL(1)", "gradient not scaled"),
     (NETWORK, "source == 0 ? rows - outputs : 0", "0", "over its inputs"),
-    (NETWORK, "begin += chain[k].pairs * NODES * chain[k].chunks();", "", "layers in one place"),
+    (NETWORK, "begin += decltype(kind)::size(layer);", "", "layers in one place"),
     (NETWORK, "value -= shift[k];", "", "not shifted", "if (shift != nullptr) value -= shift[k];"),
     (NETWORK, "value *= scale[k];", "", "not scaled", "if (scale != nullptr) value *= scale[k];"),
 ]
@@ -230,7 +251,7 @@ HARMLESS = [
     (SORT, "min(warp * run, size)", "warp * run", NOTHING_LEFT),
     (SORT, f"min({FIRST_DIGIT}, DIGITS)", FIRST_DIGIT, NOTHING_LEFT),
     (SORT, "active", "true", "such lanes are the last of a warp", "active ? digit_of(sample)"),
-    (NETWORK, "tables.to_copy", "true", "what is copied again is the same", "if (tables.to_copy)"),
+    (CHAIN, "memory.to_copy", "true", "what is copied again is the same"),
     (SUMS, "cell >= 0", "true", "for no cell all sums are 0", "neighbours = cell >= 0"),
     (BACKWARD, "slot.cell < 0", "false", "sums for no cell are dropped at the next one"),
 ]

@@ -48,7 +48,7 @@ from bench.harness.rounding import (
     size_and_error,
 )
 from lmkan_cupy import sigma_grid
-from lmkan_cupy.array_checks import Network
+from lmkan_cupy.array_checks import LinearLayer, Network
 from lmkan_cupy.array_library import is_cupy_array
 
 MOST_OF_BLOCK, FEWEST_OF_BLOCK = 4096, 1024
@@ -188,20 +188,61 @@ def forward(
 
 
 def network(x: Any, layers: Network) -> Expected:
-    """y [B, O] of a network of tables; what a layer's inputs may be off by goes through it."""
-    x, r = host(x), unit(x.dtype)
-    shift, scale = (
-        unused if each is None else to_float64(each)
-        for each, unused in ((layers.shift, 0.0), (layers.scale, 1.0))
-    )
-    value = (to_float64(x) - shift) * scale
-    error = 2 * r * np.abs(value)
-    for tables, bound in zip(map(to_float64, layers.layers), layers.bounds, strict=True):
-        cut, knots = np.clip(value, -bound, bound), knots_of(tables, x.dtype)
-        magnitude = oracle.forward(rounded_basis(cut, knots, error), np.abs(tables))
-        value = oracle.forward(oracle.basis(cut, knots), tables)
-        error = expected(value, magnitude, 4 * len(tables), x.dtype).bound
-    return Expected(value, error)
+    """y [B, O] of a network; what a layer's inputs may be off by goes through it."""
+    return _features(host(x), layers)[-1]
+
+
+def _features(x: Array, layers: Network) -> list[Expected]:
+    """The features before, between and after the layers."""
+    shift = 0.0 if layers.shift is None else to_float64(layers.shift)
+    value = (to_float64(x) - shift) * _scale(layers)
+    features = [Expected(value, 2 * unit(x.dtype) * np.abs(value))]
+    for layer, bound in zip(layers.layers, layers.bounds, strict=True):
+        value, error = features[-1].value, features[-1].bound
+        if isinstance(layer, LinearLayer):
+            weight, bias = (0.0 if each is None else to_float64(each) for each in layer)
+            magnitude = (np.abs(value) + 1j * error) @ np.abs(weight).T + np.abs(bias)
+            value, terms = value @ weight.T + bias, value.shape[1] + 1
+        else:
+            tables, knots = to_float64(layer), knots_of(layer, x.dtype)
+            cut, terms = np.clip(value, -bound, bound), 4 * len(tables)
+            magnitude = oracle.forward(rounded_basis(cut, knots, error), np.abs(tables))
+            value = oracle.forward(oracle.basis(cut, knots), tables)
+        features.append(expected(value, magnitude, terms, x.dtype))
+    return features
+
+
+def _scale(layers: Network) -> Any:
+    return 1.0 if layers.scale is None else to_float64(layers.scale)
+
+
+def network_backward(grad_y: Any, x: Any, layers: Network) -> tuple[Expected, Array]:
+    """grad_x [B, I] of a network, and in which samples [B] it is defined.
+
+    Not where a feature of tables may be on either side of a knot or of their bound.
+    """
+    x, grad = host(x), to_float64(grad_y)
+    r, error, defined = unit(x.dtype), np.zeros_like(grad), np.ones(len(grad), bool)
+    steps = zip(layers.layers, layers.bounds, _features(x, layers), strict=False)
+    for layer, bound, feature in reversed([*steps]):
+        if isinstance(layer, LinearLayer):
+            weight = to_float64(layer.weight)
+            magnitude = (np.abs(grad) + 1j * error) @ np.abs(weight)
+            error, grad = error_bound(magnitude, len(weight), r), grad @ weight
+            continue
+        tables, knots = to_float64(layer), knots_of(layer, x.dtype)
+        cut, off = np.clip(feature.value, -bound, bound), feature.bound
+        from_knots = np.abs(cut[..., None] - to_float64(knots[1:-1]))
+        from_bound = np.abs(np.abs(feature.value) - bound)
+        defined &= (from_knots > reach(knots) + off[..., None]).all(axis=(1, 2))
+        defined &= (from_bound > off).all(axis=1)
+        at = rounded_basis(cut, knots, off)
+        magnitude, _ = oracle.backward(np.abs(grad) + 1j * error, at, np.abs(tables))
+        inside = np.abs(feature.value) <= bound
+        error = inside * error_bound(magnitude, 4 * tables.shape[3], r)
+        grad = inside * oracle.backward(grad, oracle.basis(cut, knots), tables)[0]
+    size = np.abs(_scale(layers))
+    return Expected(grad * _scale(layers), size * (error + r * np.abs(grad))), defined
 
 
 def interpolation_in_half(at: oracle.Basis, tables: Array, magnitude: Array) -> Array:

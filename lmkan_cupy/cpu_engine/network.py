@@ -36,8 +36,8 @@ def network_forward(network: Network, x: Array, out: Array) -> bool:
 
 def network_value_and_grad(
     network: Network, x: Array, grad_y: Array, out: Array, grad_x: Array
-) -> None:
-    """Overwrite ``out`` [B, O] as :func:`network_forward` does, and ``grad_x`` [B, I]."""
+) -> bool:
+    """Overwrite ``grad_x`` [B, I], too, with ``grad_y`` [B, O] pulled back to ``x``, likewise."""
     steps, block, work = _steps(*_like(network), len(x) >= _MANY_ROWS, backward=True)
     arrays, shift, scale = _arguments(network)
     kernel = compiling.compiled(compiling.NETWORK_GRAD, x.dtype, x.dtype)
@@ -49,6 +49,7 @@ def network_value_and_grad(
         most=MOST_SAMPLES,
         work=3 * len(x) * work,
     )
+    return True
 
 
 def _like(network: Network) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ from .backward_pass import plan_backward, pull_back
 from .forward_pass import candidates, evaluate
 from .launch import clear
 from .network_pass import candidates as network_candidates
-from .network_pass import evaluate_network
+from .network_pass import evaluate_network, pull_back_network
 from .penalty import penalize, plan_penalty
 from .plan import Device, Launch, LayerShape, NetworkShape
 
@@ -109,6 +109,13 @@ def network_forward(network: Network, x: Array, out: Array) -> bool:
     return evaluate_network(network, x, out)
 
 
+def network_value_and_grad(
+    network: Network, x: Array, grad_y: Array, out: Array, grad_x: Array
+) -> bool:
+    """Overwrite ``grad_x`` [B, I], too, with ``grad_y`` [B, O] pulled back to ``x``, likewise."""
+    return pull_back_network(network, x, grad_y, out, grad_x)
+
+
 def warmup(
     in_features: int, out_features: int, num_grids: int, dtype: np.dtype[Any], device: int
 ) -> None:
@@ -126,7 +133,9 @@ def launches(layer: LayerShape, device: Device) -> list[Launch]:
     # The kernel of a network with such a layer is that of a network of it alone.
     features = (layer.in_features, layer.out_features)
     network = NetworkShape(features, layer.num_grids, layer.real, layer.table)
-    found += [possible.kernel for possible in network_candidates(network, 1, device)]
+    for gradient in (False, True):
+        plans = network_candidates(network, 1, device, gradient=gradient)
+        found += [possible.kernel for possible in plans]
     # The double backward takes cotangents of the tables through the layer, in the dtype of x.
     for each in (layer, replace(layer, table=layer.real)):
         for direction, of_layer, need_x, need_tables in (

@@ -45,6 +45,12 @@ NETWORK_ISSUE = {"float32": 5, "float64": 12, "float16": 17, "bfloat16": 17}
 NETWORK_LOCATED, NETWORK_LATENCY = 200, 100
 #: Clocks besides reading rows, as in CLOCKS.
 KNOT_CLOCKS = 14
+#: Assumed: clocks for 32 samples, an input of a linear layer and a chunk, which all lanes share.
+LINEAR_CLOCKS = 2
+
+#: Time of a backward in x alone over that of a forward, with an H100's 512 inputs, 512 outputs and
+#: G = 16. Narrow layers, whose sort counts for more, take longer.
+BACKWARD_OF_FORWARD = 1.09
 
 #: Clocks of a block before its first tile and after its last; seconds of a launch.
 BLOCK_CLOCKS = 28000
@@ -136,21 +142,23 @@ def from_global(layer: LayerShape, batch: int, device: Device, split: int) -> Pr
 
 def of_network(
     shape: NetworkShape,
-    tiles: Sequence[tuple[int, int]],
+    tiles: Sequence[tuple[int, int, bool]],
     batch: int,
     device: Device,
     *,
     samples: int,
     table_bytes: int,
     resident: bool,
+    gradient: bool,
 ) -> Prediction:
     """Predict a network in one kernel.
 
     Parameters
     ----------
     shape : NetworkShape
-    tiles : sequence of (int, int)
-        Pairs and 16-byte chunks of each tile of each layer.
+    tiles : sequence of (int, int, bool)
+        Pairs and 16-byte chunks of each tile of each layer; or of a linear layer, as the last says,
+        inputs instead of pairs.
     batch, device
     samples : int
         Samples of a block at a time.
@@ -158,15 +166,24 @@ def of_network(
         Of all tables in shared memory.
     resident : bool
         Whether a block copies the tables once instead of once for each ``samples``.
+    gradient : bool
+        Whether it goes back through all layers, too, for which it reads as many rows again.
     """
+    ways = 2 if gradient else 1
     tasks = ceil_div(ceil_div(batch, samples), device.multiprocessors)
-    of_warp = sum(
-        pairs * (chunks * max(16 * NETWORK_WAYS[chunks], NETWORK_ISSUE[shape.table]) + KNOT_CLOCKS)
-        for pairs, chunks in tiles
+    of_warp = ways * sum(
+        terms * chunks * LINEAR_CLOCKS
+        if is_linear
+        else terms
+        * (chunks * max(16 * NETWORK_WAYS[chunks], NETWORK_ISSUE[shape.table]) + KNOT_CLOCKS)
+        for terms, chunks, is_linear in tiles
     )
-    waits = sum(pairs * (NETWORK_LOCATED + NETWORK_LATENCY * chunks) for pairs, chunks in tiles)
-    copied = (1 if resident else tasks) * table_bytes / CHUNK_BYTES
-    moved = ITEM_BYTES[shape.real] * batch * (shape.features[0] + shape.features[-1])
+    waits = ways * sum(
+        terms * (NETWORK_LATENCY * chunks + (0 if is_linear else NETWORK_LOCATED))
+        for terms, chunks, is_linear in tiles
+    )
+    copied = (1 if resident else ways * tasks) * table_bytes / CHUNK_BYTES
+    moved = ways * ITEM_BYTES[shape.real] * batch * (shape.features[0] + shape.features[-1])
     bounds = {
         "shared memory": tasks * samples // LANES * of_warp / device.clock_hz,
         "latency": tasks * waits / device.clock_hz,
@@ -175,13 +192,28 @@ def of_network(
     return Prediction(bounds, copied / device.clock_hz + LAUNCH_SECONDS)
 
 
+def linear(layer: LayerShape, batch: int, device: Device) -> Prediction:
+    """Predict a linear layer by itself: as if only memory limited it."""
+    moved = ITEM_BYTES[layer.real] * batch * (layer.in_features + layer.out_features)
+    return Prediction({"memory": moved / (MEMORY_SHARE * device.memory_rate)}, LAUNCH_SECONDS)
+
+
 def by_layers(
-    shape: NetworkShape, of_layers: Iterable[Prediction], batch: int, device: Device
+    shape: NetworkShape,
+    of_layers: Iterable[Prediction],
+    batch: int,
+    device: Device,
+    *,
+    gradient: bool,
 ) -> float:
-    """Predict the seconds of a network layer by layer: its forwards, and a cut before each."""
+    """Predict the seconds of a network layer by layer: its forwards, and a cut before each.
+
+    With a ``gradient`` rather too few: the backwards as if layers were wide.
+    """
     moved = 2 * ITEM_BYTES[shape.real] * batch * sum(shape.features[:-1])
     cuts = len(shape.layers) * LAUNCH_SECONDS + moved / (MEMORY_SHARE * device.memory_rate)
-    return cuts + sum(each.seconds for each in of_layers)
+    forwards = cuts + sum(each.seconds for each in of_layers)
+    return (1 + BACKWARD_OF_FORWARD) * forwards if gradient else forwards
 
 
 def _waves(samples: int, ring: Ring, device: Device) -> int:

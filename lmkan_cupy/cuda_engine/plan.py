@@ -137,18 +137,25 @@ class NetworkShape:
     num_grids : int
     real, table : str
         dtype names: of x and results, and of the tables.
+    linear : frozenset of int
+        The numbers of the layers that are linear ones.
     """
 
     features: tuple[int, ...]
     num_grids: int
     real: str
     table: str
+    linear: frozenset[int] = frozenset()
 
     @property
     def layers(self) -> list[LayerShape]:
+        """Shapes of all layers; the weights of linear ones are in ``real``."""
+        tables = [
+            self.real if k in self.linear else self.table for k in range(len(self.features) - 1)
+        ]
         return [
-            LayerShape(inputs, outputs, self.num_grids, self.real, self.table)
-            for inputs, outputs in pairwise(self.features)
+            LayerShape(inputs, outputs, self.num_grids, self.real, table)
+            for (inputs, outputs), table in zip(pairwise(self.features), tables, strict=True)
         ]
 
 

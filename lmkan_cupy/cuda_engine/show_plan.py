@@ -8,7 +8,7 @@ from ..installation import cuda_obstacle
 from . import kernel_cache, network_pass
 from .forward_model import Prediction
 from .forward_pass import plan_forward
-from .network_pass import plan_network
+from .network_pass import NetworkPlan, plan_network
 from .plan import H100, VECTOR_BYTES, Device, Launch, NetworkShape
 
 
@@ -67,24 +67,43 @@ def _of_layer(shape: NetworkShape, batch: int, device: Device) -> dict[str, str]
 
 
 def _of_network(shape: NetworkShape, batch: int, device: Device) -> dict[str, str]:
-    by_layers = network_pass.seconds_by_layers(shape, batch, device)
-    others = {"by layers": f"{1e3 * by_layers:.4g} ms, predicted"}
-    plan = plan_network(shape, batch, device)
-    if plan is None:
-        if len(shape.layers) > network_pass.MOST_LAYERS:
-            why = f"a kernel takes at most {network_pass.MOST_LAYERS} layers"
-        elif network_pass.candidates(shape, batch, device):
-            why = "that is faster, by the model"
-        else:
-            why = "shared memory has no room for the features and a tile of tables"
-        return {"kernel": f"one for each layer: {why}", **others}
-    tables_kb = plan.capacity * VECTOR_BYTES // 1024
-    return {
-        **_of_kernel(plan.kernel),
-        "tables": f"{'all' if plan.resident else 'in stages'} in shared memory ({tables_kb} KB)",
-        **_of_prediction(plan.prediction, "copies of tables and the launch"),
-        **others,
+    forward, gradient = (
+        plan_network(shape, batch, device, gradient=gradient) for gradient in (False, True)
+    )
+    by_layers, of_gradient = (
+        f"{1e3 * network_pass.seconds_by_layers(shape, batch, device, gradient=gradient):.4g}"
+        for gradient in (False, True)
+    )
+    if forward is None:
+        why = _why_by_layers(shape, batch, device, gradient=False)
+        return {"kernel": f"one for each layer: {why}", "by layers": f"{by_layers} ms, predicted"}
+    rows = {
+        **_of_kernel(forward.kernel),
+        "tables": _of_tables(forward),
+        **_of_prediction(forward.prediction, "copies of tables and the launch"),
+        "by layers": f"{by_layers} ms, predicted",
     }
+    if gradient is None:
+        why = _why_by_layers(shape, batch, device, gradient=True)
+        return rows | {"with gradient": f"layer by layer: {why}"}
+    return rows | {
+        "with gradient": f"{gradient.kernel.blocks} blocks of {gradient.kernel.threads}, tables "
+        f"{_of_tables(gradient)}: {1e3 * gradient.prediction.seconds:.4g} ms, predicted; by layers "
+        f"at least {of_gradient}"
+    }
+
+
+def _why_by_layers(shape: NetworkShape, batch: int, device: Device, *, gradient: bool) -> str:
+    if len(shape.layers) > network_pass.MOST_LAYERS:
+        return f"a kernel takes at most {network_pass.MOST_LAYERS} layers"
+    if network_pass.candidates(shape, batch, device, gradient=gradient):
+        return "that is faster, by the model"
+    return "shared memory has no room for the features and a tile of tables"
+
+
+def _of_tables(plan: NetworkPlan) -> str:
+    kb = plan.capacity * VECTOR_BYTES // 1024
+    return f"{'all' if plan.resident else 'in stages'} in shared memory ({kb} KB)"
 
 
 def _of_kernel(launch: Launch) -> dict[str, str]:

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from problems import FLOAT32, Sizes, make_problem
 
+import lmkan_cupy
+
 torch = pytest.importorskip("torch")
 adapter = pytest.importorskip("lmkan_cupy.adapters.torch")
 
@@ -178,6 +180,55 @@ def test_training_in_graphs_is_eager_to_the_bit(monkeypatch: pytest.MonkeyPatch)
     assert not replays
     assert loss == eager_loss
     assert_same(state, eager_state)
+
+
+class TestFused:
+    @pytest.fixture
+    def model(self) -> Any:
+        blocks = LMKANBlock(33, 16, 8, residual="linear"), LMKANBlock(16, 1, 8)
+        model = torch.nn.Sequential(torch.nn.Linear(5, 33), *blocks)
+        model(torch.randn(500, 5))  # statistics of the normalisations
+        return model.eval()
+
+    def energies_and_forces(self, network: Any, x: Any) -> list[Any]:
+        x = x.detach().requires_grad_()
+        energies = network(x)
+        return [energies.detach(), *torch.autograd.grad(energies.sum(), x)]
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+    def test_as_the_arrays(self, model: Any, dtype: Any) -> None:
+        """To the bit; these are compared with the oracle in `cuda/test_gpu.py`."""
+        cupy = import_module("cupy")
+        fused, x = adapter.fuse(model, dtype=dtype).cuda(), torch.randn(3000, 5, device="cuda")
+        weight, bias, *tables = map(cupy.from_dlpack, fused.arrays)
+        expected = lmkan_cupy.network_value_and_grad(
+            cupy.from_dlpack(x), [(weight, bias), *tables], bound=fused.bounds
+        )
+        assert_same(self.energies_and_forces(fused, x), list(map(torch.from_dlpack, expected)))
+
+    def test_in_a_graph(self, model: Any) -> None:
+        fused, x = adapter.fuse(model).cuda(), torch.randn(3000, 5, device="cuda")
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.energies_and_forces(fused, x)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = self.energies_and_forces(fused, x)
+        for _ in range(2):
+            x.copy_(torch.randn_like(x))
+            graph.replay()
+            assert_same(results, self.energies_and_forces(fused, x))
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+    def test_compiled_is_eager_to_the_bit(self, model: Any) -> None:
+        fused, x = adapter.fuse(model).cuda(), torch.randn(500, 5, device="cuda")
+        torch.compiler.reset()
+        compiled = torch.compile(fused, fullgraph=True, mode="reduce-overhead")
+        for _ in range(4):
+            results = self.energies_and_forces(compiled, x)
+            assert_same([each.clone() for each in results], self.energies_and_forces(fused, x))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")

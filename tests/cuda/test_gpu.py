@@ -26,6 +26,7 @@ from tolerances import Expected, check_each, host
 
 import lmkan_cupy
 from lmkan_cupy import cuda_engine, functional
+from lmkan_cupy.array_checks import LinearLayer, Network
 from lmkan_cupy.cuda_engine import forward_model, forward_pass, kernel_cache
 from lmkan_cupy.cuda_engine.plan import Device, layer_shape
 from lmkan_cupy.cuda_engine.ring import RINGS, RingShape, ring_shapes
@@ -286,6 +287,28 @@ class TestGraphs:
             stream.synchronize()
             assert_same_bits(results, expected)
 
+    def test_capture_of_a_network(self, cupy: Any, stream: Any) -> None:
+        """After a warm-up nothing is compiled: the capture would fail."""
+        given, rows = network_problem(NETWORK_ROWS["linear-in-front"], 3000)
+        moved, x = on_gpu(cupy, given), cupy.asarray(rows)
+        options = {"shift": moved.shift, "scale": moved.scale, "bound": list(moved.bounds)}
+        lmkan_cupy.warmup(45, 9, 4, device="cuda")
+
+        def results() -> list[Any]:
+            y, grad_x = lmkan_cupy.network_value_and_grad(x, moved.layers, **options)
+            return [y, grad_x, lmkan_cupy.network_forward(x, moved.layers, **options)]
+
+        cupy.ones(1, "float32").fill(1)  # compiles what fills the outputs' gradient
+        stream.begin_capture()
+        captured = results()
+        graph = stream.end_capture()
+        for _ in range(2):
+            x[...] = cupy.flipud(x)
+            expected = [host(each) for each in results()]
+            graph.launch(stream)
+            stream.synchronize()
+            assert_same_bits(captured, expected)
+
     def test_capture_of_what_is_not_compiled(
         self, cupy: Any, rng: np.random.Generator, stream: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -325,20 +348,40 @@ class TestCompiling:
         assert written[1] == written[0]
 
 
+def on_gpu(cupy: Any, network: Network) -> Network:
+    def moved(array: Any) -> Any:
+        return None if array is None else cupy.asarray(array)
+
+    layers = [
+        LinearLayer(*map(moved, each)) if isinstance(each, LinearLayer) else moved(each)
+        for each in network.layers
+    ]
+    return network._replace(layers=layers, shift=moved(network.shift), scale=moved(network.scale))
+
+
 @pytest.mark.parametrize("name", NETWORK_ROWS)
 def test_networks_in_one_kernel(cupy: Any, name: str) -> None:
     """A large batch too, the samples of a small one among them; the same bits from call to call."""
     given, x = network_problem(NETWORK_ROWS[name], 200_000)
     expected = tolerances.network(x[:300], given)
-    layers = [cupy.asarray(each) for each in given.layers]
-    standardised = {
-        name: None if array is None else cupy.asarray(array)
-        for name, array in (("shift", given.shift), ("scale", given.scale))
-    }
-    given = given._replace(layers=layers, **standardised)
-    for batch in (300, len(x)):
-        first, second = (cupy.full((batch, given.out_features), cupy.nan, x.dtype) for _ in "ab")
-        assert cuda_engine.network_forward(given, cupy.asarray(x[:batch]), first)
-        assert cuda_engine.network_forward(given, cupy.asarray(x[:batch]), second)
-        expected.check(first[:300])
-        assert_same_bits([first], [second])
+    moved = on_gpu(cupy, given)
+    grad_y = np.random.default_rng(0).normal(size=(len(x), given.out_features)).astype(x.dtype)
+    of_grad, defined = tolerances.network_backward(grad_y[:300], x[:300], given)
+    of_grad = Expected(of_grad.value[defined], of_grad.bound[defined])
+
+    def results(batch: int) -> list[Any]:
+        rows = cupy.asarray(x[:batch])
+        y, same_y = (cupy.full((batch, given.out_features), cupy.nan, x.dtype) for _ in "ab")
+        grad_x = cupy.full_like(rows, cupy.nan)
+        assert cuda_engine.network_forward(moved, rows, y)
+        assert cuda_engine.network_value_and_grad(
+            moved, rows, cupy.asarray(grad_y[:batch]), same_y, grad_x
+        )
+        assert_same_bits([y], [same_y])
+        return [y, grad_x]
+
+    few, many = results(300), results(len(x))
+    expected.check(few[0])
+    of_grad.check(few[1][cupy.asarray(defined)])
+    assert_same_bits([each[:300] for each in many], few)
+    assert_same_bits(results(len(x)), many)

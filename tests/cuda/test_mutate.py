@@ -71,6 +71,20 @@ def test_one_text_with_several_mutants() -> None:
     }
 
 
+def test_choices_within_choices() -> None:
+    """Each condition alone, in every branch; and not at a name's "::"."""
+    text = "int y = a ? b : N::c ? d ? 1 : 2 : 3;"
+    sources = {"a.cu": text}
+    found = [*all_of(sources, "a.cu")]
+    assert [each.description for each in found] == ["true for a", "true for N::c", "true for d"]
+    a, c, d = (
+        f"(emulator::mutant() == {number} ? (true) : ({term}))"
+        for number, term in enumerate(("a", "N::c", "d"))
+    )
+    switched = f"int y = {a} ? b : {c} ? {d} ? 1 : 2 : 3;"
+    assert with_switches(sources, found) == {"a.cu": switched}
+
+
 def test_mutants_that_overlap_are_refused() -> None:
     one, other = Mutant("a.cu", 0, 5, "", "one"), Mutant("a.cu", 3, 8, "", "other")
     with pytest.raises(ValueError, match="'one' and 'other' overlap"):

@@ -73,13 +73,19 @@ def test_plan_of_a_network(plan: Any) -> None:
     assert rows["predicted"].endswith(" ms, limited by shared memory")
     assert float(rows["by layers"].split()[0]) > float(rows["predicted"].split()[0])
     assert "not a measurement" in rows["note"]
+    how, _, times = rows["with gradient"].partition(": ")
+    assert how == "132 blocks of 256, tables all in shared memory (75 KB)"
+    predicted, by_layers = times.split(" ms, predicted; by layers at least ")
+    assert float(rows["predicted"].split()[0]) < float(predicted) < float(by_layers)
     assert plan(32, 32, 32, 1, 8, 2**20)["tables"].startswith("in stages in shared memory (")
+    with_stages = plan(16, 16, 16, 16, 2**22)["with gradient"]
+    assert with_stages == "layer by layer: that is faster, by the model"
 
 
 @pytest.mark.parametrize(
     ("sizes", "why"),
     [
-        ((4, 4, 4, 4, 4, 4, 8, 1000), "a kernel takes at most 4 layers"),
+        ((4, 4, 4, 4, 4, 4, 4, 4, 8, 1000), "a kernel takes at most 6 layers"),
         ((512, 512, 512, 8, 2**20), "shared memory has no room for the features and a tile of"),
         ((128, 128, 128, 8, 2**20), "that is faster, by the model"),
     ],

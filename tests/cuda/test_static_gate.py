@@ -151,9 +151,10 @@ def test_rings_fit(
 def test_networks_fit(core: Any, table: list[str], real: str, tables: str, device: Device) -> None:
     """Blocks of all sizes; what a block knows of the layers is in static shared memory."""
     shape = NetworkShape((10, 16, 16, 1), 8, real, tables)
-    for plan in network_pass.candidates(shape, 2**20, device):
-        (kernel,) = check_source(core, table, plan.kernel, device)
-        assert kernel.shared_bytes <= network_pass.CHAIN_BYTES
+    for gradient in (False, True):
+        for plan in network_pass.candidates(shape, 2**20, device, gradient=gradient):
+            (kernel,) = check_source(core, table, plan.kernel, device)
+            assert kernel.shared_bytes <= network_pass.CHAIN_BYTES
 
 
 def ring_shape(dtype: str, device: Device, chunks: int) -> RingShape:

@@ -102,7 +102,7 @@ CHOICE = re.compile(r" \? ")
 TRUTH = re.compile(r"\bbool \w+ =\s+|\breturn (?=[^;?]*&&[^;?]*;)")
 WAY_OUT = re.compile(r"\)\s+(?:continue|break|return)\b")
 STEP = re.compile(r"\w+ \+= ([^,]+)")
-EDGE = re.compile(r"[,;{}]|(?<![=<>!])=(?!=)|\breturn\b")
+EDGE = re.compile(r"[,;{}?]|(?<!:):(?!:)|(?<![=<>!])=(?!=)|\breturn\b")
 IS_CONSTANT = re.compile(r"[!<>=&|() A-Z_\d]+")
 """A choice of the preamble: its other branch may not even compile."""
 
@@ -170,7 +170,8 @@ def _brackets(text: str, begin: int) -> Span:
 
 
 def _begin(text: str, end: int) -> int:
-    """Where an expression begins that ends at `end`: behind a bracket, a comma, "=" or "return"."""
+    """Where an operand of "?" begins that ends at `end`: behind a bracket, a comma, "=", "return",
+    or the "?" or ":" of another one."""
     depth = 0
     for at in range(end - 1, -1, -1):
         depth += (text[at] in ")]}") - (text[at] in "([{")
