@@ -187,7 +187,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             steps=(self.epochs or default_epochs(rows)) * rows.steps_per_epoch,
             validation=validation and prepared(*validation, weights_of_validation),
             loss=loss if weights is None else _weighted(loss, is_classifier(self)),
-            penalty=penalty_for(len(X)) if self.penalty is None else self.penalty,
+            penalty=penalty_for(len(X), self.layers) if self.penalty is None else self.penalty,
             patience=self.n_iter_no_change if self.early_stopping else None,
             shown=shown if self.verbose else None,
         )
@@ -324,7 +324,8 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         Inputs of every layer are cut at so many standard deviations.
     penalty : float, optional
         The weight of the Hessian penalty: the larger, the smoother the learned functions. By
-        default 0.1 for up to 5000 rows, and ``0.1 (5000 / rows)^3`` for more.
+        default 0.1 for up to 5000 rows, and ``0.1 (5000 / rows)^3`` for more; with one layer a
+        tenth of that.
     learning_rate : float
         Of the tables in the first part of the steps; other parameters have 10/3 of it.
     batch_size : int, optional

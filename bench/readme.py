@@ -5,6 +5,7 @@ A table stands between two comments. The first names the file of its numbers:
     <!-- from FILE.json -->          layers: for the forward, and for forward and backward, our
                                      milliseconds, and how many times as long the others take
     <!-- targets from FILE.json -->  the targets, and whether they were met
+    <!-- scores from FILE.json -->   estimators on real tables, see ``bench.experiments.tables``
     <!-- from *.json -->             the summary of all experiments, see ``bench.report``
     <!-- end -->
 """
@@ -16,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .experiments.tables import comparison
 from .harness.results_file import OURS, RESULTS
 from .harness.targets import CheckedTarget, target_rows
 from .report import read_all, summary
@@ -29,7 +31,7 @@ FILES = (ROOT / "README.md", ROOT / "bench" / "README.md", RESULTS / "README.md"
 EXPERIMENTS = "*.json"
 
 _TABLE = re.compile(
-    r"(<!-- (?P<what>targets )?from (?P<file>\S+\.json) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (?P<what>targets |scores )?from (?P<file>\S+\.json) -->\n).*?(<!-- end -->)", re.DOTALL
 )
 
 
@@ -54,7 +56,7 @@ def with_tables(text: str) -> str:
             rows = experiment_table()
         else:
             results = json.loads((RESULTS / match["file"]).read_text())
-            rows = target_table(results) if match["what"] else layer_table(results)
+            rows = _TABLES[match["what"]](results)
         return match[1] + "".join(f"| {' | '.join(row)} |\n" for row in rows) + match[4]
 
     return _TABLE.sub(replace, text)
@@ -69,6 +71,11 @@ def experiment_table() -> list[list[str]]:
 def target_table(results: dict[str, Any]) -> list[list[str]]:
     targets = [CheckedTarget(**each) for each in results["targets"]]
     return [["", "target", "measured", "met"], ["---"] * 4, *map(list, target_rows(targets))]
+
+
+def score_table(results: dict[str, Any]) -> list[list[str]]:
+    table = comparison(results).reset_index(names="").astype(str)
+    return [[*table.columns], ["---"] * len(table.columns), *table.to_numpy().tolist()]
 
 
 def layer_table(results: dict[str, Any]) -> list[list[str]]:
@@ -107,6 +114,10 @@ def _ratios(measured: dict[str, Any] | None) -> str:
 def _rounded(milliseconds: float) -> str:
     digits = 3 if milliseconds < 1 else 1 if milliseconds < 100 else 0
     return f"{milliseconds:.{digits}f}"
+
+
+#: What stands before "from" in a comment -> the table it asks for.
+_TABLES = {"targets ": target_table, "scores ": score_table, None: layer_table}
 
 
 if __name__ == "__main__":

@@ -32,9 +32,10 @@ def read(module: Any, folder: Path) -> dict[str, Any]:
     return results
 
 
-def untimed(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the runs without the seconds that they took."""
-    return [{key: run[key] for key in run if key != "seconds"} for run in results["runs"]]
+def untimed(results: dict[str, Any], runs: str = "runs") -> list[dict[str, Any]]:
+    """Return the runs without the times that they took."""
+    times = ("seconds", "rows_per_second")
+    return [{key: run[key] for key in run if key not in times} for run in results[runs]]
 
 
 def made_up_molecules(rows: int = 300) -> dict[str, Any]:

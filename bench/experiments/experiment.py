@@ -12,7 +12,8 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +28,7 @@ from lmkan_cupy.adapters.torch.training.trainer import BETAS, FIRST_PART, one_th
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..harness.results_file import RESULTS, circumstances, read, write
+from ..harness.results_file import RESULTS, circumstances, of_same_setting, write
 from ..harness.timing import interleave, stopwatch
 from .models import Model
 
@@ -108,27 +109,20 @@ class Experiment:
             "adam_betas": [*BETAS],
             "penalty": self.task.penalty,
         }
-        results = read(path) or {"title": self.title, "setting": setting, "runs": []}
-        if results["setting"] != setting:
-            raise ValueError(
-                f"{path} holds results of the setting {results['setting']}, but this is {setting}: "
-                "move the file away"
-            )
+        results = of_same_setting(path, {"title": self.title, "setting": setting, "runs": []})
         torch.set_num_threads(numba.get_num_threads())  # the same for all networks
         here, runs = _circumstances(device), results["runs"]
         results.setdefault("circumstances", here)
         total = sum(len(model.learning_rates) + model.seeds - 1 for model in self.models)
-        try:
-            with tqdm(total=total, initial=len(runs), unit="run", desc=path.stem) as bar:
-                for run in self._trained(runs, device):
-                    run["commit"] = here["commit"]
-                    bar.set_postfix_str(f"{run['model']}, lr {run['rate']:g}, seed {run['seed']}")
-                    bar.update()
-                    write(path, results)
-        except KeyboardInterrupt:
-            sys.exit(
-                f"interrupted after {len(runs)} of {total} runs: the same command resumes them"
-            )
+        with (
+            told_how_to_resume(runs, total),
+            tqdm(total=total, initial=len(runs), unit="run", desc=path.stem) as bar,
+        ):
+            for run in self._trained(runs, device):
+                run["commit"] = here["commit"]
+                bar.set_postfix_str(f"{run['model']}, lr {run['rate']:g}, seed {run['seed']}")
+                bar.update()
+                write(path, results)
         timed = results.setdefault("rows_per_second", {})
         if not timed.keys() >= {model.label for model in self.models}:
             timed |= self._rows_per_second(device)
@@ -259,6 +253,15 @@ class Experiment:
         evaluated = onnx.session(network, rows.shape[1], torch.get_num_threads())
         parts = [each.numpy() for each in torch.split(rows, self.task.rows_at_once)]
         return lambda: stopwatch(lambda: [evaluated(part) for part in parts])[:1]
+
+
+@contextmanager
+def told_how_to_resume(runs: Sized, total: int) -> Iterator[None]:
+    """After Ctrl-C, exit and say how many of the ``total`` runs there are."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted after {len(runs)} of {total} runs: the same command resumes them")
 
 
 def chosen_lr(runs: Iterable[Mapping[str, Any]], label: str) -> float:

@@ -101,6 +101,23 @@ def read(path: Path) -> dict[str, Any]:
     return results
 
 
+def of_same_setting(path: Path, new: dict[str, Any]) -> dict[str, Any]:
+    """Return the results of an experiment to resume from, or ``new`` where there is no file.
+
+    Raises
+    ------
+    ValueError
+        If there are results of another "setting".
+    """
+    results = read(path) or new
+    if results["setting"] != new["setting"]:
+        raise ValueError(
+            f"{path} holds results of the setting {results['setting']}, "
+            f"but this is {new['setting']}: move the file away"
+        )
+    return results
+
+
 def write(path: Path, results: Mapping[str, Any]) -> None:
     """Write results in one step: an interruption leaves the previous file."""
     path.parent.mkdir(parents=True, exist_ok=True)

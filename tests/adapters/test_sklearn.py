@@ -152,6 +152,13 @@ def test_a_larger_penalty_gives_smoother_functions() -> None:
     assert roughness[0] > roughness[1] > roughness[2]
 
 
+def test_the_penalty_suits_one_layer() -> None:
+    """Whose functions cannot become small before a normalisation: it fits what it can express."""
+    x, y = make_friedman1(1200, n_features=6, noise=0.5, random_state=0)
+    regressor = LMKANRegressor(layers=1, random_state=0).fit(x[:1000], y[:1000])
+    assert regressor.score(x[1000:], y[1000:]) > 0.98
+
+
 # scikit-learn's tools
 
 

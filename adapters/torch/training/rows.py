@@ -70,11 +70,13 @@ def epochs_for(rows: int, steps: float) -> int:
     return max(1, round(steps / (rows // batch_size(rows))))
 
 
-def penalty_for(rows: int) -> float:
-    """Return the weight of the Hessian penalty for so many rows of training data.
+def penalty_for(rows: int, layers: int = 2) -> float:
+    """Return the weight of the Hessian penalty for so many rows of training data, and layers.
 
     It is 0.1 up to 5000 rows, then it falls with the cube of their number: the more rows there are,
-    the fewer table entries are left without data, and the less has to be smoothed. How this was
-    measured: ``bench/results/procedure.md``.
+    the fewer table entries are left without data, and the less has to be smoothed. One layer alone
+    gets a tenth: between layers the functions may become small, since batch normalisation restores
+    their size, and then the penalty hardly binds them. How this was measured:
+    ``bench/results/procedure.md``.
     """
-    return 0.1 * min(1.0, (5000 / rows) ** 3)
+    return (0.1 if layers > 1 else 0.01) * min(1.0, (5000 / rows) ** 3)
