@@ -232,14 +232,14 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
     def _validated(self, X: Any, *y: Any, reset: bool, **checks: Any) -> Any:
         """Return features [N, I], and targets if there are any, as arrays."""
         if reset:
-            self._encoder = None
+            self.encoder_ = None
             categories = self.categorical_features == "from_dtype" and hasattr(X, "columns")
             if categories and any(is_categorical(X[name]) for name in X.columns):
-                self._encoder, _ = fit_encoder(X)
-        if self._encoder is None:
+                self.encoder_, _ = fit_encoder(X)
+        if self.encoder_ is None:
             return validate_data(self, X, *y, reset=reset, dtype=np.float64, **checks)
         validate_data(self, X, reset=reset, skip_check_array=True)
-        features = self._encoder(X)
+        features = self.encoder_(X)
         return check_X_y(features, *y, dtype=np.float64, **checks) if y else features
 
     def _weights(self, sample_weight: Any, y: NDArray[Any]) -> NDArray[np.float64] | None:
@@ -358,6 +358,8 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
     ----------
     model_ : TableNetwork
         The fitted network, a PyTorch module.
+    encoder_ : Encoder or None
+        Turns a frame with categories into features, see ``categorical_features``.
     n_iter_ : int
         Passes over the rows that the last ``fit`` made.
     loss_curve_ : list of float
@@ -483,7 +485,7 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     ----------
     classes_ : array [K]
         The labels.
-    model_, n_iter_, loss_curve_, validation_loss_, n_features_in_, feature_names_in_
+    model_, encoder_, n_iter_, loss_curve_, validation_loss_, n_features_in_, feature_names_in_
         As in :class:`LMKANRegressor`, but the loss is the cross-entropy.
     """
 

@@ -16,7 +16,9 @@ module              what
 ``exchange``        calls the core on tensors: shared memory, torch's stream and allocator
 ``plain_torch``     ``engine="torch"``: the same function in torch's own operations
 ``authors_layer``   ``LMKAN2DLayer``, for checkpoints of the authors' package
+``chains``          which modules a chain of layers is made of
 ``fusion``          ``fuse``: a chain of layers as one module for inference
+``pruning``         ``prune_``: a chain of layers without what does not matter
 ``replacement``     ``replace_linear``: from a network of linear layers to lmKAN layers
 ``schedule``        ``HessianSchedule``, ``PhasedSchedule``: weights and rates of every step
 ``training``        the training loop of ``fit`` and the estimators; imported only on demand
@@ -29,13 +31,15 @@ module              what
 from .authors_layer import LMKAN2DLayer
 from .convolution import LMKANConv2d
 from .functional import lmkan
-from .fusion import fuse
+from .fusion import FusedNetwork, fuse
 from .layers import LMKANBlock, LMKANLinear, hessian_penalty
 from .plots import plot_function, plot_layer
+from .pruning import prune_
 from .replacement import replace_linear
 from .schedule import HessianSchedule, PhasedSchedule
 
 __all__ = [
+    "FusedNetwork",
     "HessianSchedule",
     "LMKAN2DLayer",
     "LMKANBlock",
@@ -47,5 +51,6 @@ __all__ = [
     "lmkan",
     "plot_function",
     "plot_layer",
+    "prune_",
     "replace_linear",
 ]

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,16 +9,9 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from . import operators, plain_torch
+from .chains import NOTHING, Selection, chain_parts
 from .functional import HALF, as_engine_takes, to_onnx
-from .layers import LMKANBlock, LMKANLinear, as_leaf, is_altered
-
-#: Modules whose children are called one after the other.
-_CHAINS = (nn.Sequential, LMKANBlock)
-
-#: Modules that do nothing in evaluation.
-_NOTHING = (nn.Identity, nn.Dropout)
-
-_PARTS = (LMKANLinear, nn.Linear, nn.BatchNorm1d, nn.Hardtanh, *_NOTHING)
+from .layers import LMKANLinear, as_leaf
 
 
 class FusedNetwork(nn.Module):
@@ -38,6 +30,8 @@ class FusedNetwork(nn.Module):
         Where the inputs of each layer are cut; infinite where they are not.
     shift, scale : Tensor [I] or None
         The inputs enter the first layer as ``(x - shift) * scale``.
+    selection : Selection or None
+        Which inputs these are, where a pruned model has I of more.
     """
 
     def __init__(
@@ -47,9 +41,11 @@ class FusedNetwork(nn.Module):
         bounds: list[float],
         shift: Tensor | None,
         scale: Tensor | None,
+        selection: Selection | None = None,
     ) -> None:
         super().__init__()
         self.in_features = in_features
+        self.selection = selection
         self.arrays = nn.ParameterList(nn.Parameter(each, requires_grad=False) for each in arrays)
         self.bounds = bounds
         if shift is None or scale is None:
@@ -77,6 +73,8 @@ class FusedNetwork(nn.Module):
             )
         if x.dtype in HALF:
             return self.forward(x.float()).to(x.dtype)
+        if self.selection is not None:
+            x = self.selection(x)
         if to_onnx():
             return _by_layers(x, [*self.arrays], self.bounds, self.shift, self.scale)
         arrays = [*map(as_engine_takes, self.arrays)]
@@ -118,7 +116,8 @@ def fuse(model: nn.Module, *, dtype: torch.dtype | None = None) -> FusedNetwork:
     model : Module
         An ``nn.Sequential``, nested or not, of :class:`LMKANBlock`, :class:`LMKANLinear`,
         ``nn.Linear``, ``nn.BatchNorm1d``, ``nn.Hardtanh`` in front of an :class:`LMKANLinear`,
-        ``nn.Identity`` and ``nn.Dropout``; or one of them.
+        ``nn.Identity`` and ``nn.Dropout``, behind the selection that :func:`prune_` may have put in
+        front; or one of them.
     dtype : dtype, optional
         Of the tables; by default that of the model. float16 takes half the memory, and so does
         bfloat16 on a GPU; on the CPU each call widens it to float32. float64 is for x in float64;
@@ -136,27 +135,9 @@ def fuse(model: nn.Module, *, dtype: torch.dtype | None = None) -> FusedNetwork:
     if dtype not in (None, *HALF, torch.float32, torch.float64):
         raise TypeError(f"fuse: dtype must be float16, bfloat16, float32 or float64, got {dtype}")
     chain = _Chain(dtype)
-    for name, part in _parts("", model):
-        chain.append(name, part)
+    for path, part in chain_parts("fuse", model):
+        chain.append(path or "the model", part)
     return chain.network().eval()
-
-
-def _parts(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield the modules of a chain, with their names, in the order in which they are called."""
-    kind, name = type(module), path or "the model"
-    if kind not in (*_CHAINS, *_PARTS):
-        raise TypeError(
-            f"fuse: {name} is a {kind.__name__}; a network is fused from Sequential, LMKANBlock, "
-            "LMKANLinear, Linear, BatchNorm1d, Hardtanh, Identity and Dropout"
-        )
-    if is_altered(module):
-        raise TypeError(f"fuse: {name} has hooks or a forward of its own, which would be lost")
-    if kind in _PARTS:
-        yield name, module
-        return
-    for key, child in module._modules.items():  # not named_children, which skips repetitions
-        assert child is not None
-        yield from _parts(f"{path}.{key}" if path else key, child)
 
 
 class _Chain:
@@ -170,10 +151,14 @@ class _Chain:
         self._bounds: list[float] = []
         self._bound = math.inf  # of a Hardtanh that waits for its layer
         self._affine: tuple[Tensor, Tensor] | None = None  # in front of the first layer, float64
+        self._selection: Selection | None = None  # in front of all
 
     def append(self, name: str, part: Any) -> None:
         kind = type(part)
-        if kind in _NOTHING:
+        if kind in NOTHING:
+            return
+        if kind is Selection:
+            self._select(name, part)
             return
         if kind is nn.Hardtanh:
             self._cut(name, part)
@@ -210,7 +195,9 @@ class _Chain:
         if self._affine is not None:
             factor, constant = self._affine
             shift, scale = (-constant / factor).to(compute), factor.to(compute)
-        return FusedNetwork(self._features[0], arrays, self._bounds, shift, scale)
+        first = self._selection
+        in_features = self._features[0] if first is None else first.in_features
+        return FusedNetwork(in_features, arrays, self._bounds, shift, scale, copy.deepcopy(first))
 
     def _check_features(self, name: str, number: int) -> None:
         if not self._features:
@@ -220,6 +207,12 @@ class _Chain:
                 f"fuse: {name} must take {self._features[-1]} features, as what is before it "
                 f"gives, got {number}"
             )
+
+    def _select(self, name: str, part: Selection) -> None:
+        if self._features or self._bound != math.inf:
+            raise TypeError(f"fuse: {name} is a Selection, which must be in front of everything")
+        self._selection = part
+        self._features.append(len(part.columns))
 
     def _cut(self, name: str, part: Any) -> None:
         if not part.max_val == -part.min_val > 0:

@@ -337,7 +337,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "relu": (
         lambda: nn.Sequential(nn.Sequential(_layer(5, 3), nn.ReLU())),
         TypeError,
-        "0.1 is a ReLU; a network is fused from Sequential, LMKANBlock",
+        "0.1 is a ReLU; a chain is made of Sequential, LMKANBlock",
     ),
     "none": (lambda: None, TypeError, "the model is a NoneType"),
     "subclass": (

@@ -31,7 +31,11 @@ MAY_IMPORT = {
 COMMAND_LINE = Path("lmkan_cupy/__main__.py")
 
 #: Front end -> the other front ends that it may use.
-MAY_USE = {"sklearn": {"torch"}, "fitting": {"torch", "sklearn"}}
+MAY_USE = {
+    "sklearn": {"torch"},
+    "fitting": {"torch", "sklearn"},
+    "inspection": {"torch", "sklearn", "fitting"},
+}
 
 MOST_LINES = 600
 SOURCES = {".py", ".cu", ".cuh"}
@@ -321,6 +325,7 @@ RULES: dict[Callable[[Path], list[str]], list[dict[str, str]]] = {
         {"adapters/torch/__init__.py": "from .. import sklearn", "adapters/sklearn.py": ""},
         {"adapters/sklearn.py": "from .torch.layers import Layer", "adapters/torch/layers.py": ""},
         {"adapters/fitting/fit.py": "from ..torch import layers", "adapters/torch/layers.py": ""},
+        {"adapters/sklearn.py": "from . import inspection", "adapters/inspection/__init__.py": ""},
     ],
     imports_under_a_second_name: [
         {"bench/cpu.py": "import adapters.torch"},
@@ -351,6 +356,7 @@ RIGHT = {
     "lmkan_cupy/grid.py": "import numpy as np\n_knots = np._private",
     "lmkan_cupy/cpu_engine/kernels.py": "\n" * MOST_LINES,
     "adapters/fitting/__init__.py": "from ..torch.training import fit\nfrom .. import sklearn",
+    "adapters/inspection/__init__.py": "from ..fitting import load\nfrom ..torch import fuse",
     "adapters/sklearn.py": "from .torch import LMKANLinear\nimport torch",
     "adapters/torch/__init__.py": "import lmkan_cupy\nfrom .layers import LMKANLinear",
     "adapters/torch/training/__init__.py": "from .. import LMKANLinear",
