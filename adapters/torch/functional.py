@@ -32,7 +32,8 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     engine : {None, "torch"}
         None computes on the engine of the tensors' device, CPU or CUDA. "torch" computes the same
         function in torch's own operations, for other devices. It is slower, takes more memory and
-        can be differentiated any number of times. ``torch.onnx.export`` always gets it.
+        can be differentiated any number of times. ``torch.onnx.export`` always gets operations of
+        torch.
 
     Returns
     -------
@@ -59,7 +60,9 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     if x.dtype in HALF and x.dtype == tables.dtype and not is_autocast:
         return lmkan(x.float(), tables, engine=engine).to(x.dtype)
     evaluate = operators.forward
-    if engine == "torch" or to_onnx():
+    if to_onnx():
+        evaluate = plain_torch.forward_for_onnx
+    elif engine == "torch":
         evaluate = plain_torch.forward
     else:
         check_device("x", x)

@@ -100,7 +100,8 @@ def _by_layers(
         if isinstance(layer, tuple):
             h = nn.functional.linear(h, *layer)
         else:
-            h = plain_torch.forward(h if math.isinf(bound) else h.clamp(-bound, bound), layer)
+            cut = h if math.isinf(bound) else h.clamp(-bound, bound)
+            h = plain_torch.forward_for_onnx(cut, layer)
     return h
 
 

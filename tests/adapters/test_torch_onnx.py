@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tolerances
 from problems import first_short
 
 torch = pytest.importorskip("torch")
@@ -17,7 +18,7 @@ pytest.importorskip("onnxscript")
 adapter = pytest.importorskip("lmkan_cupy.adapters.torch")
 
 LMKANBlock, LMKANConv2d, LMKANLinear = adapter.LMKANBlock, adapter.LMKANConv2d, adapter.LMKANLinear
-nn = torch.nn
+plain_torch, nn = adapter.plain_torch, torch.nn
 
 
 def network(engine: str | None) -> tuple[Any, Any]:
@@ -74,3 +75,19 @@ def test_same_numbers(make: Callable[[], tuple[Any, Any]], tmp_path: Path) -> No
     expected = model(x).detach().numpy()
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(50, 5), (4, 7, 6), (0, 2)])
+def test_the_exported_operations_are_the_oracles(
+    shape: tuple[int, ...], dtype: str, rng: np.random.Generator
+) -> None:
+    """Also outside of the grid, where the functions continue, and for a NaN."""
+    x = 3 * rng.normal(size=shape).astype(dtype)
+    tables = rng.normal(size=((shape[-1] + 1) // 2, 9, 9, 4)).astype(dtype)
+    y = plain_torch.forward_for_onnx(torch.from_numpy(x), torch.from_numpy(tables)).numpy()
+    assert y.shape == (*shape[:-1], 4)
+    tolerances.forward(x.reshape(-1, shape[-1]), tables).check(y.reshape(-1, 4))
+    x[..., 0] = np.nan
+    y = plain_torch.forward_for_onnx(torch.from_numpy(x), torch.from_numpy(tables)).numpy()
+    assert np.isnan(y).all()
