@@ -152,8 +152,8 @@ def init_tables(
 
 def _widened(tables: Any) -> Array:
     """Return tables as an array of JAX's, half tables in float32."""
-    tables = jnp.asarray(tables)
-    return tables.astype(jnp.float32) if tables.dtype in (jnp.float16, jnp.bfloat16) else tables
+    array: Array = jnp.asarray(tables)
+    return array.astype(jnp.float32) if array.dtype in (jnp.float16, jnp.bfloat16) else array
 
 
 _primitive: Any = Primitive("lmkan")
