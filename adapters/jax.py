@@ -146,13 +146,14 @@ def init_tables(
     dtype = array_checks.table_dtype("init_tables", dtype)
     bound = init_bound(in_features, init_scale)
     drawn_as = array_checks.compute_dtype_of(dtype)
-    return jax.random.uniform(key, shape, drawn_as, -bound, bound).astype(dtype)
+    tables: Array = jax.random.uniform(key, shape, drawn_as, -bound, bound).astype(dtype)
+    return tables
 
 
 def _widened(tables: Any) -> Array:
     """Return tables as an array of JAX's, half tables in float32."""
-    tables = jnp.asarray(tables)
-    return tables.astype(jnp.float32) if tables.dtype in (jnp.float16, jnp.bfloat16) else tables
+    array: Array = jnp.asarray(tables)
+    return array.astype(jnp.float32) if array.dtype in (jnp.float16, jnp.bfloat16) else array
 
 
 _primitive: Any = Primitive("lmkan")
@@ -193,7 +194,7 @@ def _shapes(
 ) -> list[ShapedArray]:
     """Return shapes and dtypes of an operation's results."""
     given = dict(zip(names, arguments, strict=True))
-    tables = given.get("tables", given.get("dtables"))
+    tables = given["tables" if "tables" in given else "dtables"]
     shapes = {"tables": tables.shape, "penalty": ()}
     if "x" in given:
         shapes["x"] = given["x"].shape
@@ -262,7 +263,7 @@ def _transpose(
         for name, cotangent in zip(outputs, cotangents, strict=True)
         if not isinstance(cotangent, ad.Zero)
     }
-    layer = {name: given[name] for name in ("x", "tables") if name in given}
+    layer: dict[str, Any] = {name: given[name] for name in ("x", "tables") if name in given}
     results = [name.removeprefix("d") for name in wanted]
     if operation == "bend":
         gradients = _apply("bend", results, {"dtables": pulled["tables"]})
@@ -346,7 +347,9 @@ def _call_back(
 
 def _evaluate(operation: str, given: dict[str, Any], out: dict[str, Any]) -> None:
     """Evaluate an operation on NumPy or CuPy arrays, into those of ``out``."""
-    x, tables, grad_y = (given.get(name) for name in ("x", "tables", "grad_y"))
+    x: Any = given.get("x")
+    tables: Any = given.get("tables")
+    grad_y: Any = given.get("grad_y")
     direction = given.get("dx"), given.get("dtables")
     results: dict[str, Any] = {}
     if operation == "forward":

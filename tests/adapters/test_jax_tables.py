@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from problems import DTYPES, FLOAT64, SMALL, Dtypes, Sizes, first_short, make_problem
+from problems import DTYPES, FLOAT32, FLOAT64, SMALL, Dtypes, Sizes, first_short, make_problem
+from tolerances import unit
 
 import lmkan_cupy
 
@@ -28,9 +29,9 @@ def compiled(request: pytest.FixtureRequest) -> Callable[[Any], Any]:
     return jax.jit if request.param == "jit" else lambda function: function
 
 
-@pytest.fixture
-def tables(rng: np.random.Generator) -> Any:
-    return jnp.asarray(make_problem(rng, Sizes(0, 3, 2, 4), FLOAT64).tables)
+@pytest.fixture(params=first_short([FLOAT32, FLOAT64]), ids=str)
+def tables(request: pytest.FixtureRequest, rng: np.random.Generator) -> Any:
+    return jnp.asarray(make_problem(rng, Sizes(0, 3, 2, 4), request.param).tables)
 
 
 class TestHessianPenalty:
@@ -77,7 +78,8 @@ class TestHessianPenalty:
     def test_gradient_in_the_direction_of_the_tables(self, tables: Any) -> None:
         """A quadratic form is half of its gradient times its argument."""
         product = jax.jvp(hessian_penalty, (tables,), (tables,))[1]
-        np.testing.assert_allclose(product, 2 * hessian_penalty(tables), rtol=1e-13)
+        rtol = tables.size * unit(tables.dtype.name)
+        np.testing.assert_allclose(product, 2 * hessian_penalty(tables), rtol=rtol)
 
     def test_of_several_tables(self, tables: Any, compiled: Any) -> None:
         stack = jnp.stack([tables, 2 * tables])
