@@ -37,7 +37,6 @@ from .torch.training import (
     Trainer,
     device_of,
     held_back,
-    parameter_groups,
     penalty_for,
 )
 
@@ -193,9 +192,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         )
         with held_back("SIGINT") as interruption:  # until the model is kept
             network = model.network.to(device)
-            training = trainer.train(
-                "lmKAN", network, parameter_groups(network, self.learning_rate)
-            )
+            groups = model.parameter_groups(self.learning_rate)
+            training = trainer.train("lmKAN", network, groups)
             network.to("cpu")
             self.model_ = model.fold_().eval()
             self.n_iter_ = math.ceil(training.steps / rows.steps_per_epoch)
@@ -327,7 +325,8 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         default 0.1 for up to 5000 rows, and ``0.1 (5000 / rows)^3`` for more; with one layer a
         tenth of that.
     learning_rate : float
-        Of the tables in the first part of the steps; other parameters have 10/3 of it.
+        Of the tables in the first part of the steps; other parameters have 10/3 of it. The first
+        layer has both times 16 / I, where there are I > 16 features.
     batch_size : int, optional
         Rows of a step. By default an eighth of the rows, at least 16 and at most 512.
     epochs : int, optional

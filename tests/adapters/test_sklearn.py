@@ -21,10 +21,16 @@ torch = pytest.importorskip("torch")
 from lmkan_cupy.adapters.sklearn import LMKANClassifier, LMKANRegressor  # noqa: E402
 from lmkan_cupy.adapters.torch import hessian_penalty, training  # noqa: E402
 from sklearn.base import clone  # noqa: E402
-from sklearn.datasets import make_friedman1, make_moons  # noqa: E402
+from sklearn.datasets import load_digits, make_friedman1, make_moons  # noqa: E402
 from sklearn.exceptions import NotFittedError  # noqa: E402
 from sklearn.linear_model import LinearRegression, LogisticRegression  # noqa: E402
-from sklearn.model_selection import GridSearchCV, cross_val_score  # noqa: E402
+from sklearn.metrics import log_loss  # noqa: E402
+from sklearn.model_selection import (  # noqa: E402
+    GridSearchCV,
+    cross_val_score,
+    train_test_split,
+)
+from sklearn.neural_network import MLPClassifier  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler  # noqa: E402
 from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
@@ -157,6 +163,19 @@ def test_the_penalty_suits_one_layer() -> None:
     x, y = make_friedman1(1200, n_features=6, noise=0.5, random_state=0)
     regressor = LMKANRegressor(layers=1, random_state=0).fit(x[:1000], y[:1000])
     assert regressor.score(x[1000:], y[1000:]) > 0.98
+
+
+@pytest.mark.long
+def test_probabilities_of_digits_are_as_good_as_those_of_an_mlp() -> None:
+    """By the log loss, which punishes a network that overfits and is sure of it."""
+    x, y = load_digits(return_X_y=True)
+    x, x_test, y, y_test = train_test_split(x, y, test_size=0.2, random_state=0, stratify=y)
+    networks = LMKANClassifier(random_state=0), MLPClassifier(random_state=0)
+    ours, theirs = (
+        log_loss(y_test, make_pipeline(StandardScaler(), each).fit(x, y).predict_proba(x_test))
+        for each in networks
+    )
+    assert ours < theirs
 
 
 # scikit-learn's tools

@@ -27,6 +27,19 @@ def parameters(module: Any) -> Any:
     return torch.cat([each.flatten() for each in module.state_dict().values()])
 
 
+@pytest.mark.parametrize(("columns", "first_lr"), [(3, 0.3), (16, 0.3), (64, 0.075)])
+def test_the_first_layer_learns_more_slowly_from_many_features(
+    columns: int, first_lr: float
+) -> None:
+    model = network(columns)
+    groups = model.parameter_groups(0.3)
+    lrs = {id(each): group["lr"] for group in groups for each in group["params"]}
+    assert lrs.keys() == {id(each) for each in model.network.parameters()}
+    for block, lr in zip(model.network, (first_lr, 0.3), strict=True):
+        assert lrs[id(block.layer.tables)] == pytest.approx(lr)
+        assert lrs[id(block.layer.weight)] == pytest.approx(lr * 10 / 3)
+
+
 class TestStandardising:
     @pytest.mark.parametrize("order", ["C", "F"])
     def test_ordinary_columns_to_the_bit(self, rng: np.random.Generator, order: Any) -> None:

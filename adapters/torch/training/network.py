@@ -25,6 +25,10 @@ TABLES_LR = 3e-3
 #: Learning rate of all other parameters, relative to that of the tables.
 _BRANCH_FACTOR = 10 / 3
 
+#: With more features than this the first layer of a table's network learns more slowly, in
+#: proportion: an output is a sum over all pairs, so a step changes it the more, the more there are.
+_FEATURES_AT_FULL_LR = 16
+
 #: Rows that are evaluated at once.
 ROWS_AT_ONCE = 2**14
 
@@ -127,6 +131,15 @@ class TableNetwork(nn.Module):
     def standardised_targets(self, targets: NDArray[np.float64]) -> Tensor:
         """Return targets [N, K] as the network should give them, standardised, float32."""
         return _standardised("targets", targets, self.target_mean, self.target_scale)
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return an optimiser's groups as :func:`parameter_groups` does.
+
+        The first layer has a lower rate where there are many features.
+        """
+        first, *others = self.network
+        first_lr = lr * min(1.0, _FEATURES_AT_FULL_LR / len(self.feature_mean))
+        return parameter_groups(first, first_lr) + parameter_groups(nn.ModuleList(others), lr)
 
     def fold_(self) -> Self:
         """Make tables of everything, for inference: the branches and all normalisations."""
