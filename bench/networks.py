@@ -1,16 +1,17 @@
-"""``python -m bench.networks``: whole networks on the CPU, beside layer by layer and MLPs.
+"""``python -m bench.networks``: whole networks beside layer by layer and MLPs.
 
 Networks of three layers on 10 inputs with one output. The lmKANs are evaluated layer by layer, in
 one call in float32 and with float16 tables, and by onnxruntime; the MLPs have three hidden layers
 with SiLU and are evaluated by torch, by ``torch.compile`` and by onnxruntime. Large batches are
 evaluated in parts, which is faster for all. Before anything is timed, the results of the lmKANs are
-compared with those in float64. All are timed in turn, in one run; numbers are medians.
+compared with those in float64. All are timed in turn, in one run; numbers are medians. With
+``--device cuda`` the first GPU is timed instead: see :mod:`bench.gpu.networks`.
 """
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from itertools import pairwise
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,15 @@ import onnxruntime
 import torch
 from lmkan_cupy.adapters.torch.fusion import FusedNetwork
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 import lmkan_cupy
 
 from .harness import onnx, results_file
+from .harness.chains import BOUND, FEATURES, features_of, mlp, name_of, tables_of
 from .harness.console_tables import console, show_table
 from .harness.targets import CheckedTarget, target_rows
 from .harness.timing import interleave, ratio, stopwatch
-
-FEATURES = 10
-BOUND = 4.0
 
 #: Width and grid intervals of the lmKANs, width of the MLPs.
 LMKANS = [
@@ -54,27 +53,6 @@ Evaluate = Callable[[NDArray[np.float32]], object]
 
 BY_LAYERS, FUSED, HALF, ONNX = "layer by layer", "fused", "fused, float16", "onnxruntime"
 EAGER, COMPILED = "torch", "torch.compile"
-
-
-def name_of(width: int, num_grids: int) -> str:
-    return f"lmKAN {width}, G={num_grids}"
-
-
-def tables_of(width: int, num_grids: int) -> list[NDArray[np.float32]]:
-    """Return the tables of an lmKAN: bent linear functions, with values of order 1."""
-    rng = np.random.default_rng(0)
-    found = []
-    for inputs, outputs in pairwise([FEATURES, width, width, 1]):
-        tables = lmkan_cupy.init_tables(inputs, outputs, num_grids, rng=rng)
-        weight = rng.standard_normal((outputs, inputs), dtype=np.float32) / np.sqrt(inputs)
-        found.append(lmkan_cupy.fold_linear(tables, weight.astype(np.float32)))
-    return found
-
-
-def mlp(width: int) -> nn.Sequential:
-    sizes = [FEATURES, width, width, width]
-    hidden = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.SiLU())]
-    return nn.Sequential(*hidden, nn.Linear(width, 1)).eval().requires_grad_(False)
 
 
 def by_layers(tables: list[NDArray[np.float32]]) -> Evaluate:
@@ -103,7 +81,7 @@ def evaluations(threads: int) -> dict[tuple[str, str], Evaluate]:
     found: dict[tuple[str, str], Evaluate] = {}
     for width, num_grids in LMKANS:
         name = name_of(width, num_grids)
-        tables = tables_of(width, num_grids)
+        tables = tables_of(features_of(width), num_grids)
         arrays = [torch.from_numpy(each) for each in tables]
         found[name, BY_LAYERS] = by_layers(tables)
         found[name, FUSED] = fused(tables)
@@ -123,7 +101,7 @@ def errors(x: NDArray[np.float32]) -> dict[str, dict[str, float]]:
     """Return the largest errors of the lmKANs, relative to the spread of their outputs."""
     found: dict[str, dict[str, float]] = {}
     for width, num_grids in LMKANS:
-        tables = tables_of(width, num_grids)
+        tables = tables_of(features_of(width), num_grids)
         expected = fused([each.astype(np.float64) for each in tables])(x.astype(np.float64))
         found[name_of(width, num_grids)] = {
             how: float(np.abs(evaluate(x) - expected).max() / np.std(expected))
@@ -205,9 +183,24 @@ def check(
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.networks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help=f"only {PART} rows, few rounds")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"fewer batches; on a CPU {PART} rows, few rounds"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--peer",
+        type=Path,
+        metavar="PATH",
+        help="with cuda: a folder with the authors' package lmKAN",
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the results there")
     arguments = parser.parse_args()
+    if arguments.device == "cuda":
+        on_gpu = import_module(f"{__package__}.gpu.networks")
+        on_gpu.run(arguments.json, arguments.peer, arguments.quick)
+        return
+    if arguments.peer:
+        parser.error("--peer needs --device cuda")
     batches, seconds = ([PART], 2.0) if arguments.quick else ([1, 64, PART, 2**20], 20.0)
 
     out = console()
