@@ -38,6 +38,9 @@ TOGETHER = {"cpu": 1, "cuda": 16}
 #: little. On a GPU one is enough, for the stopwatch waits until the batch is queued.
 BATCHES_TIMED = {"cpu": 8, "cuda": 1}
 
+#: Scales of the paper's setting that try several learning rates; the others take a pilot's.
+SEVERAL_RATES = ("smoke", "pilot")
+
 #: What identifies a run: model, learning rate and seed.
 Key: TypeAlias = tuple[Model, float, int]
 
@@ -324,11 +327,44 @@ def with_pykan(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
+def rates_of_pilot(path: Path) -> dict[str, float]:
+    """Return the learning rate of every kind of network that was best in a pilot.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no file of a finished pilot.
+    """
+    results = read(path)
+    if "rows_per_second" not in results:  # measured at its end
+        raise FileNotFoundError(
+            f"{path}: there is no finished pilot, whose learning rates are taken: "
+            "run --scale pilot first"
+        )
+    kinds = {run["model"]: run["kind"] for run in results["runs"]}
+    return {kind: chosen_lr(results["runs"], model) for model, kind in kinds.items()}
+
+
 def results_path(name: str, arguments: argparse.Namespace) -> Path:
     """Return the file to write: ``--out``, or one named after the experiment."""
     setting = "-paper" if arguments.setting == "paper" else ""
     file = f"{name}{setting}-{arguments.scale}-{arguments.device.type}.json"
     return arguments.out or RESULTS / file
+
+
+def paper_rates(name: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Return the learning rates for ``--setting paper``: none for a scale that tries several.
+
+    The pilot's file is beside the one to write.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    if arguments.scale in SEVERAL_RATES:
+        return {}
+    return rates_of_pilot(results_path(name, arguments).with_name(f"{name}-paper-pilot-cpu.json"))
 
 
 def _circumstances(device: torch.device) -> dict[str, Any]:

@@ -7,8 +7,8 @@ counted as a linear layer more). Adam has one learning rate for all parameters.
 """
 
 from abc import ABC
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
@@ -19,8 +19,8 @@ import lmkan_cupy
 
 from .models import LMKAN, MLP, FastKAN, Model
 
-#: Makes a network from its sizes, and from ``learning_rates`` and ``seeds``.
-Kind: TypeAlias = Callable[..., Model]
+#: Makes a network from its sizes.
+Kind: TypeAlias = Callable[[tuple[int, ...]], Model]
 
 #: Networks that are at most so wide are trained with three seeds.
 NARROW = 32
@@ -62,8 +62,8 @@ class PaperLMKAN(InPhases):
 
     sizes: tuple[int, ...]
     num_grids: int
-    branch: Literal["relu", "relu_last"]
-    learning_rates: tuple[float, ...]
+    branch: Literal["relu", "relu_last"] = "relu"
+    learning_rates: tuple[float, ...] = PILOT_RATES
     seeds: int = 3
     penalty_floor: float = NO_PENALTY
     variant: str = ""
@@ -126,26 +126,29 @@ class StrongMLP(MLP):
         return f"{self.kind} {'-'.join(map(str, self.sizes))}"
 
 
+def tuned(model: Model, width: int, rates: Mapping[str, float]) -> Model:
+    """Return the model with the learning rate of its kind, and three seeds if it is narrow.
+
+    Without ``rates`` it gets those of a pilot, to choose from.
+    """
+    if not rates:
+        return replace(model, learning_rates=PILOT_RATES, seeds=1)
+    return replace(model, learning_rates=(rates[model.kind],), seeds=3 if width <= NARROW else 1)
+
+
 def students(
-    scale: str,
     in_features: int,
     kinds: Sequence[Kind],
     widths: Sequence[Sequence[int]],
-    learning_rates: Sequence[float],
+    rates: Mapping[str, float],
 ) -> list[Model]:
     """Return networks of the given kinds and widths, from the cheapest on.
 
-    So the runs are soon those of a front. In a pilot, each is trained with several learning rates;
-    otherwise with that of its kind, and narrow ones with three seeds.
+    So the first runs are those of a front.
     """
-    is_short = scale in ("smoke", "pilot")
     models = [
-        make(
-            (in_features, *[width] * (3 if make is StrongMLP else 2), 1),
-            learning_rates=PILOT_RATES if is_short else (lr,),
-            seeds=3 if width <= NARROW and not is_short else 1,
-        )
-        for make, of_kind, lr in zip(kinds, widths, learning_rates, strict=True)
+        tuned(make((in_features, *[width] * (3 if make is StrongMLP else 2), 1)), width, rates)
+        for make, of_kind in zip(kinds, widths, strict=True)
         for width in of_kind
     ]
     return sorted(models, key=lambda model: model.flops())

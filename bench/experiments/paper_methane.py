@@ -5,7 +5,7 @@ are displaced in the same way. ``distances`` have the hydrogens in another rando
 batch; ``cartesian`` molecules are also rotated and mirrored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from .methane_data import (
     split,
     standardised,
 )
-from .models import Model
 from .paper import Kind, OwnLMKAN, PaperLMKAN, PaperMLP, StrongMLP, students
 
 ROWS = {"smoke": 1000, "pilot": 600_000, "cpu": 600_000, "gpu": 600_000}  # at most
@@ -44,12 +43,6 @@ KINDS: list[Kind] = [
     partial(OwnLMKAN, num_grids=NUM_GRIDS),
     StrongMLP,
 ]
-
-#: Their learning rates, the best of ``--scale pilot``, by input.
-LEARNING_RATES = {
-    "distances": (3e-3, 3e-3, 1e-2, 3e-3, 1e-2),
-    "cartesian": (3e-3, 3e-3, 1e-2, 3e-3, 1e-2),
-}
 
 #: Widths of their hidden layers.
 WIDTHS: dict[str, Sequence[Sequence[int]]] = {
@@ -72,12 +65,12 @@ WIDTHS: dict[str, Sequence[Sequence[int]]] = {
 }
 
 
-def make_models(scale: str, inputs: str, features: int) -> list[Model]:
-    return students(scale, features, KINDS, WIDTHS[scale], LEARNING_RATES[inputs])
-
-
-def make_experiment(inputs: str, scale: str, data: Path, device: torch.device) -> Experiment:
+def make_experiment(
+    inputs: str, scale: str, data: Path, device: torch.device, rates: Mapping[str, float]
+) -> Experiment:
     """Return the experiment for ``inputs``, "distances" or "cartesian".
+
+    ``rates`` are the learning rates by kind of network; without any, each tries several.
 
     Raises
     ------
@@ -121,7 +114,7 @@ def make_experiment(inputs: str, scale: str, data: Path, device: torch.device) -
     return Experiment(
         f"Methane in the paper's setting, {inputs}",
         task,
-        make_models(scale, inputs, x.shape[1]),
+        students(x.shape[1], KINDS, WIDTHS[scale], rates),
         timing_seconds=TIMING_SECONDS[scale],
     )
 

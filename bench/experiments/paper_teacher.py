@@ -5,7 +5,7 @@ GPU every row is new. A CPU needs five minutes for the answers to a million rows
 computed once and kept in a file; the inputs are drawn again each time.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice, pairwise
@@ -19,7 +19,6 @@ from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
 from .experiment import Experiment, Task
-from .models import Model
 from .paper import Kind, OwnLMKAN, PaperLMKAN, PaperMLP, StrongMLP, students
 
 #: Rows whose inputs are drawn with one seed. The first two blocks are for validation and test.
@@ -165,9 +164,6 @@ KINDS: list[Kind] = [
     StrongMLP,
 ]
 
-#: Their learning rates, the best of ``--scale pilot``.
-LEARNING_RATES = (3e-3, 1e-2, 3e-3, 1e-2)
-
 #: Widths of their hidden layers.
 WIDTHS: dict[str, Sequence[Sequence[int]]] = {
     "smoke": [[4]] * 4,
@@ -182,16 +178,18 @@ WIDTHS: dict[str, Sequence[Sequence[int]]] = {
 }
 
 
-def make_models(scale: str, features: int) -> list[Model]:
-    return students(scale, features, KINDS, WIDTHS[scale], LEARNING_RATES)
+def make_experiment(
+    scale: str, data: Path | None, device: torch.device, rates: Mapping[str, float]
+) -> Experiment:
+    """Return the experiment.
 
-
-def make_experiment(scale: str, data: Path | None, device: torch.device) -> Experiment:
-    """Return the experiment; ``data`` is the folder of the answers, if rows are kept."""
+    ``data`` is the folder of the answers, if rows are kept; ``rates`` are the learning rates by
+    kind of network, and without any, each tries several.
+    """
     setting = SETTINGS[scale]
     return Experiment(
         title="General function approximation, the paper's teacher",
         task=make_task(setting, data, device),
-        models=make_models(scale, setting.features),
+        models=students(setting.features, KINDS, WIDTHS[scale], rates),
         timing_seconds=TIMING_SECONDS[scale],
     )
