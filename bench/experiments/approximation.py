@@ -31,6 +31,7 @@ from .experiment import (
     parse,
     results_path,
     with_pykan,
+    with_sweep,
 )
 from .models import (
     LMKAN,
@@ -208,21 +209,24 @@ def make_experiment(scale: str, device: torch.device, pykan: bool) -> Experiment
 
 
 def main() -> None:
-    parser = with_pykan(command_line("approximation", __doc__, has_paper=True))
+    parser = with_sweep(with_pykan(command_line("approximation", __doc__, has_paper=True)))
     parser.add_argument("--data", type=Path, help="a folder for the answers of the paper's teacher")
     arguments = parse(parser)
-    scale, device = arguments.scale, arguments.device
+    scale, data, device = arguments.scale, arguments.data, arguments.device
+    name = f"approximation{'_sweep' * arguments.sweep}"
     if arguments.setting == "own":
         experiment = make_experiment(scale, device, arguments.pykan)
-    elif arguments.data is None and scale != "gpu":
+    elif data is None and scale != "gpu":
         parser.error("--setting paper needs --data, a folder for the teacher's answers")
     else:
         try:
             rates = paper_rates("approximation", arguments)
         except FileNotFoundError as error:
             parser.error(str(error))
-        experiment = paper_teacher.make_experiment(scale, arguments.data, device, rates)
-    experiment.run(results_path("approximation", arguments), arguments.device)
+        experiment = paper_teacher.make_experiment(
+            scale, data, device, rates, is_sweep=arguments.sweep
+        )
+    experiment.run(results_path(name, arguments), arguments.device)
 
 
 if __name__ == "__main__":

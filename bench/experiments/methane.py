@@ -35,6 +35,7 @@ from .experiment import (
     parse,
     results_path,
     with_pykan,
+    with_sweep,
 )
 from .methane_data import AugmentedRows, Standardised, read, split, standardised
 from .models import (
@@ -302,7 +303,7 @@ def energy_and_forces_errors(
 
 
 def main() -> None:
-    parser = with_pykan(command_line("methane", __doc__, has_paper=True))
+    parser = with_sweep(with_pykan(command_line("methane", __doc__, has_paper=True)))
     parser.add_argument("--inputs", choices=TITLES, default="distances", help="default: distances")
     parser.add_argument("--data", type=Path, help="a folder with files of bench.make_methane")
     arguments = parse(parser)
@@ -314,7 +315,10 @@ def main() -> None:
     try:
         if is_paper:
             rates = paper_rates(name, arguments)
-            experiment = paper_methane.make_experiment(inputs, scale, data, arguments.device, rates)
+            experiment = paper_methane.make_experiment(
+                inputs, scale, data, arguments.device, rates, is_sweep=arguments.sweep
+            )
+            name += "_sweep" * arguments.sweep
         else:
             experiment = make_experiment(inputs, scale, data, arguments.device, arguments.pykan)
     except FileNotFoundError as error:

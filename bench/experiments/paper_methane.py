@@ -25,7 +25,7 @@ from .methane_data import (
     split,
     standardised,
 )
-from .paper import Kind, OwnLMKAN, PaperLMKAN, PaperMLP, StrongMLP, students
+from .paper import Kind, OwnLMKAN, PaperLMKAN, PaperMLP, StrongMLP, students, swept
 
 ROWS = {"smoke": 1000, "pilot": 600_000, "cpu": 600_000, "gpu": 600_000}  # at most
 STEPS = {"smoke": 20, "pilot": 2000, "cpu": 20_000, "gpu": 1_000_000}
@@ -34,6 +34,9 @@ ROWS_AT_ONCE = {"smoke": 2**10, "pilot": 2**14, "cpu": 2**14, "gpu": 2**17}
 TIMING_SECONDS = {"smoke": 0.1, "pilot": 0.1, "cpu": 60.0, "gpu": 5.0}
 
 NUM_GRIDS = 28
+
+#: Hidden features of the lmKAN of a sweep.
+SWEPT = (32, 32)
 
 #: The paper's networks, with ReLU behind the branch or, foldable, before it; and beside them ours.
 KINDS: list[Kind] = [
@@ -66,11 +69,18 @@ WIDTHS: dict[str, Sequence[Sequence[int]]] = {
 
 
 def make_experiment(
-    inputs: str, scale: str, data: Path, device: torch.device, rates: Mapping[str, float]
+    inputs: str,
+    scale: str,
+    data: Path,
+    device: torch.device,
+    rates: Mapping[str, float],
+    *,
+    is_sweep: bool = False,
 ) -> Experiment:
     """Return the experiment for ``inputs``, "distances" or "cartesian".
 
     ``rates`` are the learning rates by kind of network; without any, each tries several.
+    With ``is_sweep`` one lmKAN is trained with other grids and penalties.
 
     Raises
     ------
@@ -90,7 +100,7 @@ def make_experiment(
         rows, copies = AugmentedRows, 48  # and mirrored
         hydrogens = arrays["positions"][:, 1:].reshape(-1, 12)
         x = torch.from_numpy(hydrogens / hydrogens[training].std()).to(device)
-    y = energy.values
+    y, features = energy.values, x.shape[1]
     x_training, y_training = x[training], y[training]
     task = Task(
         batches=lambda seed: rows(x_training, y_training, seed, BATCH[scale]),
@@ -114,7 +124,9 @@ def make_experiment(
     return Experiment(
         f"Methane in the paper's setting, {inputs}",
         task,
-        students(x.shape[1], KINDS, WIDTHS[scale], rates),
+        swept(PaperLMKAN((features, *SWEPT, 1), NUM_GRIDS, "relu_last"), scale, rates)
+        if is_sweep
+        else students(features, KINDS, WIDTHS[scale], rates),
         timing_seconds=TIMING_SECONDS[scale],
     )
 

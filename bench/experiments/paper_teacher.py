@@ -19,7 +19,7 @@ from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
 from .experiment import Experiment, Task
-from .paper import Kind, OwnLMKAN, PaperLMKAN, PaperMLP, StrongMLP, students
+from .paper import Kind, OwnLMKAN, PaperLMKAN, PaperMLP, StrongMLP, students, swept
 
 #: Rows whose inputs are drawn with one seed. The first two blocks are for validation and test.
 BLOCK = 2**16
@@ -32,6 +32,9 @@ BLOCKS_OF_A_SEED = 2**24
 GAIN = 3.0
 
 NUM_GRIDS = 12
+
+#: Hidden features of the lmKAN of a sweep.
+SWEPT = (64, 64)
 
 
 @dataclass(frozen=True)
@@ -179,17 +182,25 @@ WIDTHS: dict[str, Sequence[Sequence[int]]] = {
 
 
 def make_experiment(
-    scale: str, data: Path | None, device: torch.device, rates: Mapping[str, float]
+    scale: str,
+    data: Path | None,
+    device: torch.device,
+    rates: Mapping[str, float],
+    *,
+    is_sweep: bool = False,
 ) -> Experiment:
     """Return the experiment.
 
     ``data`` is the folder of the answers, if rows are kept; ``rates`` are the learning rates by
-    kind of network, and without any, each tries several.
+    kind of network, and without any, each tries several. With ``is_sweep`` one lmKAN is trained
+    with other grids and penalties.
     """
     setting = SETTINGS[scale]
     return Experiment(
         title="General function approximation, the paper's teacher",
         task=make_task(setting, data, device),
-        models=students(setting.features, KINDS, WIDTHS[scale], rates),
+        models=swept(PaperLMKAN((setting.features, *SWEPT, 1), NUM_GRIDS), scale, rates)
+        if is_sweep
+        else students(setting.features, KINDS, WIDTHS[scale], rates),
         timing_seconds=TIMING_SECONDS[scale],
     )

@@ -56,6 +56,16 @@ def _kinds(results: dict[str, Any]) -> list[str]:
     return [model.rsplit(" 4-")[0] for model in results["rows_per_second"]]
 
 
+@pytest.mark.parametrize("module", [approximation, methane])
+def test_sweeps(tmp_path: Path, module: Any) -> None:
+    np.savez(tmp_path / "methane_xtb.npz", **made_up_molecules())
+    results = run(module, tmp_path, "--sweep")
+    kinds = [run["kind"] for run in results["runs"]]
+    assert kinds == ["lmKAN, grids", "lmKAN, grids", "lmKAN, penalty 0.0001"]
+    assert len({run["parameters"] for run in results["runs"]}) == 3
+    assert len({run["flops"] for run in results["runs"]}) == 1
+
+
 @pytest.mark.parametrize("inputs", first_short(["distances", "cartesian"]))
 def test_methane(tmp_path: Path, inputs: str) -> None:
     np.savez(tmp_path / "methane_xtb.npz", **made_up_molecules())
@@ -95,6 +105,7 @@ def test_the_teacher_needs_a_folder_on_a_cpu(
     for arguments, text in (
         (["--setting", "paper"], "--setting paper needs --data"),
         (["--scale", "pilot"], "--scale pilot needs --setting paper"),
+        (["--sweep"], "--sweep needs --setting paper"),
     ):
         monkeypatch.setattr("sys.argv", ["experiment", *arguments])
         with pytest.raises(SystemExit):
