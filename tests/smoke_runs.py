@@ -34,7 +34,7 @@ def read(module: Any, folder: Path) -> dict[str, Any]:
 
 def untimed(results: dict[str, Any], runs: str = "runs") -> list[dict[str, Any]]:
     """Return the runs without the times that they took."""
-    times = ("seconds", "rows_per_second")
+    times = ("seconds", "cpu_seconds", "rows_per_second")
     return [{key: run[key] for key in run if key not in times} for run in results[runs]]
 
 

@@ -4,9 +4,10 @@ The teacher is an MLP with tanh and fixed random weights. Inputs are standard no
 repeated, so there is no overfitting, and the error shows what a network of its size can express. It
 is the root mean square error divided by the standard deviation of the teacher's outputs.
 
-``--setting paper`` has the paper's teacher, ten layers deep, and its students and training. On a
-CPU it needs ``--data``, a folder where the teacher's answers are kept once they are computed, and
-students meet a row several times. The error is the mean square, relative to the variance.
+``--setting paper`` has the paper's teacher, ten layers deep, and its students and training. It
+needs ``--data``, a folder where the teacher's answers are kept once they are computed, and students
+meet a row several times; with ``--scale gpu`` every row is new. The error is the mean square,
+relative to the variance.
 """
 
 import math
@@ -22,7 +23,16 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from . import paper_teacher
-from .experiment import Experiment, Task, command_line, parse, results_path, with_pykan
+from .experiment import (
+    Experiment,
+    Task,
+    command_line,
+    paper_rates,
+    parse,
+    results_path,
+    with_pykan,
+    with_sweep,
+)
 from .models import (
     LMKAN,
     MLP,
@@ -199,17 +209,24 @@ def make_experiment(scale: str, device: torch.device, pykan: bool) -> Experiment
 
 
 def main() -> None:
-    parser = with_pykan(command_line("approximation", __doc__, has_paper=True))
+    parser = with_sweep(with_pykan(command_line("approximation", __doc__, has_paper=True)))
     parser.add_argument("--data", type=Path, help="a folder for the answers of the paper's teacher")
     arguments = parse(parser)
-    scale, device = arguments.scale, arguments.device
+    scale, data, device = arguments.scale, arguments.data, arguments.device
+    name = f"approximation{'_sweep' * arguments.sweep}"
     if arguments.setting == "own":
         experiment = make_experiment(scale, device, arguments.pykan)
-    elif arguments.data is None and device.type == "cpu":
-        parser.error("--setting paper needs --data on a CPU, a folder for the teacher's answers")
+    elif data is None and scale != "gpu":
+        parser.error("--setting paper needs --data, a folder for the teacher's answers")
     else:
-        experiment = paper_teacher.make_experiment(scale, arguments.data, device)
-    experiment.run(results_path("approximation", arguments), arguments.device)
+        try:
+            rates = paper_rates("approximation", arguments)
+        except FileNotFoundError as error:
+            parser.error(str(error))
+        experiment = paper_teacher.make_experiment(
+            scale, data, device, rates, is_sweep=arguments.sweep
+        )
+    experiment.run(results_path(name, arguments), arguments.device)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ augmentation; ``--flat`` compares FastKANs on images as rows of numbers. It need
 from pathlib import Path
 
 from . import images, paper_images
-from .experiment import command_line, parse, results_path
+from .experiment import command_line, paper_rates, parse, results_path
 from .image_data import read_cifar10, read_tree
 
 
@@ -32,21 +32,28 @@ def main() -> None:
         parser.error("--setting paper is for CIFAR-10 and, without --flat, for --tree 81")
     if is_flat and not is_paper:
         parser.error("--flat needs --setting paper")
+    name, title = "cifar10", "CIFAR-10"
+    if tree is not None:
+        name = data.resolve().name
+        title = f"Images of {name}"
+    name, title = f"{name}{'_flat' * is_flat}", f"{title}{', flat' * is_flat}"
     try:
-        if tree is None:
-            name, title, found = "cifar10", "CIFAR-10", read_cifar10(data)
+        found = read_cifar10(data) if tree is None else read_tree(data, tree)
+        if is_paper:
+            rates = paper_rates(name, arguments)
+            experiment = paper_images.make_experiment(
+                f"{title}, in the paper's setting",
+                found,
+                data,
+                arguments.scale,
+                arguments.device,
+                rates,
+                is_flat=is_flat,
+            )
         else:
-            name = data.resolve().name
-            title, found = f"Images of {name}", read_tree(data, tree)
+            experiment = images.make_experiment(title, found, arguments)
     except FileNotFoundError as error:
         parser.error(str(error))
-    if is_paper:
-        name, title = f"{name}{'_flat' * is_flat}", f"{title} in the paper's setting"
-        experiment = paper_images.make_experiment(
-            title, found, data, arguments.scale, arguments.device, is_flat=is_flat
-        )
-    else:
-        experiment = images.make_experiment(title, found, arguments)
     experiment.run(results_path(name, arguments), arguments.device)
 
 

@@ -4,8 +4,8 @@ Every model is trained with each of its learning rates and seed 0; the one with 
 validation loss is used for its other seeds. The file has all runs, so it shows what was tried.
 
 A small network leaves most of a GPU idle, so several are trained there at once, each on its own
-stream. The ``seconds`` of a run are those it took beside the others; ``rows_per_second`` is
-measured one network at a time.
+stream. The ``seconds`` of a run are those it took beside the others and whatever else the machine
+did, ``cpu_seconds`` those of the process; ``rows_per_second`` is measured one network at a time.
 """
 
 import argparse
@@ -38,6 +38,9 @@ TOGETHER = {"cpu": 1, "cuda": 16}
 #: Batches in one timing of inference: on a CPU enough that the first, with cold caches, counts
 #: little. On a GPU one is enough, for the stopwatch waits until the batch is queued.
 BATCHES_TIMED = {"cpu": 8, "cuda": 1}
+
+#: Scales of the paper's setting that try several learning rates; the others take a pilot's.
+SEVERAL_RATES = ("smoke", "pilot")
 
 #: What identifies a run: model, learning rate and seed.
 Key: TypeAlias = tuple[Model, float, int]
@@ -186,12 +189,14 @@ class Experiment:
             rows_at_once=task.rows_at_once,
             **options,
         )
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         groups = model.parameter_groups(network, lr)
         training = yield from trainer.train_in_chunks(model.label, network, groups)
         if not training.completed:
             raise KeyboardInterrupt
-        seconds = time.perf_counter() - started
+        seconds = {"seconds": round(time.perf_counter() - started, 2)}
+        if TOGETHER[device.type] == 1:  # else it is the time of all that train side by side
+            seconds["cpu_seconds"] = round(time.process_time() - cpu_started, 2)
         deployed = model.deployed(network)
         inputs, targets = task.test
         yield {
@@ -206,7 +211,7 @@ class Experiment:
                 (step, float(f"{loss:.4g}")) for step, loss in training.curve if math.isfinite(loss)
             ],
             "errors": task.errors(evaluate(deployed, inputs, task.rows_at_once), targets),
-            "seconds": round(seconds, 2),
+            **seconds,
         }
 
     def _rows_per_second(self, device: torch.device) -> dict[str, float]:
@@ -313,6 +318,8 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.error("--pykan needs the package pykan: pip install -r bench/requirements.txt")
     if arguments.scale == "pilot" and arguments.setting != "paper":
         parser.error("--scale pilot needs --setting paper")
+    if getattr(arguments, "sweep", False) and arguments.setting != "paper":
+        parser.error("--sweep needs --setting paper")
     arguments.device = torch.device(
         arguments.device or ("cuda" if arguments.scale == "gpu" else "cpu")
     )
@@ -327,11 +334,54 @@ def with_pykan(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
+def rates_of_pilot(path: Path) -> dict[str, float]:
+    """Return the learning rate of every kind of network that was best in a pilot.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no file of a finished pilot.
+    """
+    results = read(path)
+    if "rows_per_second" not in results:  # measured at its end
+        raise FileNotFoundError(
+            f"{path}: there is no finished pilot, whose learning rates are taken: "
+            "run --scale pilot first"
+        )
+    kinds = {run["model"]: run["kind"] for run in results["runs"]}
+    return {kind: chosen_lr(results["runs"], model) for model, kind in kinds.items()}
+
+
+def with_sweep(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the argument ``--sweep``."""
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="with --setting paper: one lmKAN with many grids and penalties",
+    )
+    return parser
+
+
 def results_path(name: str, arguments: argparse.Namespace) -> Path:
     """Return the file to write: ``--out``, or one named after the experiment."""
     setting = "-paper" if arguments.setting == "paper" else ""
     file = f"{name}{setting}-{arguments.scale}-{arguments.device.type}.json"
     return arguments.out or RESULTS / file
+
+
+def paper_rates(name: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Return the learning rates for ``--setting paper``: none for a scale that tries several.
+
+    The pilot's file is beside the one to write.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    if arguments.scale in SEVERAL_RATES:
+        return {}
+    return rates_of_pilot(results_path(name, arguments).with_name(f"{name}-paper-pilot-cpu.json"))
 
 
 def _circumstances(device: torch.device) -> dict[str, Any]:

@@ -27,7 +27,16 @@ from torch.nn.functional import l1_loss
 
 from ..make_methane import FIRST, SECOND
 from . import paper_methane
-from .experiment import Experiment, Task, command_line, parse, results_path, with_pykan
+from .experiment import (
+    Experiment,
+    Task,
+    command_line,
+    paper_rates,
+    parse,
+    results_path,
+    with_pykan,
+    with_sweep,
+)
 from .methane_data import AugmentedRows, Standardised, read, split, standardised
 from .models import (
     LMKAN,
@@ -294,7 +303,7 @@ def energy_and_forces_errors(
 
 
 def main() -> None:
-    parser = with_pykan(command_line("methane", __doc__, has_paper=True))
+    parser = with_sweep(with_pykan(command_line("methane", __doc__, has_paper=True)))
     parser.add_argument("--inputs", choices=TITLES, default="distances", help="default: distances")
     parser.add_argument("--data", type=Path, help="a folder with files of bench.make_methane")
     arguments = parse(parser)
@@ -302,15 +311,18 @@ def main() -> None:
     is_paper = arguments.setting == "paper"
     if is_paper and (data is None or inputs == "forces"):
         parser.error("--setting paper needs --data, and --inputs distances or cartesian")
+    name = "methane" if inputs == "distances" else f"methane_{inputs}"
     try:
-        experiment = (
-            paper_methane.make_experiment(inputs, scale, data, arguments.device)
-            if is_paper
-            else make_experiment(inputs, scale, data, arguments.device, arguments.pykan)
-        )
+        if is_paper:
+            rates = paper_rates(name, arguments)
+            experiment = paper_methane.make_experiment(
+                inputs, scale, data, arguments.device, rates, is_sweep=arguments.sweep
+            )
+            name += "_sweep" * arguments.sweep
+        else:
+            experiment = make_experiment(inputs, scale, data, arguments.device, arguments.pykan)
     except FileNotFoundError as error:
         parser.error(str(error))
-    name = "methane" if inputs == "distances" else f"methane_{inputs}"
     experiment.run(results_path(name, arguments), arguments.device)
 
 

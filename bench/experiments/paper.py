@@ -7,10 +7,10 @@ counted as a linear layer more). Adam has one learning rate for all parameters.
 """
 
 from abc import ABC
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from lmkan_cupy.adapters.torch import LMKANBlock, PhasedSchedule, fuse
 from torch import nn
@@ -19,11 +19,20 @@ import lmkan_cupy
 
 from .models import LMKAN, MLP, FastKAN, Model
 
-#: Makes a network from its sizes, and from ``learning_rates`` and ``seeds``.
-Kind: TypeAlias = Callable[..., Model]
+Tuned = TypeVar("Tuned", bound=Model)
+
+#: Makes a network from its sizes.
+Kind: TypeAlias = Callable[[tuple[int, ...]], Model]
 
 #: Networks that are at most so wide are trained with three seeds.
 NARROW = 32
+
+#: Grids and penalties of a sweep; branches with the ReLU first need even grids.
+SWEPT_GRIDS = {"smoke": [4, 6], "pilot": [4, 40], "cpu": [4, 6, 8, 12, 16, 20, 28, 40]}
+SWEPT_PENALTIES = {"smoke": [1e-4], "pilot": [], "cpu": [1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2]}
+
+#: Where the ReLU of a branch is.
+Branch: TypeAlias = Literal["relu", "relu_last"]
 
 #: Learning rates of a pilot.
 PILOT_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -62,8 +71,8 @@ class PaperLMKAN(InPhases):
 
     sizes: tuple[int, ...]
     num_grids: int
-    branch: Literal["relu", "relu_last"]
-    learning_rates: tuple[float, ...]
+    branch: Branch = "relu"
+    learning_rates: tuple[float, ...] = PILOT_RATES
     seeds: int = 3
     penalty_floor: float = NO_PENALTY
     variant: str = ""
@@ -126,26 +135,45 @@ class StrongMLP(MLP):
         return f"{self.kind} {'-'.join(map(str, self.sizes))}"
 
 
+def tuned(model: Tuned, width: int, rates: Mapping[str, float]) -> Tuned:
+    """Return the model with the learning rate of its kind, and three seeds if it is narrow.
+
+    Without ``rates`` it gets those of a pilot, to choose from.
+    """
+    if not rates:
+        return replace(model, learning_rates=PILOT_RATES, seeds=1)
+    return replace(model, learning_rates=(rates[model.kind],), seeds=3 if width <= NARROW else 1)
+
+
 def students(
-    scale: str,
     in_features: int,
     kinds: Sequence[Kind],
     widths: Sequence[Sequence[int]],
-    learning_rates: Sequence[float],
+    rates: Mapping[str, float],
 ) -> list[Model]:
     """Return networks of the given kinds and widths, from the cheapest on.
 
-    So the runs are soon those of a front. In a pilot, each is trained with several learning rates;
-    otherwise with that of its kind, and narrow ones with three seeds.
+    So the first runs are those of a front.
     """
-    is_short = scale in ("smoke", "pilot")
     models = [
-        make(
-            (in_features, *[width] * (3 if make is StrongMLP else 2), 1),
-            learning_rates=PILOT_RATES if is_short else (lr,),
-            seeds=3 if width <= NARROW and not is_short else 1,
-        )
-        for make, of_kind, lr in zip(kinds, widths, learning_rates, strict=True)
+        tuned(make((in_features, *[width] * (3 if make is StrongMLP else 2), 1)), width, rates)
+        for make, of_kind in zip(kinds, widths, strict=True)
         for width in of_kind
     ]
     return sorted(models, key=lambda model: model.flops())
+
+
+def swept(lmkan: PaperLMKAN, scale: str, rates: Mapping[str, float]) -> list[Model]:
+    """Return an lmKAN with other grids, and with other penalties in the main part, one seed each.
+
+    The learning rate is that of its kind.
+    """
+    scale = "cpu" if scale == "gpu" else scale
+    model = replace(tuned(lmkan, 0, rates), seeds=1)
+    return [
+        *(replace(model, num_grids=grids, variant="grids") for grids in SWEPT_GRIDS[scale]),
+        *(
+            replace(model, penalty_floor=floor, variant=f"penalty {floor:g}")
+            for floor in SWEPT_PENALTIES[scale]
+        ),
+    ]

@@ -6,9 +6,8 @@ pixels to one, with 1, 3, 9 and 27 times the width. ``flat`` networks take an im
 numbers and have one hidden layer, as the paper compares lmKANs with FastKAN.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from .experiment import Experiment, Task
 from .image_data import Images
 from .images import VALIDATION_SEED, mean_and_spread
 from .models import Model
-from .paper import NARROW, NO_PENALTY, PILOT_RATES, InPhases, PaperFastKAN, PaperLMKAN, PaperMLP
+from .paper import NO_PENALTY, PILOT_RATES, InPhases, PaperFastKAN, PaperLMKAN, PaperMLP, tuned
 from .paper_augmentation import Stream
 
 ROWS = {"smoke": 120, "pilot": 60_000, "cpu": 60_000, "gpu": 2_000_000}  # at most
@@ -46,9 +45,6 @@ WIDTHS = {
     "gpu": ([8, 16, 32], [8, 16, 32, 64]),
 }
 
-#: Their learning rates, the best of ``--scale pilot``.
-LEARNING_RATES = (3e-3, 1e-2)
-
 #: Hidden features of flat networks, and of lmKANs and FastKANs their grids: (G + 1)^2 and G + 1
 #: parameters for every function.
 FLAT_WIDTH = {"smoke": 4, "pilot": 64, "cpu": 256, "gpu": 256}
@@ -58,9 +54,6 @@ FLAT_GRIDS = {
     "cpu": ([4], [5, 8, 16, 31]),
     "gpu": ([4, 6, 8, 12, 16], [5, 8, 16, 32, 64, 128, 200]),
 }
-
-#: Learning rates of flat lmKANs, FastKANs and the MLP.
-FLAT_LEARNING_RATES = (3e-3, 3e-3, 3e-3)
 
 
 @dataclass(frozen=True)
@@ -118,7 +111,7 @@ class PaperCNN(InPhases):
     """Convolutions and linear layers, with batch normalisation and ReLU between them."""
 
     backbone: Backbone
-    learning_rates: tuple[float, ...]
+    learning_rates: tuple[float, ...] = PILOT_RATES
     seeds: int = 3
     runs_in_onnx: bool = True
 
@@ -179,8 +172,8 @@ class PaperLMKANCNN(InPhases):
     """lmKAN layers on patches, with ReLU branches; a variant is its own kind."""
 
     backbone: Backbone
-    num_grids: int
-    learning_rates: tuple[float, ...]
+    num_grids: int = NUM_GRIDS
+    learning_rates: tuple[float, ...] = PILOT_RATES
     seeds: int = 3
     penalty_floor: float = NO_PENALTY
 
@@ -215,33 +208,32 @@ class PaperLMKANCNN(InPhases):
         )
 
 
-def make_models(scale: str, make: Callable[[int, int], Backbone], classes: int) -> list[Model]:
+def make_models(
+    scale: str, make: Callable[[int, int], Backbone], classes: int, rates: Mapping[str, float]
+) -> list[Model]:
     """Return CNNs of both kinds, from the cheapest on."""
-    kinds: list[Callable[..., Model]] = [partial(PaperLMKANCNN, num_grids=NUM_GRIDS), PaperCNN]
+    kinds: list[Callable[[Backbone], Model]] = [PaperLMKANCNN, PaperCNN]
     models = [
-        kind(
-            backbone=make(width, classes),
-            learning_rates=PILOT_RATES if scale in ("smoke", "pilot") else (lr,),
-            seeds=3 if width <= NARROW and scale not in ("smoke", "pilot") else 1,
-        )
-        for kind, widths, lr in zip(kinds, WIDTHS[scale], LEARNING_RATES, strict=True)
+        tuned(kind(make(width, classes)), width, rates)
+        for kind, widths in zip(kinds, WIDTHS[scale], strict=True)
         for width in widths
     ]
     return sorted(models, key=lambda model: model.flops())
 
 
-def make_flat_models(scale: str, features: int, classes: int) -> list[Model]:
+def make_flat_models(
+    scale: str, features: int, classes: int, rates: Mapping[str, float]
+) -> list[Model]:
     """Return networks with one hidden layer, of different grids."""
-    sizes = (features, FLAT_WIDTH[scale], classes)
+    width = FLAT_WIDTH[scale]
+    sizes = (features, width, classes)
     lmkan_grids, fastkan_grids = FLAT_GRIDS[scale]
-    lrs: Sequence[tuple[float, ...]] = [(lr,) for lr in FLAT_LEARNING_RATES]
-    if scale in ("smoke", "pilot"):
-        lrs = [PILOT_RATES] * 3
-    return [
-        *(PaperLMKAN(sizes, grids, "relu", lrs[0], 1) for grids in lmkan_grids),
-        *(PaperFastKAN(sizes, grids, lrs[1], 1) for grids in fastkan_grids),
-        PaperMLP(sizes, learning_rates=lrs[2], seeds=1),
+    models: list[Model] = [
+        *(PaperLMKAN(sizes, grids) for grids in lmkan_grids),
+        *(PaperFastKAN(sizes, grids) for grids in fastkan_grids),
+        PaperMLP(sizes),
     ]
+    return [tuned(model, width, rates) for model in models]
 
 
 def make_experiment(
@@ -250,10 +242,13 @@ def make_experiment(
     kept: Path,
     scale: str,
     device: torch.device,
+    rates: Mapping[str, float],
     *,
     is_flat: bool = False,
 ) -> Experiment:
     """Return the experiment; augmented images are kept in the folder ``kept``.
+
+    ``rates`` are the learning rates by kind of network; without any, each tries several.
 
     Images of 32 pixels go to the networks for CIFAR-10, of 81 pixels to those for ImageNet, whose
     error is that of the best five classes.
@@ -303,9 +298,9 @@ def make_experiment(
     )
     backbone = cifar10_backbone if pixels == 32 else imagenet_backbone
     models = (
-        make_flat_models(scale, features, classes)
+        make_flat_models(scale, features, classes, rates)
         if is_flat
-        else make_models(scale, backbone, classes)
+        else make_models(scale, backbone, classes, rates)
     )
     return Experiment(title, task, models, timing_seconds=TIMING_SECONDS[scale])
 

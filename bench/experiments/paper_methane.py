@@ -5,7 +5,7 @@ are displaced in the same way. ``distances`` have the hydrogens in another rando
 batch; ``cartesian`` molecules are also rotated and mirrored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +25,7 @@ from .methane_data import (
     split,
     standardised,
 )
-from .models import Model
-from .paper import Kind, OwnLMKAN, PaperLMKAN, PaperMLP, StrongMLP, students
+from .paper import Kind, OwnLMKAN, PaperLMKAN, PaperMLP, StrongMLP, students, swept
 
 ROWS = {"smoke": 1000, "pilot": 600_000, "cpu": 600_000, "gpu": 600_000}  # at most
 STEPS = {"smoke": 20, "pilot": 2000, "cpu": 20_000, "gpu": 1_000_000}
@@ -36,6 +35,9 @@ TIMING_SECONDS = {"smoke": 0.1, "pilot": 0.1, "cpu": 60.0, "gpu": 5.0}
 
 NUM_GRIDS = 28
 
+#: Hidden features of the lmKAN of a sweep.
+SWEPT = (32, 32)
+
 #: The paper's networks, with ReLU behind the branch or, foldable, before it; and beside them ours.
 KINDS: list[Kind] = [
     partial(PaperLMKAN, num_grids=NUM_GRIDS, branch="relu_last"),
@@ -44,12 +46,6 @@ KINDS: list[Kind] = [
     partial(OwnLMKAN, num_grids=NUM_GRIDS),
     StrongMLP,
 ]
-
-#: Their learning rates, the best of ``--scale pilot``, by input.
-LEARNING_RATES = {
-    "distances": (3e-3, 3e-3, 1e-2, 3e-3, 1e-2),
-    "cartesian": (3e-3, 3e-3, 1e-2, 3e-3, 1e-2),
-}
 
 #: Widths of their hidden layers.
 WIDTHS: dict[str, Sequence[Sequence[int]]] = {
@@ -72,12 +68,19 @@ WIDTHS: dict[str, Sequence[Sequence[int]]] = {
 }
 
 
-def make_models(scale: str, inputs: str, features: int) -> list[Model]:
-    return students(scale, features, KINDS, WIDTHS[scale], LEARNING_RATES[inputs])
-
-
-def make_experiment(inputs: str, scale: str, data: Path, device: torch.device) -> Experiment:
+def make_experiment(
+    inputs: str,
+    scale: str,
+    data: Path,
+    device: torch.device,
+    rates: Mapping[str, float],
+    *,
+    is_sweep: bool = False,
+) -> Experiment:
     """Return the experiment for ``inputs``, "distances" or "cartesian".
+
+    ``rates`` are the learning rates by kind of network; without any, each tries several.
+    With ``is_sweep`` one lmKAN is trained with other grids and penalties.
 
     Raises
     ------
@@ -97,7 +100,7 @@ def make_experiment(inputs: str, scale: str, data: Path, device: torch.device) -
         rows, copies = AugmentedRows, 48  # and mirrored
         hydrogens = arrays["positions"][:, 1:].reshape(-1, 12)
         x = torch.from_numpy(hydrogens / hydrogens[training].std()).to(device)
-    y = energy.values
+    y, features = energy.values, x.shape[1]
     x_training, y_training = x[training], y[training]
     task = Task(
         batches=lambda seed: rows(x_training, y_training, seed, BATCH[scale]),
@@ -121,7 +124,9 @@ def make_experiment(inputs: str, scale: str, data: Path, device: torch.device) -
     return Experiment(
         f"Methane in the paper's setting, {inputs}",
         task,
-        make_models(scale, inputs, x.shape[1]),
+        swept(PaperLMKAN((features, *SWEPT, 1), NUM_GRIDS, "relu_last"), scale, rates)
+        if is_sweep
+        else students(features, KINDS, WIDTHS[scale], rates),
         timing_seconds=TIMING_SECONDS[scale],
     )
 

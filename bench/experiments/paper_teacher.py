@@ -5,7 +5,7 @@ GPU every row is new. A CPU needs five minutes for the answers to a million rows
 computed once and kept in a file; the inputs are drawn again each time.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice, pairwise
@@ -19,8 +19,7 @@ from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
 from .experiment import Experiment, Task
-from .models import Model
-from .paper import Kind, OwnLMKAN, PaperLMKAN, PaperMLP, StrongMLP, students
+from .paper import Kind, OwnLMKAN, PaperLMKAN, PaperMLP, StrongMLP, students, swept
 
 #: Rows whose inputs are drawn with one seed. The first two blocks are for validation and test.
 BLOCK = 2**16
@@ -33,6 +32,9 @@ BLOCKS_OF_A_SEED = 2**24
 GAIN = 3.0
 
 NUM_GRIDS = 12
+
+#: Hidden features of the lmKAN of a sweep.
+SWEPT = (64, 64)
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,6 @@ KINDS: list[Kind] = [
     StrongMLP,
 ]
 
-#: Their learning rates, the best of ``--scale pilot``.
-LEARNING_RATES = (3e-3, 1e-2, 3e-3, 1e-2)
-
 #: Widths of their hidden layers.
 WIDTHS: dict[str, Sequence[Sequence[int]]] = {
     "smoke": [[4]] * 4,
@@ -182,16 +181,26 @@ WIDTHS: dict[str, Sequence[Sequence[int]]] = {
 }
 
 
-def make_models(scale: str, features: int) -> list[Model]:
-    return students(scale, features, KINDS, WIDTHS[scale], LEARNING_RATES)
+def make_experiment(
+    scale: str,
+    data: Path | None,
+    device: torch.device,
+    rates: Mapping[str, float],
+    *,
+    is_sweep: bool = False,
+) -> Experiment:
+    """Return the experiment.
 
-
-def make_experiment(scale: str, data: Path | None, device: torch.device) -> Experiment:
-    """Return the experiment; ``data`` is the folder of the answers, if rows are kept."""
+    ``data`` is the folder of the answers, if rows are kept; ``rates`` are the learning rates by
+    kind of network, and without any, each tries several. With ``is_sweep`` one lmKAN is trained
+    with other grids and penalties.
+    """
     setting = SETTINGS[scale]
     return Experiment(
         title="General function approximation, the paper's teacher",
         task=make_task(setting, data, device),
-        models=make_models(scale, setting.features),
+        models=swept(PaperLMKAN((setting.features, *SWEPT, 1), NUM_GRIDS), scale, rates)
+        if is_sweep
+        else students(setting.features, KINDS, WIDTHS[scale], rates),
         timing_seconds=TIMING_SECONDS[scale],
     )

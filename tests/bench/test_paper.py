@@ -21,16 +21,16 @@ from bench.experiments import (
     paper_methane,
     paper_teacher,
 )
-from bench.experiments.paper import PaperLMKAN, PaperMLP, StrongMLP
+from bench.experiments.paper import PaperLMKAN, PaperMLP, StrongMLP, students
 from bench.make_methane import distances
 
 CPU = torch.device("cpu")
 
 
 def run(module: Any, folder: Path, *arguments: str) -> dict[str, Any]:
-    """Run an experiment in the paper's setting, with two learning rates instead of five."""
+    """Run an experiment in the paper's setting, with one learning rate instead of four."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.experiments.paper.PILOT_RATES", (1e-3, 1e-2))
+        patch.setattr("bench.experiments.paper.PILOT_RATES", (1e-2,))
         out = folder / "out.json"
         arguments = ("--setting", "paper", "--data", str(folder), "--out", str(out), *arguments)
         patch.setattr("sys.argv", ["experiment", *arguments])
@@ -54,6 +54,16 @@ def test_the_teacher(tmp_path: Path) -> None:
 def _kinds(results: dict[str, Any]) -> list[str]:
     """Return the kinds of the models that were timed."""
     return [model.rsplit(" 4-")[0] for model in results["rows_per_second"]]
+
+
+@pytest.mark.parametrize("module", [approximation, methane])
+def test_sweeps(tmp_path: Path, module: Any) -> None:
+    np.savez(tmp_path / "methane_xtb.npz", **made_up_molecules())
+    results = run(module, tmp_path, "--sweep")
+    kinds = [run["kind"] for run in results["runs"]]
+    assert kinds == ["lmKAN, grids", "lmKAN, grids", "lmKAN, penalty 0.0001"]
+    assert len({run["parameters"] for run in results["runs"]}) == 3
+    assert len({run["flops"] for run in results["runs"]}) == 1
 
 
 @pytest.mark.parametrize("inputs", first_short(["distances", "cartesian"]))
@@ -93,8 +103,9 @@ def test_the_teacher_needs_a_folder_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, text in (
-        (["--setting", "paper"], "--setting paper needs --data on a CPU"),
+        (["--setting", "paper"], "--setting paper needs --data"),
         (["--scale", "pilot"], "--scale pilot needs --setting paper"),
+        (["--sweep"], "--sweep needs --setting paper"),
     ):
         monkeypatch.setattr("sys.argv", ["experiment", *arguments])
         with pytest.raises(SystemExit):
@@ -120,16 +131,16 @@ def test_distances_whose_hydrogens_change_places() -> None:
 
 
 def test_flops_are_the_papers() -> None:
-    first = PaperLMKAN((32, 32, 32, 1), 12, "relu", (0.1,))
+    first = PaperLMKAN((32, 32, 32, 1), 12, "relu")
     assert first.flops() == 4160
     assert PaperMLP((32, 1024, 1024, 1)).flops() == 1_082_368
-    last = PaperLMKAN((10, 32, 32, 1), 28, "relu_last", (0.1,))
+    last = PaperLMKAN((10, 32, 32, 1), 28, "relu_last")
     assert last.flops() == 4128 - 32  # where it also counts a branch of the last layer
 
 
 @pytest.mark.parametrize("branch", ["relu", "relu_last"])
 def test_the_deployed_network_computes_what_was_trained(branch: Any) -> None:
-    model = PaperLMKAN((3, 4, 5, 1), 6, branch, (0.1,))
+    model = PaperLMKAN((3, 4, 5, 1), 6, branch)
     network = model.build()
     for layer in network:
         layer.layer.tables_weight.fill_(0.3)
@@ -140,27 +151,51 @@ def test_the_deployed_network_computes_what_was_trained(branch: Any) -> None:
     torch.testing.assert_close(model.deployed(network)(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_cheap_networks_come_first_and_narrow_ones_have_more_seeds() -> None:
-    for models in (
-        paper_methane.make_models("cpu", "distances", 10),
-        paper_teacher.make_models("cpu", 32),
-    ):
-        flops = [model.flops() for model in models]
-        assert flops == sorted(flops)
-        assert {len(model.learning_rates) for model in models} == {1}
-        assert {model.seeds for model in models if "128" in model.label} == {1}
-        assert {model.seeds for model in models if "-32-" in model.label} == {3}
-        strong = [model for model in models if isinstance(model, StrongMLP)]
-        assert {model.label.count("-") for model in strong} == {4}
+def models(module: Any) -> list[Any]:
+    rates = {"lmKAN": 0.1, "MLP": 0.2, "MLP, SiLU": 0.3}
+    rates |= {"lmKAN, own procedure": 0.4, "lmKAN, ReLU first": 0.5}
+    return students(10, module.KINDS, module.WIDTHS["cpu"], rates)
+
+
+@pytest.mark.parametrize("module", [paper_methane, paper_teacher])
+def test_cheap_networks_come_first_and_narrow_ones_have_more_seeds(module: Any) -> None:
+    made = models(module)
+    flops = [model.flops() for model in made]
+    assert flops == sorted(flops)
+    assert {model.kind: model.learning_rates for model in made}["MLP, SiLU"] == (0.3,)
+    assert {model.seeds for model in made if "-128-" in model.label} == {1}
+    assert {model.seeds for model in made if "-32-" in model.label} == {3}
+    strong = [model for model in made if isinstance(model, StrongMLP)]
+    assert {model.label.count("-") for model in strong} == {4}
 
 
 def test_seed_0_of_all_models_comes_before_other_seeds() -> None:
-    models = paper_teacher.make_models("cpu", 32)[:3]
+    some = models(paper_teacher)[:3]
     task: Any = None
-    missing = experiment.Experiment("", task, models)._missing([])
+    missing = experiment.Experiment("", task, some)._missing([])
     done = [
         {"model": model.label, "rate": lr, "seed": seed, "validation_loss": 1.0}
         for model, lr, seed in missing[:2]
     ]
-    rest = experiment.Experiment("", task, models)._missing(done)
+    rest = experiment.Experiment("", task, some)._missing(done)
     assert [seed for *_, seed in rest] == [0, 1, 1, 2, 2]
+
+
+def test_the_learning_rates_are_those_of_a_pilot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["experiment", "--setting", "paper", "--scale", "gpu"])
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path)
+    with pytest.raises(SystemExit):
+        approximation.main()
+    path = tmp_path / "approximation-paper-pilot-cpu.json"
+    assert f"{path}: there is no finished pilot" in capsys.readouterr().err
+    runs = [
+        {"model": f"{kind} 1", "kind": kind, "rate": lr, "seed": 0, "validation_loss": loss}
+        for kind, lr, loss in (("A", 0.1, 2.0), ("A", 0.2, 1.0), ("B", 0.1, 1.0), ("B", 0.2, 2.0))
+    ]
+    path.write_text(json.dumps({"runs": runs}))
+    with pytest.raises(FileNotFoundError, match="no finished pilot"):
+        experiment.rates_of_pilot(path)
+    path.write_text(json.dumps({"runs": runs, "rows_per_second": {}}))
+    assert experiment.rates_of_pilot(path) == {"A": 0.2, "B": 0.1}

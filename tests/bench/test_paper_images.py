@@ -56,7 +56,7 @@ def test_every_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case:
     else:
         write_cifar10(tmp_path)
     out = tmp_path / "out.json"
-    monkeypatch.setattr("bench.experiments.paper_images.PILOT_RATES", (1e-3, 1e-2))
+    monkeypatch.setattr("bench.experiments.paper.PILOT_RATES", (1e-2,))
     arguments = ["--setting", "paper", "--data", str(tmp_path), "--out", str(out), *arguments]
     monkeypatch.setattr("sys.argv", ["experiment", *arguments])
     cifar10.main()
@@ -70,19 +70,18 @@ def test_every_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case:
 
 
 def test_flops_are_the_papers() -> None:
-    lr = (0.1,)
     for width, flops in ((8, 46e3), (16, 137e3), (32, 448e3), (64, 1.59e6)):
-        cnn = paper_images.PaperCNN(paper_images.cifar10_backbone(width, 10), lr)
+        cnn = paper_images.PaperCNN(paper_images.cifar10_backbone(width, 10))
         assert cnn.flops() == pytest.approx(flops, rel=0.02)
-        lmkan = paper_images.PaperLMKANCNN(paper_images.cifar10_backbone(width, 10), 8, lr)
+        lmkan = paper_images.PaperLMKANCNN(paper_images.cifar10_backbone(width, 10))
         assert lmkan.flops() == 2 * cnn.flops()
 
 
 @pytest.mark.parametrize("make", ["cifar10_backbone", "imagenet_backbone"])
 def test_the_layers_are_those_of_the_backbone(make: str) -> None:
     backbone = getattr(paper_images, make)(2, 7)
-    cnn = paper_images.PaperCNN(backbone, (0.1,)).build()
-    lmkan = paper_images.PaperLMKANCNN(backbone, 4, (0.1,)).build()
+    cnn = paper_images.PaperCNN(backbone).build()
+    lmkan = paper_images.PaperLMKANCNN(backbone, 4).build()
     weights = [layer.weight.numel() for layer in cnn if hasattr(layer, "stride")]
     weights += [layer.weight.numel() for layer in cnn if hasattr(layer, "in_features")]
     assert weights == [number for _, number in backbone.weights()]
@@ -107,7 +106,7 @@ def test_patches_are_the_windows_of_a_convolution() -> None:
 def test_the_deployed_network_computes_what_was_trained(model: Any) -> None:
     backbone = paper_images.cifar10_backbone(2, 3)
     options = {"num_grids": 4} if model is paper_images.PaperLMKANCNN else {}
-    made = model(backbone=backbone, learning_rates=(0.1,), **options)
+    made = model(backbone=backbone, **options)
     network = made.build()
     for block in network:
         if hasattr(block, "layer"):
