@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import __version__
 from .array_checks import COMPUTE_DTYPE
+from .installation import install_extra
 
 
 def main() -> int:
@@ -51,7 +53,7 @@ def _run(command: str, arguments: dict[str, Any]) -> int:
         from .adapters import fitting
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        return _fail(f"{command} needs {package}: pip install 'lmkan-cupy[fit]'")
+        return _fail(f"{command} needs {package}: {install_extra('fit')}")
     except (ImportError, OSError) as error:
         return _fail(f"{command} needs a package that is installed but cannot be loaded: {error}")
     try:
@@ -101,6 +103,7 @@ class _Each(argparse.Action):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lmkan_cupy", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"lmkan-cupy {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="versions, engines, threads, and what is missing")
     info.add_argument(

@@ -8,16 +8,16 @@ from . import installation
 
 _REQUIRED = ("numpy", "numba", "safetensors")
 
-#: Distribution -> what needs it, and the command that installs it.
+#: Distribution -> what needs it, and the extra that installs it.
 _OPTIONAL = {
-    "torch": ("lmkan_cupy.adapters.torch and fit", "pip install 'lmkan-cupy[torch]'"),
-    "jax": ("lmkan_cupy.adapters.jax", "pip install 'lmkan-cupy[jax]'"),
-    "scikit-learn": ("lmkan_cupy.adapters.sklearn and fit", "pip install 'lmkan-cupy[sklearn]'"),
-    "matplotlib": ("fit and plots", "pip install 'lmkan-cupy[fit]'"),
-    "pandas": ("fit", "pip install 'lmkan-cupy[fit]'"),
-    "pyarrow": ("fit on Parquet files", "pip install 'lmkan-cupy[fit]'"),
-    "filelock": ("fit", "pip install 'lmkan-cupy[fit]'"),
-    "tqdm": ("lmkan_cupy.adapters.sklearn and fit", "pip install 'lmkan-cupy[sklearn]'"),
+    "torch": ("lmkan_cupy.adapters.torch and fit", "torch"),
+    "jax": ("lmkan_cupy.adapters.jax", "jax"),
+    "scikit-learn": ("lmkan_cupy.adapters.sklearn and fit", "sklearn"),
+    "matplotlib": ("fit and plots", "fit"),
+    "pandas": ("fit", "fit"),
+    "pyarrow": ("fit on Parquet files", "fit"),
+    "filelock": ("fit", "fit"),
+    "tqdm": ("lmkan_cupy.adapters.sklearn and fit", "sklearn"),
 }
 
 
@@ -35,9 +35,10 @@ def _configuration() -> dict[str, str]:
         "platform": platform.platform(),
         **{name: installation.installed_version(name) or "missing" for name in _REQUIRED},
     }
-    for name, (purpose, command) in _OPTIONAL.items():
+    for name, (purpose, extra) in _OPTIONAL.items():
+        remedy = installation.install_extra(extra)
         rows[name] = (
-            installation.installed_version(name) or f"missing, needed for {purpose}: {command}"
+            installation.installed_version(name) or f"missing, needed for {purpose}: {remedy}"
         )
     if (torch_cuda := installation.torch_cuda()) is not None:
         rows["torch"] += f", for CUDA {torch_cuda}" if torch_cuda else ", without CUDA"

@@ -10,8 +10,6 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
-_INSTALL_CUPY = "pip install 'lmkan-cupy[cuda13]', or [cuda12] for an older NVIDIA driver"
-
 
 def installed_version(distribution: str) -> str | None:
     """Return the version of an installed distribution, None where there is none."""
@@ -19,6 +17,16 @@ def installed_version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
+
+
+def install_extra(extra: str) -> str:
+    """Return the command that adds an extra of this package, which is on no index."""
+    wheel = f"lmkan_cupy-{installed_version('lmkan-cupy') or 'VERSION'}-py3-none-any.whl"
+    return f"pip install '.[{extra}]' in the checkout, or '{wheel}[{extra}]' beside the wheel"
+
+
+def _install_cupy() -> str:
+    return f"{install_extra('cuda13')}; with cuda12 for an older NVIDIA driver"
 
 
 def cupy_distributions() -> list[str]:
@@ -51,12 +59,12 @@ def cuda_obstacle() -> str | None:
     if len(names) > 1:
         return (
             f"{len(names)} distributions of CuPy are installed and conflict with each other: "
-            f"pip uninstall {' '.join(names)}, then {_INSTALL_CUPY}"
+            f"pip uninstall {' '.join(names)}, then {_install_cupy()}"
         )
     try:
         cupy = import_module("cupy")
     except ImportError as error:
-        return f"CuPy cannot be imported ({error}): {_INSTALL_CUPY}"
+        return f"CuPy cannot be imported ({error}): {_install_cupy()}"
     runtime = cupy.cuda.runtime
     driver, built_for = runtime.driverGetVersion(), cupy.cuda.get_local_runtime_version()
     if driver == 0:
@@ -65,8 +73,7 @@ def cuda_obstacle() -> str | None:
         return (
             f"the NVIDIA driver is for CUDA {dotted(driver)}, CuPy for {dotted(built_for)}: "
             "install a newer driver from https://www.nvidia.com/drivers, or "
-            f"pip uninstall {' '.join(names)}, then pip install "
-            f"'lmkan-cupy[cuda{driver // 1000}]'"
+            f"pip uninstall {' '.join(names)}, then {install_extra(f'cuda{driver // 1000}')}"
         )
     try:
         runtime.getDeviceCount()
@@ -84,7 +91,7 @@ def difference_of_cuda_majors() -> str | None:
     return (
         f"differ: torch is for CUDA {of_torch}, CuPy for CUDA {' and '.join(of_cupy)}; for one set "
         f"of CUDA libraries, pip uninstall {' '.join(f'cupy-cuda{each}x' for each in of_cupy)}, "
-        f"then pip install 'lmkan-cupy[cuda{of_torch}]'"
+        f"then {install_extra(f'cuda{of_torch}')}"
     )
 
 

@@ -20,7 +20,13 @@ from .model import FittedModel, load
 from .reading import read_dataset, read_table
 
 #: What the metrics hold about the errors of a network -> what the report calls it.
-_ERRORS = {"rmse": "RMSE", "mae": "MAE", "accuracy": "accuracy", "log_loss": "log loss"}
+_ERRORS = {
+    "r2": "R2",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "accuracy": "accuracy",
+    "log_loss": "log loss",
+}
 
 
 def run_fit(

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import r2_score  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 import lmkan_cupy
@@ -68,11 +69,11 @@ class FitResult:
     ----------
     model : FittedModel
     metrics : dict
-        The content of ``metrics.json``: for "lmkan" and "mlp" on the test rows "rmse" and "mae"
-        (numbers by the name of the target, if there are several) or "accuracy" and "log_loss";
-        "parameters", "flops" and "rows_per_second"; and "rows" ("train", validation included, and
-        "test"), "columns" (what became of each), "seed", "seconds", "versions"; after a search
-        "trials", the settings that were tried, each with its "validation_loss".
+        The content of ``metrics.json``: for "lmkan" and "mlp" on the test rows "r2", "rmse" and
+        "mae" (numbers by the name of the target, if there are several) or "accuracy" and
+        "log_loss"; "parameters", "flops" and "rows_per_second"; and "rows" ("train", validation
+        included, and "test"), "columns" (what became of each), "seed", "seconds", "versions";
+        after a search "trials", the settings that were tried, each with its "validation_loss".
     interrupted : bool
         Whether Ctrl-C ended the training early: the model is then the best so far.
     test_table : DataFrame
@@ -394,6 +395,7 @@ def _errors(
         }
     errors = output - values
     of_targets = {
+        "r2": r2_score(values, output, multioutput="raw_values").tolist(),
         "rmse": np.sqrt((errors**2).mean(axis=0)).tolist(),
         "mae": np.abs(errors).mean(axis=0).tolist(),
     }

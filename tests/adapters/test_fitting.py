@@ -30,6 +30,7 @@ from lmkan_cupy.adapters.torch import training
 from problems import first_short
 
 import lmkan_cupy
+from lmkan_cupy.installation import install_extra
 
 
 def without_timing(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -53,10 +54,11 @@ def test_fit_writes_everything_in_the_documented_format(tmp_path: Path, command:
     metrics = json.loads((tmp_path / "here" / "metrics.json").read_text())
     assert set(metrics) == {*("lmkan", "mlp", "rows", "columns", "seed", "seconds", "versions")}
     for name in ("lmkan", "mlp"):
-        assert set(metrics[name]) == {"rmse", "mae", "parameters", "flops", "rows_per_second"}
+        errors = {"r2", "rmse", "mae"}
+        assert set(metrics[name]) == errors | {"parameters", "flops", "rows_per_second"}
         assert 0 < metrics[name]["mae"] <= metrics[name]["rmse"]
         assert metrics[name]["rows_per_second"] > 0
-        assert f"{metrics[name]['rmse']:.4g}" in out
+        assert all(f"{metrics[name][each]:.4g}" in out for each in errors)
     assert metrics["rows"] == {"train": 54, "test": 6}
     assert metrics["columns"] == dict.fromkeys("abc", "number")
     assert metrics["seed"] == 3
@@ -72,6 +74,8 @@ def test_metrics_are_those_of_the_model_on_rows_it_never_saw() -> None:
     assert len(errors) == 20
     assert result.metrics["lmkan"]["rmse"] == pytest.approx(np.sqrt((errors**2).mean()))
     assert result.metrics["lmkan"]["mae"] == pytest.approx(np.abs(errors).mean())
+    r2 = 1 - (errors**2).mean() / result.test_values.var()
+    assert result.metrics["lmkan"]["r2"] == pytest.approx(r2)
     # Values that occur only in the test rows change nothing that is learned.
     chosen = np.isin(data.values, result.test_values)
     changed = Dataset(data.features, data.targets + 100.0 * chosen)
@@ -293,7 +297,7 @@ def test_a_missing_package_is_named_with_the_command_to_install_it(
         assert main() == 2
     """
     out = fresh_process.run(code, tmp_path)
-    assert out == f"error: fit needs {package}: pip install 'lmkan-cupy[fit]'\n"
+    assert out == f"error: fit needs {package}: {install_extra('fit')}\n"
     assert os.listdir(tmp_path) == []
 
 

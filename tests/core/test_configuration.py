@@ -11,6 +11,9 @@ import pytest
 import safetensors
 from problems import first_short
 
+import lmkan_cupy
+from lmkan_cupy.installation import install_extra
+
 SHOW = "import lmkan_cupy; lmkan_cupy.show_config()"
 INFO = """
     import runpy, sys
@@ -20,6 +23,18 @@ INFO = """
     except SystemExit as end:
         assert not end.code
 """
+
+
+def test_an_extra_is_installed_from_the_checkout_or_the_wheel() -> None:
+    wheel = f"lmkan_cupy-{lmkan_cupy.__version__}-py3-none-any.whl"
+    expected = f"pip install '.[fit]' in the checkout, or '{wheel}[fit]' beside the wheel"
+    assert install_extra("fit") == expected
+
+
+def test_no_message_sends_to_an_index() -> None:
+    sources = [*(fresh_process.ROOT / "lmkan_cupy").rglob("*.py")]
+    sources += (fresh_process.ROOT / "adapters").rglob("*.py")
+    assert [each for each in sources if "lmkan-cupy[" in each.read_text()] == []
 
 
 def test_every_line_has_a_value(tmp_path: Path) -> None:
@@ -58,7 +73,7 @@ def test_what_is_missing_comes_with_its_command(tmp_path: Path) -> None:
         if line.startswith("torch")
     )
     assert "missing" in line
-    assert "pip install 'lmkan-cupy[torch]'" in line
+    assert line.endswith(f": {install_extra('torch')}")
 
 
 @pytest.mark.parametrize(
@@ -86,9 +101,14 @@ def test_cuda_majors_of_torch_and_cupy(tmp_path: Path, cuda: str | None, text: s
     assert len(majors) == (cuda == "12.8")
     for line in majors:
         assert "torch is for CUDA 12, CuPy for CUDA 13" in line
-        assert "pip uninstall cupy-cuda13x, then pip install 'lmkan-cupy[cuda12]'" in line
+        assert f"pip uninstall cupy-cuda13x, then {install_extra('cuda12')}" in line
 
 
 def test_info_is_the_configuration(tmp_path: Path) -> None:
     info = fresh_process.run(INFO.format(arguments=[]), tmp_path)
     assert info == fresh_process.run(SHOW, tmp_path)
+
+
+def test_the_version_is_an_option(tmp_path: Path) -> None:
+    version = INFO.replace('"info", *{arguments}', '"--version"')
+    assert fresh_process.run(version, tmp_path) == f"lmkan-cupy {lmkan_cupy.__version__}\n"

@@ -182,7 +182,7 @@ class TestObstacle:
         monkeypatch.setattr(installation, "cupy_distributions", list)
         obstacle = installation.cuda_obstacle()
         assert obstacle
-        assert "pip install 'lmkan-cupy[cuda13]'" in obstacle
+        assert installation.install_extra("cuda13") in obstacle
         with pytest.raises(RuntimeError, match="warmup: CuPy cannot be imported"):
             lmkan_cupy.warmup(4, 4, 8, device="cuda")
 
@@ -204,7 +204,7 @@ class TestObstacle:
         obstacle = installation.cuda_obstacle()
         assert obstacle
         assert "driver is for CUDA 12.4, CuPy for 13.0" in obstacle
-        assert "pip install 'lmkan-cupy[cuda12]'" in obstacle
+        assert f"then {installation.install_extra('cuda12')}" in obstacle
 
     def test_no_device(self, cupy: FakeCuda) -> None:
         def fail() -> int:

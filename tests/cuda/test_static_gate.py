@@ -23,6 +23,7 @@ from lmkan_cupy.cuda_engine.backward_pass import WALK_BYTES
 from lmkan_cupy.cuda_engine.forward_pass import through_ring
 from lmkan_cupy.cuda_engine.plan import Device, Launch, LayerShape, NetworkShape, Source
 from lmkan_cupy.cuda_engine.ring import MOST_STAGES, RINGS, RingShape, ring_shapes
+from lmkan_cupy.installation import install_extra
 
 STATIC_SHARED_BYTES = 48 * 1024
 REGISTERS = 65536
@@ -68,7 +69,7 @@ def core() -> Any:
     except ImportError as error:
         if os.environ.get("CI"):
             pytest.fail(f"the CUDA kernels were not compiled: {error}", pytrace=False)
-        pytest.skip(f"{error}; pip install 'lmkan-cupy[test]'")
+        pytest.skip(f"{error}; {install_extra('test')}")
     return cuda.core
 
 
