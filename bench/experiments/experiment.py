@@ -28,7 +28,7 @@ from lmkan_cupy.adapters.torch.training.trainer import BETAS, FIRST_PART, one_th
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..harness.results_file import RESULTS, circumstances, of_same_setting, write
+from ..harness.results_file import RESULTS, circumstances, of_same_setting, read, write
 from ..harness.timing import interleave, stopwatch
 from .models import Model
 
