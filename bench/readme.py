@@ -25,7 +25,12 @@ from .report import read_all, summary
 ROOT = Path(__file__).parent.parent
 
 #: The files that may have tables.
-FILES = (ROOT / "README.md", ROOT / "bench" / "README.md", RESULTS / "README.md")
+FILES = (
+    ROOT / "README.md",
+    ROOT / "bench" / "README.md",
+    RESULTS / "README.md",
+    RESULTS / "tables.md",
+)
 
 #: Stands for the files of all experiments.
 EXPERIMENTS = "*.json"

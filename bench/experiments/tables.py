@@ -23,19 +23,19 @@ import numba
 import numpy as np
 import pandas as pd
 from lmkan_cupy.adapters.sklearn import LMKANClassifier, LMKANRegressor
-from sklearn.compose import TransformedTargetRegressor  # type: ignore[import-untyped]
-from sklearn.ensemble import (  # type: ignore[import-untyped]
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
 )
-from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
-from sklearn.linear_model import LogisticRegression, Ridge  # type: ignore[import-untyped]
-from sklearn.metrics import accuracy_score, log_loss, r2_score  # type: ignore[import-untyped]
-from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
-from sklearn.neural_network import MLPClassifier, MLPRegressor  # type: ignore[import-untyped]
-from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]
-from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import accuracy_score, log_loss, r2_score
+from sklearn.model_selection import train_test_split
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import lmkan_cupy
@@ -62,21 +62,21 @@ def _hist_gradient_boosting(of_classes: bool, seed: int, _: list[str]) -> Any:
 
 
 def _xgboost(of_classes: bool, seed: int, _: list[str]) -> Any:
-    import xgboost  # type: ignore[import-not-found]
+    import xgboost
 
     kind = xgboost.XGBClassifier if of_classes else xgboost.XGBRegressor
     return kind(random_state=seed, n_jobs=1, enable_categorical=True)
 
 
 def _lightgbm(of_classes: bool, seed: int, _: list[str]) -> Any:
-    import lightgbm  # type: ignore[import-not-found]
+    import lightgbm
 
     kind = lightgbm.LGBMClassifier if of_classes else lightgbm.LGBMRegressor
     return kind(random_state=seed, n_jobs=1, verbose=-1)
 
 
 def _catboost(of_classes: bool, seed: int, categories: list[str]) -> Any:
-    import catboost  # type: ignore[import-not-found]
+    import catboost
 
     kind = catboost.CatBoostClassifier if of_classes else catboost.CatBoostRegressor
     return kind(
@@ -267,16 +267,17 @@ def comparison(results: Mapping[str, Any]) -> pd.DataFrame:
 
     Only seeds count with which all estimators were fitted to a table.
     """
-    fits = pd.DataFrame(results["fits"])
+    tables, fits = results["tables"], pd.DataFrame(results["fits"])
     fits["score"] = [next(iter(scores.values())) for scores in fits["scores"]]
     fits["log loss"] = [scores.get("log loss") for scores in fits["scores"]]
     fits["row"] = 1e6 / fits["rows_per_second"]
 
     def means(column: str) -> pd.DataFrame:
         by_model = fits.pivot(index=["table", "seed"], columns="model", values=column).dropna()
-        return by_model[list(dict.fromkeys(fits["model"]))].groupby("table", sort=False).mean()
+        of_tables = by_model[list(dict.fromkeys(fits["model"]))].groupby("table").mean()
+        return of_tables.reindex([name for name in tables if name in of_tables.index])
 
-    tables, scores = results["tables"], means("score")
+    scores = means("score")
     ranks = scores.rank(axis="columns", ascending=False)
     kept_out = [name for name in scores.index if tables[name]["kept_out"]]
     summaries = {

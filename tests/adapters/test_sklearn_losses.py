@@ -176,8 +176,9 @@ def test_batches_and_rates(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (few.steps, all_rows.steps) == (2 * (90 // 7), 2)
     assert len(next(iter(few.batches))[0]) == 7
     assert len(next(iter(all_rows.batches))[0]) == 90
-    np.testing.assert_allclose(rates, [0.03, 0.1])
-    np.testing.assert_allclose(usual, [0.003, 0.01])
+    # The first layer's, and those of the others.
+    np.testing.assert_allclose(rates, [0.03, 0.1, 0.03, 0.1])
+    np.testing.assert_allclose(usual, [0.003, 0.01, 0.003, 0.01])
 
 
 # Columns of categories
