@@ -417,8 +417,7 @@ def network_problem(row: NetworkRow, batch: int) -> tuple[Network, Array]:
 
 
 def check_network(row: NetworkRow, gradient: bool) -> list[Array]:
-    """In three tasks of one block, and a few of the samples, in another order, in one that it does
-    not fill.
+    """In three tasks of one block, and a few samples, in another order, in one it does not fill.
 
     A NaN passes the cut, an infinity does not.
     """

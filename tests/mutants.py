@@ -24,6 +24,7 @@ CHAIN, NETWORK = "chain.cuh", "network.cu"
 STRETCH, SUMS, DIFFERENCES = "stretch.cuh", "cell_sums.cuh", "differences.cuh"
 
 POISON = "0 * own.fraction.first + 0 * own.fraction.second"
+OF_WEIGHTS = "static_cast<long long>(layer.in_features)"
 ADDED_CHUNK = "row + Pairs::chunk_of_lane(t, N);\n#pragma unroll"
 DOTTED_CHUNK = "row + Pairs::chunk_of_lane(t, N);\n        Pairs::CHUNK value"
 
@@ -221,7 +222,7 @@ THOUGHT_OUT = [
     (NETWORK, "layer.target + layer.out_features + 2 * pair", "layer.source + 2 * pair", "early"),
     (NETWORK, "memory.to_copy = !resident;", "memory.to_copy = false;", "old stages"),
     (NETWORK, "turn.is_first ? REAL(0) : *own", "REAL(0)", "the last tile alone, linear"),
-    (CHAIN, "layer.in_features) + row", "layer.out_features) + row", "another row of weights"),
+    (CHAIN, "layer.in_features", "layer.out_features", "weights transposed", OF_WEIGHTS),
     (NETWORK, "scale != nullptr ? scale[k] : REAL(1)", "REAL(1)", "gradient not scaled"),
     (NETWORK, "source == 0 ? rows - outputs : 0", "0", "over its inputs"),
     (NETWORK, "begin += decltype(kind)::size(layer);", "", "layers in one place"),

@@ -212,8 +212,10 @@ def _rows(steps: list[Step]) -> int:
 
 
 def _rows_with_gradients(steps: list[Step]) -> int:
-    """Return the same where all features stay: behind the outputs of tables of several tiles, a
-    gradient of the inputs, an even number of them, needs its own."""
+    """Return the same where all features stay.
+
+    Behind the outputs of tables of several tiles, gradients of whole pairs need their own.
+    """
     begin = rows = 0
     for layer, _, of_term, tiles in steps:
         beside = 2 * layer.pairs if len(tiles) > 1 and of_term > 1 else 0

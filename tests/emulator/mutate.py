@@ -170,8 +170,10 @@ def _brackets(text: str, begin: int) -> Span:
 
 
 def _begin(text: str, end: int) -> int:
-    """Where an operand of "?" begins that ends at `end`: behind a bracket, a comma, "=", "return",
-    or the "?" or ":" of another one."""
+    """Where a condition of "?" begins that ends at `end`.
+
+    Behind a bracket, a comma, "=", "return", or the "?" or ":" of another one.
+    """
     depth = 0
     for at in range(end - 1, -1, -1):
         depth += (text[at] in ")]}") - (text[at] in "([{")
