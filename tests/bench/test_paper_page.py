@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bench import paper
 from bench.experiments.experiment import RESULTS
 
