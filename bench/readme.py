@@ -6,7 +6,9 @@ A table stands between two comments. The first names the file of its numbers:
                                      milliseconds, and how many times as long the others take
     <!-- targets from FILE.json -->  the targets, and whether they were met
     <!-- scores from FILE.json -->   estimators on real tables, see ``bench.experiments.tables``
-    <!-- from *.json -->             the summary of all experiments, see ``bench.report``
+    <!-- from *.json -->             the summary of all experiments in this project's own setting,
+                                     see ``bench.report``
+    <!-- from *-paper-*.json -->     the paper's results and ours, see ``bench.paper``
     <!-- end -->
 """
 
@@ -17,6 +19,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from . import paper
 from .experiments.tables import comparison
 from .harness.results_file import OURS, RESULTS
 from .harness.targets import CheckedTarget, target_rows
@@ -34,6 +39,9 @@ FILES = (
 
 #: Stands for the files of all experiments.
 EXPERIMENTS = "*.json"
+
+#: Stands for those in the paper's setting.
+IN_PAPERS_SETTING = "*-paper-*.json"
 
 _TABLE = re.compile(
     r"(<!-- (?P<what>targets |scores )?from (?P<file>\S+\.json) -->\n).*?(<!-- end -->)", re.DOTALL
@@ -59,6 +67,8 @@ def with_tables(text: str) -> str:
     def replace(match: re.Match[str]) -> str:
         if match["file"] == EXPERIMENTS:
             rows = experiment_table()
+        elif match["file"] == IN_PAPERS_SETTING:
+            rows = as_rows(paper.table(RESULTS))
         else:
             results = json.loads((RESULTS / match["file"]).read_text())
             rows = _TABLES[match["what"]](results)
@@ -69,7 +79,10 @@ def with_tables(text: str) -> str:
 
 @cache
 def experiment_table() -> list[list[str]]:
-    table = summary(read_all(RESULTS))
+    return as_rows(summary(each for each in read_all(RESULTS) if "-paper-" not in each.name))
+
+
+def as_rows(table: pd.DataFrame) -> list[list[str]]:
     return [[*table.columns], ["---"] * len(table.columns), *table.to_numpy().tolist()]
 
 

@@ -227,7 +227,7 @@ def summary(all_results: Iterable[Results]) -> pd.DataFrame:
             "experiment": results.name,
             "rival": rival,
             **{
-                f"{COSTS[cost]} it needs for an lmKAN's error, lmKAN = 1": _needs(
+                f"{COSTS[cost]} it needs for an lmKAN's error, lmKAN = 1": needs(
                     matched(results, rival, cost)
                 )
                 for cost in results.costs
@@ -238,7 +238,7 @@ def summary(all_results: Iterable[Results]) -> pd.DataFrame:
     ).fillna("")
 
 
-def _needs(comparison: pd.DataFrame) -> str:
+def needs(comparison: pd.DataFrame) -> str:
     """Return what a rival needs for the errors of the lmKANs on the front, medians over seeds."""
     ratios = comparison.groupby("model", sort=False)["ratio"].median()
     numbers = ", ".join(f"{ratio:.2g}" for ratio in sorted(ratios[np.isfinite(ratios)]))

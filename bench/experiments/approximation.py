@@ -26,10 +26,10 @@ from . import paper_teacher
 from .experiment import (
     Experiment,
     Task,
+    carry_out,
     command_line,
     paper_rates,
     parse,
-    results_path,
     with_pykan,
     with_sweep,
 )
@@ -226,7 +226,7 @@ def main() -> None:
         experiment = paper_teacher.make_experiment(
             scale, data, device, rates, is_sweep=arguments.sweep
         )
-    experiment.run(results_path(name, arguments), arguments.device)
+    carry_out(experiment, name, arguments)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ augmentation; ``--flat`` compares FastKANs on images as rows of numbers. It need
 from pathlib import Path
 
 from . import images, paper_images
-from .experiment import command_line, paper_rates, parse, results_path
+from .experiment import carry_out, command_line, paper_rates, parse
 from .image_data import read_cifar10, read_tree
 
 
@@ -54,7 +54,7 @@ def main() -> None:
             experiment = images.make_experiment(title, found, arguments)
     except FileNotFoundError as error:
         parser.error(str(error))
-    experiment.run(results_path(name, arguments), arguments.device)
+    carry_out(experiment, name, arguments)
 
 
 if __name__ == "__main__":

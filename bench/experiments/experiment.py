@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -88,7 +88,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Models to train on a task, with their seeds, and to time for some seconds."""
+    """Models to train on a task, with their seeds, and to time for some seconds, if any."""
 
     title: str
     task: Task
@@ -127,7 +127,7 @@ class Experiment:
                 bar.update()
                 write(path, results)
         timed = results.setdefault("rows_per_second", {})
-        if not timed.keys() >= {model.label for model in self.models}:
+        if self.timing_seconds and not timed.keys() >= {model.label for model in self.models}:
             timed |= self._rows_per_second(device)
             results["circumstances"] = here
             write(path, results)
@@ -307,6 +307,18 @@ def command_line(
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="default: cuda for --scale gpu, else cpu"
     )
+    parser.add_argument(
+        "--up-to",
+        type=float,
+        default=math.inf,
+        metavar="FLOPS",
+        help="leave out networks with more FLOPs; a later command can add them",
+    )
+    parser.add_argument(
+        "--untimed",
+        action="store_true",
+        help="leave out the timing of inference, on a busy machine; a later command can add it",
+    )
     parser.add_argument("--out", type=Path, help="the file to write, and to resume from")
     return parser
 
@@ -343,7 +355,7 @@ def rates_of_pilot(path: Path) -> dict[str, float]:
         If there is no file of a finished pilot.
     """
     results = read(path)
-    if "rows_per_second" not in results:  # measured at its end
+    if not results.get("rows_per_second"):  # measured at its end
         raise FileNotFoundError(
             f"{path}: there is no finished pilot, whose learning rates are taken: "
             "run --scale pilot first"
@@ -360,6 +372,14 @@ def with_sweep(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="with --setting paper: one lmKAN with many grids and penalties",
     )
     return parser
+
+
+def carry_out(experiment: Experiment, name: str, arguments: argparse.Namespace) -> None:
+    """Do the runs of an experiment that the arguments ask for."""
+    models = [model for model in experiment.models if model.flops() <= arguments.up_to]
+    seconds = 0.0 if arguments.untimed else experiment.timing_seconds
+    asked_for = replace(experiment, models=models, timing_seconds=seconds)
+    asked_for.run(results_path(name, arguments), arguments.device)
 
 
 def results_path(name: str, arguments: argparse.Namespace) -> Path:

@@ -6,7 +6,7 @@
 
 from pathlib import Path
 
-from .experiment import command_line, parse, results_path
+from .experiment import carry_out, command_line, parse
 from .image_data import read_fashion_mnist
 from .images import make_experiment
 
@@ -25,7 +25,7 @@ def main() -> None:
     except FileNotFoundError as error:
         parser.error(str(error))
     experiment = make_experiment("Fashion-MNIST", images, arguments)
-    experiment.run(results_path("fashion_mnist", arguments), arguments.device)
+    carry_out(experiment, "fashion_mnist", arguments)
 
 
 if __name__ == "__main__":

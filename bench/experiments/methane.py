@@ -30,10 +30,10 @@ from . import paper_methane
 from .experiment import (
     Experiment,
     Task,
+    carry_out,
     command_line,
     paper_rates,
     parse,
-    results_path,
     with_pykan,
     with_sweep,
 )
@@ -323,7 +323,7 @@ def main() -> None:
             experiment = make_experiment(inputs, scale, data, arguments.device, arguments.pykan)
     except FileNotFoundError as error:
         parser.error(str(error))
-    experiment.run(results_path(name, arguments), arguments.device)
+    carry_out(experiment, name, arguments)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,10 @@ MLPs and lmKANs have two hidden layers of one width. An lmKAN layer has batch no
 it, no bound of its inputs, and a branch with ReLU, either before its weight ("relu": not in the
 first layer, and folded into the tables) or after it ("relu_last": not in the last layer, and
 counted as a linear layer more). Adam has one learning rate for all parameters.
+
+The paper says nothing of the statistics of batch normalisation. Here all networks, MLPs too, keep
+them after the phases before the main part, except on images: with few steps the noise of every
+batch's own costs lmKANs and MLPs a good part of the error.
 """
 
 from abc import ABC
@@ -56,7 +60,6 @@ class InPhases(Model, ABC):
         return {
             "penalty": penalty,
             "schedule": PhasedSchedule(steps, floor=self.penalty_floor),
-            "keeps_statistics": False,
         }
 
 

@@ -288,6 +288,7 @@ def make_experiment(
             "rows": len(y),
             "image": list(x.shape[1:]),
             "is_flat": is_flat,
+            "keeps_statistics": False,
             "batch": BATCH[scale],
             "augmented epochs": EPOCHS[scale],
             "epochs": round(STEPS[scale] * BATCH[scale] / len(y), 1),

@@ -114,6 +114,7 @@ def make_experiment(
             "inputs": inputs,
             "source": source,
             "loss": "squared errors",
+            "keeps_statistics": True,
             "rows": len(y),
             "batch": BATCH[scale],
             "a row is met": round(STEPS[scale] * BATCH[scale] / len(training), 2),

@@ -152,6 +152,7 @@ def make_task(setting: Setting, data: Path | None, device: torch.device) -> Task
         penalty=penalty_for(number),
         setting={
             **asdict(setting),
+            "keeps_statistics": True,
             "variance": round(float(spread) ** 2, 4),
             "a row is met": round(setting.steps * setting.batch / number, 2),
         },

@@ -56,6 +56,15 @@ def _kinds(results: dict[str, Any]) -> list[str]:
     return [model.rsplit(" 4-")[0] for model in results["rows_per_second"]]
 
 
+def test_networks_can_be_added(tmp_path: Path) -> None:
+    cheap = run(approximation, tmp_path, "--up-to", "64", "--untimed")
+    assert {run["kind"] for run in cheap["runs"]} == {"MLP", "MLP, SiLU"}
+    assert "rows_per_second" not in cheap
+    both = run(approximation, tmp_path)
+    assert both["runs"][: len(cheap["runs"])] == cheap["runs"]
+    assert len(both["rows_per_second"]) == len(both["runs"]) == 4
+
+
 @pytest.mark.parametrize("module", [approximation, methane])
 def test_sweeps(tmp_path: Path, module: Any) -> None:
     np.savez(tmp_path / "methane_xtb.npz", **made_up_molecules())
@@ -197,5 +206,5 @@ def test_the_learning_rates_are_those_of_a_pilot(
     path.write_text(json.dumps({"runs": runs}))
     with pytest.raises(FileNotFoundError, match="no finished pilot"):
         experiment.rates_of_pilot(path)
-    path.write_text(json.dumps({"runs": runs, "rows_per_second": {}}))
+    path.write_text(json.dumps({"runs": runs, "rows_per_second": {"A 1": 1.0}}))
     assert experiment.rates_of_pilot(path) == {"A": 0.2, "B": 0.1}
