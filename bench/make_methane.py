@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lmkan_cupy.adapters.torch.training import progress_bar
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 BUNDLED = Path(__file__).parents[1] / "lmkan_cupy" / "data" / "methane.npz"
 
@@ -113,7 +113,7 @@ def generate(num: int, jobs: int, recipe: Recipe) -> dict[str, Any]:
     with multiprocessing.Pool(jobs) as pool:
         atoms = {s: pool.apply(atom_energy, (z, recipe)) for s, z in (("C", 6), ("H", 1))}
         parts = pool.imap(partial(make_block, recipe=recipe), range(blocks))
-        for part in tqdm(parts, total=blocks, unit="block"):
+        for part in progress_bar(parts, total=blocks, unit="block"):
             rows += part
     index, positions, energies, forces = (np.array(column) for column in zip(*rows, strict=True))
     reference = atoms["C"] + 4 * atoms["H"]

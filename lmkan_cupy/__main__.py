@@ -134,9 +134,9 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         type=Path,
         metavar="DATA",
-        help=".csv, .tsv (also .gz) or .parquet (also a folder): all columns but the targets are "
-        "features; .npz: arrays 'features' [rows, columns] and targets [rows], optionally "
-        "'feature_names'; default: the bundled methane sample",
+        help=".csv, .tsv (also .gz) or .parquet (also a folder), or - for CSV on standard input: "
+        "all columns but the targets are features; .npz: arrays 'features' [rows, columns] and "
+        "targets [rows], optionally 'feature_names'; default: the bundled methane sample",
     )
     several: dict[str, Any] = {"action": _Each, "default": [], "metavar": "NAME"}
     fit.add_argument(
@@ -204,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
         "data",
         type=Path,
         metavar="DATA",
-        help="a table with the columns that the model reads, as for fit; others are ignored",
+        help="a table as for fit, also -, with all columns that the model reads",
     )
     predict.add_argument(
         "--id", **several, help="a column of DATA to write first; for several, once for each"
@@ -214,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
         action=_Once,
         type=Path,
         metavar="FILE",
-        help="a CSV file; default: standard output",
+        help="a .csv, .tsv or .parquet file; default: -, CSV on standard output",
     )
     for each in (fit, predict):
         for name, text in (("sep", "separator"), ("decimal", "decimal mark")):

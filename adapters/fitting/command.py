@@ -14,10 +14,10 @@ import lmkan_cupy
 
 from ..torch.training import held_back
 from .dataset import Dataset, InputError, Task, check_unique
-from .files import check_empty, check_file, new_folder, write_text
+from .files import check_empty, check_file, new_folder, write_bytes
 from .fit import TITLES, FitResult, check_options, fit
 from .model import FittedModel, load
-from .reading import read_dataset, read_table
+from .reading import SEPARATORS, STANDARD_STREAM, read_dataset, read_table
 
 #: What the metrics hold about the errors of a network -> what the report calls it.
 _ERRORS = {
@@ -82,13 +82,17 @@ def run_predict(
     decimal: str | None,
     out: Path | None,
 ) -> int:
-    """Run ``python -m lmkan_cupy predict``, which writes a CSV file; return 0.
+    """Run ``python -m lmkan_cupy predict``, which writes a CSV or Parquet file; return 0.
 
     Its columns are those of ``id``, then one for each target, named as the target; after labels
     "probability of" each of them.
     """
-    if out is not None:
+    kind = ".csv"
+    if out is not None and out != STANDARD_STREAM:
         check_file(out)
+        kind = out.suffix.lower() or kind
+        if kind not in {*SEPARATORS, ".parquet"}:
+            raise InputError(f"{out}: the file name must end in .csv, .tsv or .parquet")
     fitted = load(model)
     needed, levels = _names(fitted.description.columns)
     table = read_table(data, [*needed, *id], text=[*levels, *id], sep=sep, decimal=decimal)
@@ -96,18 +100,27 @@ def run_predict(
         if missing := [name for name in (*needed, *id) if name not in table]:
             raise InputError("; ".join(f"there is no column {name!r}" for name in missing))
         check_unique(table)
-        predicted = _predicted(fitted, table)
+        answer = pd.concat([table[[*id]], _predicted(fitted, table)], axis=1)
+        check_unique(answer)
     except InputError as error:
         raise InputError(f"{data}: {error}") from error
-    answer = pd.concat([table[[*id]], predicted], axis=1)
-    text = answer.to_csv(index=False, float_format="%.9g", lineterminator="\n")
-    if out is None:
-        print(text, end="")
+    content = _file_content(answer, kind)
+    if out is None or out == STANDARD_STREAM:
+        print(content.decode(), end="")
     else:
         # Each of them ends it; but it must not leave half a file behind.
         with held_back("SIGINT", "SIGTERM", "SIGHUP") as interruption, interruption.let_through():
-            write_text(out, text)
+            write_bytes(out, content)
     return 0
+
+
+def _file_content(table: pd.DataFrame, kind: str) -> bytes:
+    """Return a table as a file of a kind: ".csv", ".tsv" or ".parquet"."""
+    if kind == ".parquet":
+        return table.to_parquet(engine="pyarrow", index=False)
+    separator = SEPARATORS[kind][0]
+    text = table.to_csv(sep=separator, index=False, float_format="%.9g", lineterminator="\n")
+    return text.encode()
 
 
 def _names(columns: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:

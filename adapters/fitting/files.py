@@ -118,10 +118,10 @@ def check_file(path: Path) -> None:
             raise InputError(f"{path}: cannot be written (no permission)")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` in UTF-8, as :func:`written` does, or raise an InputError."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content``, as :func:`written` does, or raise an InputError."""
     with _writing(path), written(path) as file:
-        file.write_text(text, encoding="utf-8", newline="")
+        file.write_bytes(content)
 
 
 @contextmanager

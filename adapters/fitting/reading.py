@@ -3,9 +3,11 @@
 import csv
 import gzip
 import re
+import sys
 import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO, TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,8 +18,11 @@ import pandas as pd
 from . import npz
 from .dataset import Dataset, InputError, Task, check_unique, one_line
 
+#: In place of a file, stands for standard input or output.
+STANDARD_STREAM = Path("-")
+
 #: Ending of a CSV file -> what may separate its values, the most probable first.
-_SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|"}
+SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|"}
 
 #: A column without a name, as it stands in a file or as pandas, R and Arrow write it.
 _NO_NAME = re.compile(r"\s*|Unnamed: [\d.]+|__index_level_\d+__")
@@ -101,7 +106,7 @@ def read_table(
         A ``.csv`` or ``.tsv`` file in UTF-8, also compressed by gzip (``.gz``), whose first line
         names the columns; a ``.parquet`` file or a folder of such files; or an ``.npz`` file: its
         array ``features`` [N, I] holds the columns, its array ``feature_names`` [I] their names,
-        if there is one.
+        if there is one. ``Path("-")`` is a CSV file on standard input.
     only : collection of str, optional
         Names of the columns to read.
     text : collection of str
@@ -124,8 +129,10 @@ def read_table(
         kind = _kind(table)
         if kind == "":
             frame = table if isinstance(table, pd.DataFrame) else table.to_pandas()
-        elif kind in _SEPARATORS:
-            return _read_csv(table, _SEPARATORS[kind], only, text, sep, decimal)
+        elif kind in SEPARATORS:
+            # What comes from standard input can be read only once.
+            source = sys.stdin.buffer.read() if table == STANDARD_STREAM else table
+            return _read_csv(source, SEPARATORS[kind], only, text, sep, decimal)
         elif kind == ".npz":
             frame = _read_npz_features(table)
         else:
@@ -142,6 +149,8 @@ def _kind(table: Any) -> str:
                 f"a table must be a Path or a frame of pandas or polars, got {type(table).__name__}"
             )
         return ""
+    if table == STANDARD_STREAM:
+        return ".csv"
     if not table.exists():
         raise InputError("there is no such file")
     kind = Path(table.name.lower().removesuffix(".gz")).suffix
@@ -149,7 +158,7 @@ def _kind(table: Any) -> str:
         if not any(table.rglob("*.parquet")):
             raise InputError("is a folder without Parquet files")
         return ".parquet"
-    if kind not in {*_SEPARATORS, ".parquet", ".npz"}:
+    if kind not in {*SEPARATORS, ".parquet", ".npz"}:
         raise InputError("the file name must end in .csv, .csv.gz, .tsv, .parquet or .npz")
     return kind
 
@@ -166,7 +175,7 @@ def _naming(table: Any) -> Iterator[None]:
         raise InputError(f"{table}: {error}") from error
     # The libraries that read these formats raise errors of nearly every kind at damaged files.
     except Exception as error:
-        kind = "parquet" if table.is_dir() else table.suffix[1:]
+        kind = "parquet" if table.is_dir() else table.suffix[1:] or "csv"
         raise InputError(f"{table}: cannot be read as {kind}: {one_line(error)}") from error
 
 
@@ -174,21 +183,21 @@ def _naming(table: Any) -> Iterator[None]:
 
 
 def _read_csv(
-    path: Path,
+    source: Path | bytes,
     separators: str,
     only: Collection[str] | None,
     text: Collection[str],
     sep: str | None,
     decimal: str | None,
 ) -> pd.DataFrame:
-    with _opened(path) as file:
+    with _opened(source) as file:
         first = [*islice(file, _LINES)]
     sep = "\t" if sep == "\\t" else sep or _separator(first, separators)
     for name, mark in (("sep", sep), ("decimal", decimal)):
         if mark is not None and len(mark) != 1:
             raise InputError(f"{name} must be one character, got {mark!r}")
     decimal = decimal or _decimal(first, sep)
-    with _opened(path) as file:
+    with _opened(source) as file:
         lines = csv.reader(file, delimiter=sep, skipinitialspace=True)
         names = [name.strip() for name in next(filter(None, lines), [])]
         for values in lines:
@@ -200,26 +209,29 @@ def _read_csv(
     if names and all(map(_is_number, names)):
         raise InputError("the first line holds numbers, but must name the columns")
     columns = [i for i, name in enumerate(names) if only is None or name in only]
-    frame = pd.read_csv(
-        path,
-        sep=sep,
-        decimal=decimal,
-        names=range(len(names)),
-        header=0,
-        index_col=False,  # else a comma at the end of lines makes the first column their name
-        usecols=columns,
-        dtype={i: str for i in columns if names[i] in text},
-        skipinitialspace=True,
-        low_memory=False,  # which would read parts of a column as numbers, and parts as text
-        encoding="utf-8-sig",
-    )
+    with _opened(source) as file:
+        frame = pd.read_csv(
+            file,
+            sep=sep,
+            decimal=decimal,
+            names=range(len(names)),
+            header=0,
+            index_col=False,  # else a comma at the end of lines makes the first column their name
+            usecols=columns,
+            dtype={i: str for i in columns if names[i] in text},
+            skipinitialspace=True,
+            low_memory=False,  # which would read parts of a column as numbers, and parts as text
+        )
     return frame.set_axis([names[i] for i in columns], axis=1)
 
 
-def _opened(path: Path) -> TextIO:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+def _opened(source: Path | bytes) -> TextIO:
+    """Open a file, or the content of one, as text."""
+    if isinstance(source, bytes):
+        return TextIOWrapper(BytesIO(source), encoding="utf-8-sig", newline="")
+    if source.suffix.lower() == ".gz":
+        return gzip.open(source, "rt", encoding="utf-8-sig", newline="")
+    return source.open(encoding="utf-8-sig", newline="")
 
 
 def _separator(lines: list[str], candidates: str) -> str:

@@ -123,7 +123,9 @@ def view(function: str, model: Any) -> View:
             model.feature_names_in_ if has_names else _numbered("x", model.n_features_in_)
         )
         is_classifier = isinstance(model, LMKANClassifier)
-        outputs = model.classes_ if is_classifier else _numbered("y", len(model.model_.target_mean))
+        outputs = (
+            [*model.classes_] if is_classifier else _numbered("y", len(model.model_.target_mean))
+        )
         return _of_network(function, model.model_, encoder, has_names, outputs, is_classifier)
     if isinstance(model, TableNetwork):
         encoder = _of_numbers(_numbered("x", len(model.feature_mean)))

@@ -130,7 +130,7 @@ class Layer(TablesModule):
                 torch.empty((outputs, columns, *kernel_size), device=device, dtype=dtype)
             )
             self.bias = nn.Parameter(torch.empty(outputs, device=device, dtype=dtype))
-        self._initial_tables_weight = tables_weight
+        self._initial_tables_weight = 1.0 if tables_weight is None else tables_weight
         self.register_buffer(
             "tables_weight",
             None if tables_weight is None else torch.empty((), device=device, dtype=dtype),

@@ -60,12 +60,12 @@ def prune_(model: nn.Module, data: Tensor, tolerance: float, *, keep_inputs: boo
             "LMKANLinear whose outputs go into another"
         )
     expected = model(data)
-    spread = (expected - expected.mean(0)).square().mean().sqrt().item()
+    spread = float((expected - expected.mean(0)).square().mean().sqrt())
     if (expected == expected[0]).all():
         raise ValueError("prune_: the output of model must not be the same for all rows of data")
 
     def error() -> float:
-        return (model(data) - expected).square().mean().sqrt().item() / spread
+        return float((model(data) - expected).square().mean().sqrt()) / spread
 
     costs = []
     for number, seam in enumerate(seams):
@@ -192,6 +192,7 @@ class _Seam:
                     is_buffer = not isinstance(value, nn.Parameter)
                     setattr(norm, name, some if is_buffer else nn.Parameter(some))
         if self._giver is None:
+            assert isinstance(self._model, nn.Sequential)
             first = self._model[0]
             self._model[0] = nn.Sequential(Selection(self._in_features, order), first).eval()
             return

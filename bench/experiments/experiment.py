@@ -22,11 +22,10 @@ from typing import Any, TypeAlias
 import numba
 import numpy as np
 import torch
-from lmkan_cupy.adapters.torch.training import ROWS_AT_ONCE, Trainer, evaluate
+from lmkan_cupy.adapters.torch.training import ROWS_AT_ONCE, Trainer, evaluate, progress_bar
 from lmkan_cupy.adapters.torch.training.cuda_graph import GraphedFunction, new_stream
 from lmkan_cupy.adapters.torch.training.trainer import BETAS, FIRST_PART, one_thread
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..harness.results_file import RESULTS, circumstances, of_same_setting, read, write
 from ..harness.timing import interleave, stopwatch
@@ -119,11 +118,13 @@ class Experiment:
         total = sum(len(model.learning_rates) + model.seeds - 1 for model in self.models)
         with (
             told_how_to_resume(runs, total),
-            tqdm(total=total, initial=len(runs), unit="run", desc=path.stem) as bar,
+            progress_bar(total=total, initial=len(runs), unit="run", desc=path.stem) as bar,
         ):
             for run in self._trained(runs, device):
                 run["commit"] = here["commit"]
-                bar.set_postfix_str(f"{run['model']}, lr {run['rate']:g}, seed {run['seed']}")
+                bar.set_postfix_str(
+                    f"{run['model']}, lr {run['rate']:g}, seed {run['seed']}", refresh=False
+                )
                 bar.update()
                 write(path, results)
         timed = results.setdefault("rows_per_second", {})

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lmkan_cupy.adapters.torch.training import progress_bar
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from tqdm import tqdm
 
 #: Images that RandAugment changes by the same two operations, each by a strength of its own.
 _ALIKE = 50
@@ -90,7 +90,7 @@ def changed_images(images: Tensor, seed: int) -> NDArray[np.uint8]:
     )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        parts = tqdm(images.split(_ALIKE), desc=f"augmented epoch {seed}", leave=False)
+        parts = progress_bar(images.split(_ALIKE), desc=f"augmented epoch {seed}", leave=False)
         return torch.cat(
             [(change(part / 255).clamp(0, 1) * 255).round().to(torch.uint8) for part in parts]
         ).numpy()

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lmkan_cupy.adapters.torch.training import Rows, penalty_for
+from lmkan_cupy.adapters.torch.training import Rows, penalty_for, progress_bar
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from tqdm import tqdm
 
 from .experiment import Experiment, Task
 from .paper import Kind, OwnLMKAN, PaperLMKAN, PaperMLP, StrongMLP, students, swept
@@ -108,7 +107,7 @@ class Teacher:
         answers = np.load(path) if path.exists() else np.empty((0, 1), np.float32)
         done = len(answers) // BLOCK
         new = islice(self.blocks(done), max(0, number - done))
-        for _, more in tqdm(new, desc=path.name, unit="block", initial=done, total=number):
+        for _, more in progress_bar(new, desc=path.name, unit="block", initial=done, total=number):
             answers = np.concatenate([answers, more.numpy()])
             unfinished = path.with_suffix(".unfinished.npy")
             np.save(unfinished, answers)

@@ -23,6 +23,7 @@ import numba
 import numpy as np
 import pandas as pd
 from lmkan_cupy.adapters.sklearn import LMKANClassifier, LMKANRegressor
+from lmkan_cupy.adapters.torch.training import progress_bar
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import (
     HistGradientBoostingClassifier,
@@ -36,7 +37,6 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 import lmkan_cupy
 from lmkan_cupy.encoding import fit_encoder
@@ -187,11 +187,11 @@ def compare(scale: Scale, path: Path) -> None:
     with (
         told_how_to_resume(fits, len(planned)),
         threadpool_limits(1),
-        tqdm(total=len(planned), initial=len(done), unit="fit", desc=path.stem) as bar,
+        progress_bar(total=len(planned), initial=len(done), unit="fit", desc=path.stem) as bar,
     ):
         for key in planned:
             if key not in done:
-                bar.set_postfix_str("{}, {}, seed {}".format(*key))
+                bar.set_postfix_str("{}, {}, seed {}".format(*key), refresh=False)
                 fits.append({**_fitted(*key, scale.rows), "commit": here["commit"]})
                 bar.update()
                 write(path, results)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import errno
+import io
 import os
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fresh_process
+import numpy as np
+import pandas as pd
 import pytest
 from fits import (
     FILES,
@@ -316,9 +319,41 @@ def test_a_pipe_stays_and_is_written_to(tmp_path: Path, command: Command) -> Non
 
 
 @pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("out", ["y.csv", "y.TSV", "y.parquet"])
+def test_the_ending_of_its_name_is_the_kind_of_file(
+    tmp_path: Path, command: Command, out: str
+) -> None:
+    assert command("predict", "model", "data.csv", "--id", "b", "--out", out) == (0, "", "")
+    readers = {".csv": pd.read_csv, ".TSV": pd.read_table, ".parquet": pd.read_parquet}
+    found = readers[Path(out).suffix](tmp_path / out)
+    assert [*found] == ["b", "y"]
+    np.testing.assert_allclose(found["b"].astype(float), table()["b"])
+    np.testing.assert_allclose(found["y"], quick_fit().model.predict(table()), rtol=1e-8)
+
+
+@pytest.mark.usefixtures("model")
+def test_standard_input_and_output(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = command("predict", "model", "data.csv")
+    content = table().to_csv(index=False, sep=";", decimal=",").encode("utf-8-sig")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert command("predict", "model", "-", "--out", "-") == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a,b\n1,2\n")))
+    check_refusal(command("predict", "model", "-"), "-: there is no column 'c'")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    check_refusal(command("predict", "model", "-"), "-: cannot be read as csv: ")
+
+
+@pytest.mark.usefixtures("model")
+def test_a_name_that_it_would_have_twice(command: Command) -> None:
+    outcome = command("predict", "model", "data.csv", "--id", "y")
+    check_refusal(outcome, "data.csv: 2 columns are called 'y'")
+
+
+@pytest.mark.usefixtures("model")
 @pytest.mark.parametrize(
     ("out", "sentence"),
     [
+        ("y.xlsx", "y.xlsx: the file name must end in .csv, .tsv or .parquet"),
         ("nodir/y.csv", "nodir/y.csv: there is no folder nodir"),
         ("data.csv/y.csv", "data.csv/y.csv: there is no folder data.csv"),
         ("model", "model: is a folder, but must be a file"),

@@ -196,14 +196,15 @@ def test_a_signal_before_there_is_a_model_leaves_nothing(
 def test_a_signal_while_predictions_are_written_leaves_nothing(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    def write_half(path: Path, text: str, **_: Any) -> None:
-        path.write_bytes(text[: len(text) // 2].encode())
+    def write_half(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
         send(name)
 
     quick_fit().model.save(tmp_path)
     write_csv(table(), tmp_path / "data.csv")
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(Path, "write_text", write_half)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
     assert command("predict", ".", "data.csv", "--out", "y.csv") == (
         130,
         "",

@@ -9,6 +9,7 @@ module           what
 ``device``       the device that is named, if it is there
 ``cuda_graph``   steps that a CUDA device replays as one graph
 ``interruption`` Ctrl-C and other signals that end a training
+``progress``     bars on a terminal, lines elsewhere
 ================ =================================================================================
 
 What each part of the procedure contributes was measured: see ``bench/results/procedure.md``.
@@ -27,6 +28,7 @@ from .network import (
     lmkan_layers,
     parameter_groups,
 )
+from .progress import progress_bar
 from .rows import MOST_STEPS, Rows, epochs_for, penalty_for
 from .trainer import Trainer, Training
 
@@ -49,4 +51,5 @@ __all__ = [
     "lmkan_layers",
     "parameter_groups",
     "penalty_for",
+    "progress_bar",
 ]

@@ -108,7 +108,7 @@ class TableNetwork(nn.Module):
                 f"TableNetwork: x must have {len(self.feature_mean)} features on its last axis, "
                 f"got x.shape={tuple(x.shape)}"
             )
-        output = self.network(_relative(x, self.feature_mean, self.feature_scale))
+        output: Tensor = self.network(_relative(x, self.feature_mean, self.feature_scale))
         return (self.target_mean + self.target_scale * output).to(x.dtype)
 
     def standardise_features_by(self, features: NDArray[np.float64]) -> None:
@@ -160,8 +160,9 @@ class TableNetwork(nn.Module):
         the inputs that folded tables expect.
         """
         model = type(self)(self.sizes, self.num_grids, self.bound, residual="linear")
+        blocks: list[Any] = [*model.network]
         with torch.no_grad():
-            for block, folded in zip(model.network, lmkan_layers(self.network), strict=True):
+            for block, folded in zip(blocks, lmkan_layers(self.network), strict=True):
                 block.layer.tables.copy_(folded.tables)
                 block.layer.weight.zero_()
                 block.layer.bias.zero_()

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import HessianSchedule, PhasedSchedule
 from ..layers import Layer, penalty_of, table_modules
 from .cuda_graph import GraphedFunction, new_stream
 from .interruption import held_back
 from .network import ROWS_AT_ONCE, in_parts, refine_
+from .progress import progress_bar
 
 #: Share of the steps in the first part. Much shorter, and the statistics of batch normalisation
 #: have not settled when they are fixed.
@@ -273,7 +273,7 @@ class Trainer:
         return float(self.loss(in_parts(forward, features, self.rows_at_once), target))
 
     def _bar(self, label: str) -> Any:
-        return tqdm(
+        return progress_bar(
             total=self.steps, desc=label, unit="step", mininterval=0.5, disable=self.shown is None
         )
 
