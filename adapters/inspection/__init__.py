@@ -8,9 +8,14 @@ module           what
 ================ =================================================================================
 ``view``         what a model is for the others: a chain of layers with named ends
 ``pruning``      ``prune_``: a model without what does not matter
+``formulas``     ``formula``: a small network as expressions of named functions
+``forms``        these functions
+``importance``   ``importance``, ``interactions``: which columns and pairs of them matter how much
 ================ =================================================================================
 """
 
+from .formulas import Formula, Part, formula
+from .importance import importance, interactions
 from .pruning import prune_
 
-__all__ = ["prune_"]
+__all__ = ["Formula", "Part", "formula", "importance", "interactions", "prune_"]
