@@ -10,12 +10,23 @@ module           what
 ``pruning``      ``prune_``: a model without what does not matter
 ``formulas``     ``formula``: a small network as expressions of named functions
 ``forms``        these functions
+``effects``      ``effect``, ``plot_effect``: how the prediction depends on one column or two
 ``importance``   ``importance``, ``interactions``: which columns and pairs of them matter how much
 ================ =================================================================================
 """
 
+from .effects import effect, plot_effect
 from .formulas import Formula, Part, formula
 from .importance import importance, interactions
 from .pruning import prune_
 
-__all__ = ["Formula", "Part", "formula", "importance", "interactions", "prune_"]
+__all__ = [
+    "Formula",
+    "Part",
+    "effect",
+    "formula",
+    "importance",
+    "interactions",
+    "plot_effect",
+    "prune_",
+]
