@@ -13,6 +13,7 @@ from scipy.optimize import least_squares, minimize  # type: ignore[import-untype
 import lmkan_cupy
 
 from .forms import OF_BOTH, OF_ONE, OF_TWO, SHIFTED_SINE, WAVE, Form, Parameters
+from .hats import hats
 from .view import view
 
 #: Points per variable at which functions are compared; rows of normal numbers where there are none.
@@ -223,19 +224,10 @@ class _Axis:
         self.symbol = symbol
         self.x = np.quantile(values, (np.arange(_POINTS) + 0.5) / _POINTS)
         mean, scale, bound = located
-        self.hats = _hats(((self.x - mean) / scale).clip(-bound, bound), num_knots)
+        self.hats = hats(((self.x - mean) / scale).clip(-bound, bound), num_knots)
         basis = np.linalg.svd(self.hats, full_matrices=False)
         held = basis.U[:, basis.S / basis.S[0] > 1e-6]
         self.projector = held @ held.T
-
-
-def _hats(coordinates: NDArray[np.float64], num_knots: int) -> NDArray[np.float64]:
-    """Return the weights [M, S] of the knots for coordinates [M]."""
-    hats = np.broadcast_to(np.eye(num_knots)[None, :, None], (1, num_knots, num_knots, num_knots))
-    weights: NDArray[np.float64] = lmkan_cupy.forward(
-        coordinates[:, None], np.ascontiguousarray(hats)
-    )
-    return weights
 
 
 def _of_layer(
@@ -244,9 +236,11 @@ def _of_layer(
     """Return the parts of a layer, a function after the other."""
     values = []
     for pair, table in enumerate(tables.astype(np.float64)):
-        hats = [each.hats for each in axes[2 * pair : 2 * pair + 2]]
-        hats += [_hats(np.zeros(1), len(table))] * (2 - len(hats))  # an odd last input has 0 beside
-        values.append(np.einsum("mi,ijo,nj->omn", hats[0], table, hats[1]))
+        of_axes = [each.hats for each in axes[2 * pair : 2 * pair + 2]]
+        of_axes += [hats(np.zeros(1), len(table))] * (
+            2 - len(of_axes)
+        )  # an odd last input has 0 beside
+        values.append(np.einsum("mi,ijo,nj->omn", of_axes[0], table, of_axes[1]))
     parts = []
     for output in range(tables.shape[3]):
         total = sum(each[output].var() for each in values)
