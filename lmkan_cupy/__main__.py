@@ -1,4 +1,4 @@
-"""The command line, ``python -m lmkan_cupy info | fit | predict``: it only calls the commands."""
+"""The command line, ``python -m lmkan_cupy info | fit | predict | show``: it only calls them."""
 
 import argparse
 import io
@@ -51,13 +51,19 @@ def _run(command: str, arguments: dict[str, Any]) -> int:
         return 0
     try:
         from .adapters import fitting
+
+        if command == "show":
+            from .adapters.inspection import run_show as run
+        else:
+            run = fitting.run_fit if command == "fit" else fitting.run_predict
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        return _fail(f"{command} needs {package}: {install_extra('fit')}")
+        extra = "inspect" if command == "show" else "fit"
+        return _fail(f"{command} needs {package}: {install_extra(extra)}")
     except (ImportError, OSError) as error:
         return _fail(f"{command} needs a package that is installed but cannot be loaded: {error}")
     try:
-        return (fitting.run_fit if command == "fit" else fitting.run_predict)(**arguments)
+        return run(**arguments)
     except fitting.InputError as error:
         return _fail(str(error))
 
@@ -215,6 +221,18 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="a .csv, .tsv or .parquet file; default: -, CSV on standard output",
+    )
+
+    show = commands.add_parser(
+        "show", help="draw a fitted network, and print what each of its features carries"
+    )
+    show.add_argument("model", type=Path, metavar="MODEL", help="a folder that fit wrote")
+    show.add_argument(
+        "--out",
+        action=_Once,
+        type=Path,
+        metavar="FOLDER",
+        help="where to write network.png; default: MODEL",
     )
     for each in (fit, predict):
         for name, text in (("sep", "separator"), ("decimal", "decimal mark")):

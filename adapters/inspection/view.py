@@ -62,6 +62,11 @@ class View:
         return fuse(self.chain)
 
     @property
+    def names(self) -> list[str]:
+        """Names of the features [I]."""
+        return self.encoder.names
+
+    @property
     def columns(self) -> list[str]:
         """Names of the columns that the model reads."""
         return [column["name"] for column in self.encoder.columns]
