@@ -90,6 +90,9 @@ def _weighted(loss: Callable[..., Tensor], of_classes: bool) -> Callable[[Tensor
 class _Estimator(BaseEstimator):  # type: ignore[misc]
     """What regressor and classifier share: parameters, validation rows, training."""
 
+    model_: TableNetwork
+    loss_curve_: list[float]
+
     def __init__(
         self,
         width: int = 32,
@@ -199,7 +202,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             network.to("cpu")
             self.model_ = model.fold_().eval()
             self.n_iter_ = math.ceil(training.steps / rows.steps_per_epoch)
-            passes = training.losses.split(rows.steps_per_epoch)[: self.n_iter_]
+            passes = torch.split(training.losses, rows.steps_per_epoch)[: self.n_iter_]
             self.loss_curve_ = losses + [float(each.mean()) for each in passes]
             self.validation_loss_ = training.validation_loss
         if interruption.came or not training.completed:
@@ -485,6 +488,8 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     model_, n_iter_, loss_curve_, validation_loss_, n_features_in_, feature_names_in_
         As in :class:`LMKANRegressor`, but the loss is the cross-entropy.
     """
+
+    classes_: NDArray[Any]
 
     def __init__(
         self,

@@ -125,8 +125,9 @@ class TableNetwork(nn.Module):
         the inputs that folded tables expect.
         """
         model = type(self)(self.sizes, self.num_grids, self.bound, residual="linear")
+        blocks: list[Any] = [*model.network]
         with torch.no_grad():
-            for block, folded in zip(model.network, lmkan_layers(self.network), strict=True):
+            for block, folded in zip(blocks, lmkan_layers(self.network), strict=True):
                 block.layer.tables.copy_(folded.tables)
                 block.layer.weight.zero_()
                 block.layer.bias.zero_()
