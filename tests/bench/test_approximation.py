@@ -36,6 +36,7 @@ def test_every_student_is_trained_with_its_learning_rates_and_seeds(tmp_path: Pa
     assert min(run["errors"]["relative RMSE"] for run in results["runs"]) < 0.6
 
 
+@pytest.mark.long
 def test_pykan_is_trained_too_if_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Beside an MLP; a linear layer with the interface of pykan's layer stands in for it."""
 

@@ -180,6 +180,7 @@ def test_more_runs_leave_the_circumstances_of_the_timings(
     assert last["commit"] == resumed["runs"][-1]["commit"] == here
 
 
+@pytest.mark.long
 def test_runs_side_by_side_are_those_one_after_another(
     finished: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def _kinds(results: dict[str, Any]) -> list[str]:
     return [model.rsplit(" 4-")[0] for model in results["rows_per_second"]]
 
 
+@pytest.mark.long
 def test_networks_can_be_added(tmp_path: Path) -> None:
     cheap = run(approximation, tmp_path, "--up-to", "64", "--untimed")
     assert {run["kind"] for run in cheap["runs"]} == {"MLP", "MLP, SiLU"}
@@ -65,7 +66,7 @@ def test_networks_can_be_added(tmp_path: Path) -> None:
     assert len(both["rows_per_second"]) == len(both["runs"]) == 4
 
 
-@pytest.mark.parametrize("module", [approximation, methane])
+@pytest.mark.parametrize("module", first_short([methane, approximation]))
 def test_sweeps(tmp_path: Path, module: Any) -> None:
     np.savez(tmp_path / "methane_xtb.npz", **made_up_molecules())
     results = run(module, tmp_path, "--sweep")
@@ -75,7 +76,8 @@ def test_sweeps(tmp_path: Path, module: Any) -> None:
     assert len({run["flops"] for run in results["runs"]}) == 1
 
 
-@pytest.mark.parametrize("inputs", first_short(["distances", "cartesian"]))
+@pytest.mark.long
+@pytest.mark.parametrize("inputs", ["distances", "cartesian"])
 def test_methane(tmp_path: Path, inputs: str) -> None:
     np.savez(tmp_path / "methane_xtb.npz", **made_up_molecules())
     results = run(methane, tmp_path, "--inputs", inputs)

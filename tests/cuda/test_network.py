@@ -105,6 +105,7 @@ def test_linear_layers(engine_of_networks: None) -> None:
     np.testing.assert_array_equal(grad_x, gradient_in_one_kernel(given, x, np.ones_like(y))[1])
 
 
+@pytest.mark.long
 @emulates
 def test_samples_do_not_depend_on_each_other(engine_of_networks: None) -> None:
     """Nor on their numbers, of which lanes and blocks follow."""
@@ -296,7 +297,7 @@ def test_a_network_from_a_folder(
     for name, content in fitted.files().items():
         (tmp_path / name).write_bytes(content)
     loaded = lmkan_cupy.load_network(tmp_path)
-    given = given._replace(bounds=(2.0, 2.0), shift=None, scale=None)
+    given = replace(given, bounds=(2.0, 2.0), shift=None, scale=None)
     x = ((rows.astype(float) - mean[0]) / scale[0]).astype(np.float32)
     expected = mean[1, :3] + scale[1, :3] * in_one_kernel(given, x)
     np.testing.assert_array_equal(loaded.predict(rows), expected)

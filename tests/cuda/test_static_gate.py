@@ -147,8 +147,9 @@ def test_rings_fit(
         check_source(core, table, plan.kernel, device)
 
 
+@pytest.mark.long
 @on_every_device
-@pytest.mark.parametrize(("real", "tables"), first_short(DTYPES))
+@pytest.mark.parametrize(("real", "tables"), DTYPES)
 def test_networks_fit(core: Any, table: list[str], real: str, tables: str, device: Device) -> None:
     """Blocks of all sizes; what a block knows of the layers is in static shared memory."""
     shape = NetworkShape((10, 16, 16, 1), 8, real, tables)
