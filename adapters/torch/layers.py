@@ -145,6 +145,7 @@ class Layer(TablesModule):
         bound = init_bound(self._features, self.init_scale)
         nn.init.uniform_(self.tables, -bound, bound, generator)
         if self.tables_weight is not None:
+            assert self._initial_tables_weight is not None
             self.tables_weight.fill_(self._initial_tables_weight)
         for parameter in (self.weight, self.bias):
             if parameter is not None:

@@ -7,7 +7,7 @@ counted as a linear layer more). Adam has one learning rate for all parameters.
 
 The paper says nothing of the statistics of batch normalisation. Here all networks, MLPs too, keep
 them after the phases before the main part, except on images: with few steps the noise of every
-batch's own costs lmKANs and MLPs a good part of the error.
+batch's own costs lmKANs and MLPs a good part of the error (``bench/results/procedure.md``).
 """
 
 from abc import ABC
