@@ -187,6 +187,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
                 "lmKAN", model.network, parameter_groups(model.network, self.learning_rate)
             )
             self.model_ = model.fold_().eval()
+            self.feature_range_ = np.stack([X.min(axis=0), X.max(axis=0)])
             self.n_iter_ = math.ceil(training.steps / rows.steps_per_epoch)
             self.validation_loss_ = training.validation_loss
         if interruption.came or not training.completed:
@@ -323,6 +324,8 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         The fitted network, a PyTorch module.
     encoder_ : Encoder or None
         Turns a frame with categories into features, see ``categorical_features``.
+    feature_range_ : float64 array [2, I]
+        The least and the largest value of every feature in the rows that were trained on.
     n_iter_ : int
         Passes over the rows that were made.
     validation_loss_ : float or None
@@ -440,7 +443,7 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     ----------
     classes_ : array [K]
         The labels.
-    model_, encoder_, n_iter_, validation_loss_, n_features_in_, feature_names_in_
+    model_, encoder_, feature_range_, n_iter_, validation_loss_, n_features_in_, feature_names_in_
         As in :class:`LMKANRegressor`, but the loss is the cross-entropy.
     """
 

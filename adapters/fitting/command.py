@@ -1,6 +1,7 @@
 """The commands ``python -m lmkan_cupy fit`` and ``predict``."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,6 +92,7 @@ def run_predict(
             raise InputError("; ".join(f"there is no column {name!r}" for name in missing))
         check_unique(table)
         predicted = _predicted(fitted, table)
+        _warn_of_unseen(fitted, table)
     except InputError as error:
         raise InputError(f"{data}: {error}") from error
     answer = pd.concat([table[[*id]], predicted], axis=1)
@@ -110,6 +112,20 @@ def _names(columns: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
         [column["name"] for column in columns],
         [column["name"] for column in columns if "levels" in column],
     )
+
+
+def _warn_of_unseen(fitted: FittedModel, table: pd.DataFrame) -> None:
+    """Tell on standard error in how many rows columns hold what the fitted table did not."""
+    counts = {
+        name: np.count_nonzero(is_unseen)
+        for name, is_unseen in fitted.description.encoder.unseen(table).items()
+    }
+    if found := [f"{name!r} in {count:,}" for name, count in counts.items() if count]:
+        print(
+            f"warning: of {len(table):,} rows some are beyond the table that the model was fitted "
+            f"to: {', '.join(found)}",
+            file=sys.stderr,
+        )
 
 
 def _predicted(fitted: FittedModel, table: pd.DataFrame) -> pd.DataFrame:
