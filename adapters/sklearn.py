@@ -199,6 +199,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             training = trainer.train("lmKAN", network, groups)
             network.to("cpu")
             self.model_ = model.fold_().eval()
+            self.feature_range_ = np.stack([X.min(axis=0), X.max(axis=0)])
             self.n_iter_ = math.ceil(training.steps / rows.steps_per_epoch)
             passes = torch.split(training.losses, rows.steps_per_epoch)[: self.n_iter_]
             self.loss_curve_ = losses + [float(each.mean()) for each in passes]
@@ -362,6 +363,8 @@ class LMKANRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         The fitted network, a PyTorch module.
     encoder_ : Encoder or None
         Turns a frame with categories into features, see ``categorical_features``.
+    feature_range_ : float64 array [2, I]
+        The least and the largest value of every feature in the rows that were trained on.
     n_iter_ : int
         Passes over the rows that the last ``fit`` made.
     loss_curve_ : list of float
@@ -487,7 +490,8 @@ class LMKANClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     ----------
     classes_ : array [K]
         The labels.
-    model_, encoder_, n_iter_, loss_curve_, validation_loss_, n_features_in_, feature_names_in_
+    model_, encoder_, feature_range_, n_iter_, loss_curve_, validation_loss_, n_features_in_
+    feature_names_in_
         As in :class:`LMKANRegressor`, but the loss is the cross-entropy.
     """
 

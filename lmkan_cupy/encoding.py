@@ -129,6 +129,30 @@ class Encoder:
             raise ValueError(f"columns must be equally long, got {lengths[0]} and {lengths[-1]}")
         return np.array(flat, order="F").T
 
+    def unseen(self, table: Any) -> dict[str, NDArray[np.bool_]]:
+        """Return in which rows of a table columns hold what :func:`fit_encoder` did not see.
+
+        Parameters
+        ----------
+        table : mapping or frame
+            As for a call.
+
+        Returns
+        -------
+        dict of bool array [N]
+            For every column: where a number or a date is beyond the least or the largest one, or a
+            level is unknown and there were no others.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As a call does.
+        """
+        flags = _for_each(
+            self._columns, lambda name: self._columns[name].unseen(_cells_of(table, name))
+        )
+        return dict(zip(self._columns, flags, strict=True))
+
 
 def fit_encoder(table: Any) -> tuple[Encoder, dict[str, str]]:
     """Find out how to encode the columns of a table.
@@ -183,6 +207,8 @@ class _Quantity:
     """What stands for missing values: number, truth value, or days since 1970."""
     format: str = ""
     """Of dates, see `_DATE_FORMATS`."""
+    seen: list[float] | None = None
+    """The least and the largest value that occurred; None where nobody looked."""
 
     def __post_init__(self) -> None:
         if (
@@ -214,6 +240,12 @@ class _Quantity:
                 raise ValueError(_where(self.name, is_missing, "has no value"))
             values = np.where(is_missing, self.fill, values)
         return [each for part in self.parts for each in _part(part, values, is_missing)]
+
+    def unseen(self, cells: _Cells) -> NDArray[np.bool_]:
+        """Return in which rows [N] the value is beyond those that occurred."""
+        values = _read(self.name, self.kind, cells, self.format)
+        low, high = self.seen or (-math.inf, math.inf)
+        return (values < low) | (values > high)
 
 
 @dataclass(frozen=True)
@@ -267,6 +299,11 @@ class _Category:
             raise ValueError(_where(self.name, is_missing, "has no value"))
         rows = [self._row_of.get(text, -1) for text in texts]
         return [*self._rows[np.array(rows, np.intp)].T]
+
+    def unseen(self, cells: _Cells) -> NDArray[np.bool_]:
+        """Return in which rows [N] the level is unknown; where there were others it is known."""
+        is_unknown = [text not in self.levels for text in _texts(cells)]
+        return np.array(is_unknown, bool) & (self.others == 0)
 
 
 def _for_each(names: Iterable[str], function: Callable[[str], _T]) -> list[_T]:
@@ -515,7 +552,8 @@ def _fitted_quantity(
         fate += f", written as {form}"
     if count := int(is_missing.sum()):
         fate += f", missing in {count:,} rows (the median there, and marked)"
-    return _Quantity(name, kind, parts, fill, form), fate
+    seen = [float(values.min()), float(values.max())]  # the median, where it is missing, is between
+    return _Quantity(name, kind, parts, fill, form, seen), fate
 
 
 def _fitted_category(name: str, texts: list[str | None]) -> tuple[_Category | None, str]:

@@ -1,6 +1,7 @@
 """The commands ``python -m lmkan_cupy fit`` and ``predict``."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,6 +103,7 @@ def run_predict(
         check_unique(table)
         answer = pd.concat([table[[*id]], _predicted(fitted, table)], axis=1)
         check_unique(answer)
+        _warn_of_unseen(fitted, table)
     except InputError as error:
         raise InputError(f"{data}: {error}") from error
     content = _file_content(answer, kind)
@@ -129,6 +131,20 @@ def _names(columns: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
         [column["name"] for column in columns],
         [column["name"] for column in columns if "levels" in column],
     )
+
+
+def _warn_of_unseen(fitted: FittedModel, table: pd.DataFrame) -> None:
+    """Tell on standard error in how many rows columns hold what the fitted table did not."""
+    counts = {
+        name: np.count_nonzero(is_unseen)
+        for name, is_unseen in fitted.description.encoder.unseen(table).items()
+    }
+    if found := [f"{name!r} in {count:,}" for name, count in counts.items() if count]:
+        print(
+            f"warning: of {len(table):,} rows some are beyond the table that the model was fitted "
+            f"to: {', '.join(found)}",
+            file=sys.stderr,
+        )
 
 
 def _predicted(fitted: FittedModel, table: pd.DataFrame) -> pd.DataFrame:

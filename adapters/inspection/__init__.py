@@ -16,6 +16,7 @@ module           what
 ``forms``        these functions
 ``effects``      ``effect``, ``plot_effect``: how the prediction depends on one column or two
 ``importance``   ``importance``, ``interactions``: which columns and pairs of them matter how much
+``trust``        ``unseen``, ``intervals``: rows beyond the fitted ones, intervals of predictions
 ================ =================================================================================
 """
 
@@ -25,6 +26,7 @@ from .formulas import Formula, Part, formula
 from .importance import importance, interactions
 from .pictures import plot_network
 from .pruning import prune_
+from .trust import intervals, unseen
 
 __all__ = [
     "Formula",
@@ -33,8 +35,10 @@ __all__ = [
     "formula",
     "importance",
     "interactions",
+    "intervals",
     "plot_effect",
     "plot_network",
     "prune_",
     "run_show",
+    "unseen",
 ]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -124,9 +125,8 @@ def view(function: str, model: Any) -> View:
     if isinstance(model, LMKANRegressor | LMKANClassifier):
         check_is_fitted(model)
         has_names = hasattr(model, "feature_names_in_")
-        encoder = model.encoder_ or _of_numbers(
-            model.feature_names_in_ if has_names else _numbered("x", model.n_features_in_)
-        )
+        names = model.feature_names_in_ if has_names else _numbered("x", model.n_features_in_)
+        encoder = model.encoder_ or _of_numbers(names, model.feature_range_.T.tolist())
         is_classifier = isinstance(model, LMKANClassifier)
         outputs = (
             [*model.classes_] if is_classifier else _numbered("y", len(model.model_.target_mean))
@@ -172,9 +172,15 @@ def _of_network(
     )
 
 
-def _of_numbers(names: Iterable[Any]) -> Encoder:
+def _of_numbers(names: Iterable[Any], seen: Iterable[Any] = repeat(None)) -> Encoder:
+    """Return the encoder of columns of numbers, of which the least and the largest may be known."""
     number = {"kind": "number", "parts": ["value"], "fill": 0.0}
-    return Encoder([{"name": str(name), **number} for name in names])
+    return Encoder(
+        [
+            {"name": str(name), "seen": each, **number}
+            for name, each in zip(names, seen, strict=False)
+        ]
+    )
 
 
 def _numbered(letter: str, count: int) -> list[str]:
