@@ -48,8 +48,9 @@ def lmkan(x: Any, tables: Any) -> Array:
     ----------
     x : array [..., I]
         float32, or float64 where JAX allows it (``jax_enable_x64``).
-    tables : array [P, S, S, O]
-        In the dtype of ``x``; float16 and bfloat16 are widened to float32.
+    tables : array [P, S, ..., S, O]
+        With one axis of knots for each variable of the inner functions, 1, 2 or 3. In the
+        dtype of ``x``; float16 and bfloat16 are widened to float32.
 
     Returns
     -------
@@ -138,7 +139,7 @@ def _shapes(
     """Return shapes and dtypes of an operation's results."""
     x, tables = (arguments[names.index(name)] for name in ("x", "tables"))
     shapes = {
-        "y": (*x.shape[:-1], tables.shape[3]),
+        "y": (*x.shape[:-1], tables.shape[-1]),
         "x": x.shape,
         "tables": tables.shape,
     }

@@ -1,11 +1,12 @@
 """The engine "torch": a layer and its penalty in plain torch operations.
 
-It gathers the four corners of every sample's cell and adds them with their weights. It serves
-devices and exporters that have nothing but torch, and independent checks. It can be differentiated
-any number of times; autograd keeps four rows per sample and pair, ``4 [B, P, O]``.
+It gathers the corners of every sample's cell and adds them with their weights. It serves devices
+and exporters that have nothing but torch, and independent checks. It can be differentiated any
+number of times; autograd keeps the 2^d rows of every sample and group, ``2^d [B, P, O]``.
 """
 
 import operator
+from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
@@ -17,33 +18,35 @@ from .exchange import dtype_name
 
 
 def forward(x: Tensor, tables: Tensor) -> Tensor:
-    """Return the layer ``y [..., O]`` of ``x [..., I]`` and ``tables [P, S, S, O]``.
+    """Return the layer ``y [..., O]`` of ``x [..., I]`` and ``tables [P, S, ..., S, O]``.
 
     The same function as :func:`lmkan_cupy.forward`.
     """
     array_checks.check_layer_like(
         "lmkan", x.shape, dtype_name(x.dtype), tables.shape, dtype_name(tables.dtype)
     )
-    pairs, num_knots, _, out_features = tables.shape
-    if x.shape[-1] % 2:  # an odd number of inputs is completed by a 0
-        x = torch.nn.functional.pad(x, (0, 1))
-    interval, u = _locate(x, _knots(num_knots, x))
-    by_pair = (*x.shape[:-1], pairs, 2)
-    i, j = interval.reshape(by_pair).unbind(-1)
-    u, v = u.reshape(by_pair).unsqueeze(-2).unbind(-1)  # [..., P, 1]: shared by all outputs
-
+    pairs, num_knots, *more_knots, out_features = tables.shape
+    dimension = 1 + len(more_knots)
+    if lacking := -x.shape[-1] % dimension:  # the last group is completed by zeros
+        x = torch.nn.functional.pad(x, (0, lacking))
+    interval, position = _locate(x, _knots(num_knots, x))
+    by_pair = (*x.shape[:-1], pairs, dimension)
+    # [..., P, 1]: shared by all outputs.
+    first, *rest = position.reshape(by_pair).unsqueeze(-2).unbind(-1)
+    corners = [(1 - first, 0), (first, 1)]  # weights, and places after the first corner
+    for u in rest:
+        sides = (1 - u, 0), (u, 1)
+        corners = [
+            (weight * side, num_knots * place + step)
+            for weight, place in corners
+            for side, step in sides
+        ]
+    node = torch.arange(pairs, device=x.device)
+    for i in interval.reshape(by_pair).unbind(-1):
+        node = node * num_knots + i
     rows = tables.to(x.dtype).reshape(-1, out_features)
-    first = (torch.arange(pairs, device=x.device) * num_knots + i) * num_knots + j
-
-    def corner(weight: Tensor, row: Tensor) -> Tensor:
-        return (weight * rows[row]).sum(-2)
-
-    return (
-        corner((1 - u) * (1 - v), first)
-        + corner((1 - u) * v, first + 1)
-        + corner(u * (1 - v), first + num_knots)
-        + corner(u * v, first + num_knots + 1)
-    )
+    parts = [(weight * rows[node + place]).sum(-2) for weight, place in corners]
+    return sum(parts[1:], parts[0])
 
 
 def hessian_penalty(tables: Tensor) -> Tensor:
@@ -53,20 +56,31 @@ def hessian_penalty(tables: Tensor) -> Tensor:
     width = _knots(tables.shape[1], tables).diff()
     span = width[:-1] + width[1:]
 
+    dimension = tables.ndim - 2
+
     def curvature(values: Tensor) -> Tensor:
         """Second differences along the first axis of knots."""
-        slope = values.diff(dim=1) / width[:, None, None]
-        return 2 * slope.diff(dim=1) / span[:, None, None]
+        slope = values.diff(dim=1) / along_first(width)
+        return 2 * slope.diff(dim=1) / along_first(span)
 
     def central(values: Tensor) -> Tensor:
-        return (values[:, 2:] - values[:, :-2]) / span[:, None, None]
+        return (values[:, 2:] - values[:, :-2]) / along_first(span)
 
-    inner = tables[:, 1:-1, 1:-1]
-    f_xx = curvature(tables[:, :, 1:-1])
-    f_yy = curvature(tables[:, 1:-1].transpose(1, 2))
-    f_xy = central(central(tables).transpose(1, 2))
-    total = f_xx.square().sum() + 2 * f_xy.square().sum() + f_yy.square().sum()
-    return total / (inner.shape[1] * inner.shape[2])
+    def along_first(numbers: Tensor) -> Tensor:
+        return numbers.reshape(-1, *[1] * dimension)
+
+    total = tables.new_zeros(())
+    for axes in combinations_with_replacement(range(1, dimension + 1), 2):
+        first, last = axes
+        inner = [slice(None)] * tables.ndim
+        for axis in {*range(1, dimension + 1)} - {*axes}:
+            inner[axis] = slice(1, -1)
+        values = tables[tuple(inner)].transpose(1, first)
+        if first == last:
+            total = total + curvature(values).square().sum()
+        else:
+            total = total + 2 * central(central(values).transpose(1, last)).square().sum()
+    return total / len(span) ** dimension
 
 
 def _locate(x: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
