@@ -12,7 +12,6 @@ from oracle import Array
 from problems import (
     DTYPES,
     FLOAT32,
-    FLOAT64,
     SMALL,
     Dtypes,
     Sizes,
@@ -45,6 +44,9 @@ SIZES = {
 }
 """Groups that are complete, or lack one or two inputs; beyond any block of samples or groups."""
 
+RTOL = 2e-6
+"""A few roundings of float32, for results worked out by hand."""
+
 DIMENSIONS = pytest.mark.parametrize("dimension", [1, 3])
 CASES = pytest.mark.parametrize(
     ("dimension", "sizes"),
@@ -73,48 +75,44 @@ def test_all_functions(
 
 def test_a_cell_of_one_variable_by_hand() -> None:
     """The middle of a cell of width log 2 of a grid of 4, and its second derivatives."""
-    tables, width = np.zeros((1, 5, 1)), np.log(2)
+    tables, width = np.zeros((1, 5, 1), "float32"), np.log(2)
     tables[0, :, 0] = [0, 3, 1, 2, 0]
-    x, one = np.array([[-width / 2]]), np.ones((1, 1))
-    np.testing.assert_allclose(lmkan_cupy.forward(x, tables), [[2]])
+    x, one = np.array([[-width / 2]], "float32"), np.ones((1, 1), "float32")
+    np.testing.assert_allclose(lmkan_cupy.forward(x, tables), [[2]], RTOL)
     grad_x, grad_tables = lmkan_cupy.backward(4 * one, x, tables)
-    np.testing.assert_allclose(grad_x, [[4 * (1 - 3) / width]])
-    np.testing.assert_allclose(grad_tables[0, :, 0], [0, 2, 2, 0, 0])
+    np.testing.assert_allclose(grad_x, [[4 * (1 - 3) / width]], RTOL)
+    np.testing.assert_allclose(grad_tables[0, :, 0], [0, 2, 2, 0, 0], RTOL)
     grad_grad_y, grad_x, grad_tables = lmkan_cupy.backward_backward(one, None, one, x, tables)
-    np.testing.assert_allclose(grad_grad_y, [[-2 / width]])
+    np.testing.assert_allclose(grad_grad_y, [[-2 / width]], RTOL)
     np.testing.assert_array_equal(grad_x, [[0]])
-    np.testing.assert_allclose(grad_tables[0, :, 0], np.array([0, -1, 1, 0, 0]) / width)
+    np.testing.assert_allclose(grad_tables[0, :, 0], np.array([0, -1, 1, 0, 0]) / width, RTOL)
     curvatures = np.array([1 - 3 - 3 + 0, 2 - 1 - 1 + 3, 0 - 2 - 2 + 1]) / width**2
-    np.testing.assert_allclose(lmkan_cupy.hessian_penalty(tables), np.mean(curvatures**2))
+    np.testing.assert_allclose(lmkan_cupy.hessian_penalty(tables), np.mean(curvatures**2), RTOL)
 
 
 def test_a_cell_of_three_variables_by_hand() -> None:
     """The product of three coordinates is its own interpolant, its mixed derivatives are theirs."""
-    knots = lmkan_cupy.sigma_grid(4, dtype="float64")
+    knots = lmkan_cupy.sigma_grid(4)
     tables = np.einsum("i,j,k->ijk", knots, knots, knots)[None, ..., None]
-    x, one = np.array([[0.3, -0.5, 1.1]]), np.ones((1, 1))
-    np.testing.assert_allclose(lmkan_cupy.forward(x, tables), [[0.3 * -0.5 * 1.1]])
+    x, one = np.array([[0.3, -0.5, 1.1]], "float32"), np.ones((1, 1), "float32")
+    np.testing.assert_allclose(lmkan_cupy.forward(x, tables), [[0.3 * -0.5 * 1.1]], RTOL)
     grad_x, _ = lmkan_cupy.backward(one, x, tables)
-    np.testing.assert_allclose(grad_x, [[-0.5 * 1.1, 0.3 * 1.1, 0.3 * -0.5]])
-    ggx = np.array([[1.0, 10.0, 100.0]])
+    np.testing.assert_allclose(grad_x, [[-0.5 * 1.1, 0.3 * 1.1, 0.3 * -0.5]], RTOL)
+    ggx = np.array([[1.0, 10.0, 100.0]], "float32")
     _, grad_x, _ = lmkan_cupy.backward_backward(ggx, None, one, x, tables)
     mixed = [10 * 1.1 + 100 * -0.5, 1 * 1.1 + 100 * 0.3, 1 * -0.5 + 10 * 0.3]
-    np.testing.assert_allclose(grad_x, [mixed])
+    np.testing.assert_allclose(grad_x, [mixed], RTOL)
     # f_xx = 0, f_xy = z: the mean of its square over the inner knots -w, 0, w is 2 w^2 / 3.
     penalty = lmkan_cupy.hessian_penalty(tables)
-    np.testing.assert_allclose(penalty, 3 * 2 * 2 * np.log(2) ** 2 / 3)
+    np.testing.assert_allclose(penalty, 3 * 2 * 2 * np.log(2) ** 2 / 3, RTOL)
 
 
-@pytest.mark.parametrize("dimension", [2, 3])
-@pytest.mark.parametrize("num_grids", [8, 50])
+@pytest.mark.parametrize(("dimension", "num_grids"), [(2, 8), (2, 50), (3, 8)])
 def test_sums_of_functions_of_one_variable(
     rng: np.random.Generator, dimension: int, num_grids: int
 ) -> None:
     """A table of d variables holds the sum of d tables of one."""
-    if dimension == 3:
-        num_grids //= 5  # which would be 50^3 knots
-        num_grids = max(num_grids, 3)
-    x, tables, *_ = make_problem(rng, Sizes(50, 6, 4, num_grids), FLOAT64, dimension=1)
+    x, tables, *_ = make_problem(rng, Sizes(50, 6, 4, num_grids), dimension=1)
     groups = tables.reshape(-1, dimension, num_grids + 1, 4)
     shape = [1] * dimension
     summed = sum(
@@ -122,7 +120,7 @@ def test_sums_of_functions_of_one_variable(
         for axis in range(dimension)
     )
     y = lmkan_cupy.forward(x, np.ascontiguousarray(summed))
-    np.testing.assert_allclose(lmkan_cupy.forward(x, tables), y, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(lmkan_cupy.forward(x, tables), y, rtol=0, atol=2e-5)
 
 
 class TestTables:
@@ -217,11 +215,11 @@ def test_a_network_of_tables_too_large_for_the_caches(rng: np.random.Generator) 
     np.testing.assert_array_equal(y[7], lmkan_cupy.forward(x[7], layers[0]))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", first_short(["float32", "float64"]))
 @pytest.mark.parametrize("num_grids", [32, 33, 200, 1000])
 @pytest.mark.parametrize("dimension", [1, 2])
 def test_intervals_of_fine_grids(dimension: int, num_grids: int, dtype: str) -> None:
-    """At knots, beside them and far outside; a NaN shows in the nodes of its cell."""
+    """At knots, beside them and far outside; what is not finite shows in the nodes of its cell."""
     if dimension == 2 and num_grids > 200:
         pytest.skip("its table would take long")
     knots = lmkan_cupy.sigma_grid(num_grids, dtype=dtype)
@@ -236,13 +234,12 @@ def test_intervals_of_fine_grids(dimension: int, num_grids: int, dtype: str) -> 
     tables = np.zeros((1, *[num_grids + 1] * dimension, 1), dtype)
     samples = np.stack([x, *[np.zeros_like(x)] * (dimension - 1)], axis=1)
     _, grad_tables = lmkan_cupy.backward(np.ones((len(x), 1), dtype), samples, tables)
-    touched = np.isnan(grad_tables).reshape(num_grids + 1, -1).any(axis=1)
+    touched = ~np.isfinite(grad_tables).reshape(num_grids + 1, -1).all(axis=1)
     expected = np.zeros(num_grids + 1, bool)
     for lost in interval[-3:]:
         expected[lost : lost + 2] = True
     np.testing.assert_array_equal(touched, expected)
-    finite = slice(0, -3)
-    for sample, i in zip(samples[finite][:, :], interval[finite], strict=True):
+    for sample, i in zip(samples[:-3], interval[:-3], strict=True):
         _, grad = lmkan_cupy.backward(np.ones((1, 1), dtype), sample[None], tables)
         nodes = np.flatnonzero(grad.reshape(num_grids + 1, -1).any(axis=1))
         assert {*nodes} <= {i, i + 1}
