@@ -239,7 +239,7 @@ def check_tables_like(
     if dtype not in COMPUTE_DTYPE:
         raise TypeError(f"{function}: {name} must be {_TABLE_DTYPES}, got {dtype}")
     knots = shape[1:-1]
-    if len(knots) not in GROUPS or len(set(knots)) > 1 or knots[0] < 4 or 0 in shape:
+    if len(knots) not in GROUPS or 0 in shape or any(n != knots[0] or n < 4 for n in knots):
         raise ValueError(
             f"{function}: {name} must have shape [pairs, knots, knots, out_features], or one or "
             "three axes of knots, with at least 4 knots (num_grids + 1), "

@@ -128,7 +128,8 @@ def plot_layer(
 def _roughness(tables: NDArray[Any]) -> NDArray[Any]:
     """Return what every function adds [P, O] to the penalty R; a quadratic form is T dR/dT / 2."""
     gradient = lmkan_cupy.hessian_penalty_grad(tables)
-    parts: NDArray[Any] = np.einsum("p...o,p...o->po", tables, gradient) / 2
+    knots = "ijk"[: tables.ndim - 2]
+    parts: NDArray[Any] = np.einsum(f"p{knots}o,p{knots}o->po", tables, gradient) / 2
     return parts
 
 
