@@ -16,6 +16,8 @@ class LMKANLayer:
     ----------
     in_features, out_features, num_grids : int
         Sizes I, O and grid intervals per axis G >= 3.
+    dimension : {1, 2, 3}
+        Inputs of an inner function.
     dtype : {"float32", "float64"}
         Of tables, inputs and outputs.
     rng : None, int, Generator or RandomState
@@ -25,8 +27,8 @@ class LMKANLayer:
 
     Attributes
     ----------
-    tables : array [P, S, S, O]
-    grad_tables : array [P, S, S, O] or None
+    tables : array [P, S, ..., S, O]
+    grad_tables : array [P, S, ..., S, O] or None
         The gradient from the last :meth:`backward`.
 
     Raises
@@ -44,6 +46,7 @@ class LMKANLayer:
         out_features: int,
         num_grids: int = 10,
         *,
+        dimension: int = 2,
         dtype: Any = "float32",
         rng: Any = None,
         xp: Any = np,
@@ -51,7 +54,13 @@ class LMKANLayer:
         dtype = lmkan_cupy.sigma_grid(num_grids, dtype=dtype).dtype  # raises for half dtypes
         self.in_features = in_features
         self.tables = lmkan_cupy.init_tables(
-            in_features, out_features, num_grids, dtype=dtype, rng=rng, xp=xp
+            in_features,
+            out_features,
+            num_grids,
+            dimension=dimension,
+            dtype=dtype,
+            rng=rng,
+            xp=xp,
         )
         self.grad_tables: Array | None = None
         self._x: Array | None = None

@@ -61,8 +61,9 @@ def lmkan(x: Any, tables: Any) -> Array:
     ----------
     x : array [..., I]
         float32, or float64 where JAX allows it (``jax_enable_x64``).
-    tables : array [P, S, S, O]
-        In the dtype of ``x``; float16 and bfloat16 are widened to float32.
+    tables : array [P, S, ..., S, O]
+        With one axis of knots for each variable of the inner functions, 1, 2 or 3. In the
+        dtype of ``x``; float16 and bfloat16 are widened to float32.
 
     Returns
     -------
@@ -198,7 +199,7 @@ def _shapes(
     shapes = {"tables": tables.shape, "penalty": ()}
     if "x" in given:
         shapes["x"] = given["x"].shape
-        shapes["y"] = (*shapes["x"][:-1], tables.shape[3])
+        shapes["y"] = (*shapes["x"][:-1], tables.shape[-1])
     return [ShapedArray(shapes[name], tables.dtype) for name in outputs]
 
 

@@ -6,24 +6,26 @@ the same number of threads, that of Numba (NUMBA_NUM_THREADS).
 """
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
 import torch
+from rich.console import Console
 
 import lmkan_cupy
 
 from .harness import peers, reference, results_file
 from .harness.console_tables import LEGEND, console, show_table, show_timings
-from .harness.layer_timings import LayerTimings, time_layers
+from .harness.layer_timings import PASSES, LayerTimings, time_layers
 from .harness.results_file import OURS
 from .harness.targets import CheckedTarget, target_rows
-from .harness.timing import interleave, stopwatch
+from .harness.timing import Ratio, interleave, ratio, stopwatch
 from .harness.workload import Workload, make_workload
 
 BATCH = 8192
@@ -100,6 +102,64 @@ def check_spread(what: str, times: Mapping[int, float]) -> CheckedTarget:
     return CheckedTarget(f"{what}: slowest / fastest", "<= 1.5", f"{spread:.2f}", spread <= 1.5)
 
 
+#: Dimension and grid of the layers that are compared with one of dimension 2 and its grid.
+OTHER_DIMENSIONS = [(1, 8), (1, 40), (1, 200), (3, 8)]
+USUAL = (2, 8)
+
+
+def time_dimensions(
+    features: int, seconds: float, *, batch: int = BATCH
+) -> dict[tuple[int, int], dict[str, Any]]:
+    """Check and time layers of one shape; by dimension and grid, times and ratios to the usual."""
+    layers = {}
+    for dimension, num_grids in (USUAL, *OTHER_DIMENSIONS):
+        workload = make_workload(features, features, num_grids, batch, dimension=dimension)
+        layer = peers.lmkan(workload)
+        reference.of_layer(workload).check_layer(f"d = {dimension}, G = {num_grids}", layer)
+        layers[dimension, num_grids] = layer
+    times = time_layers(layers, seconds)
+    return {
+        key: {
+            pass_: {
+                "ms": round(1e3 * float(np.median(times[key][pass_])), 4),
+                "/ d = 2": asdict(ratio(times[key][pass_], times[USUAL][pass_])),
+            }
+            for pass_ in PASSES
+        }
+        for key in layers
+    }
+
+
+def show_dimensions(
+    out: Console, features: int, results: Mapping[tuple[int, int], dict[str, Any]]
+) -> None:
+    def row(key: tuple[int, int]) -> Iterator[str]:
+        yield from map(str, key)
+        for pass_ in PASSES:
+            measured = results[key][pass_]
+            yield f"{measured['ms']:.4g}"
+            yield str(Ratio(**measured["/ d = 2"]))
+
+    header = ["d", "G", *(name for pass_ in PASSES for name in (f"{pass_}, ms", "/ d = 2"))]
+    title = f"{features} x {features}, B = {BATCH}, float32: dimensions"
+    show_table(out, title, header, map(row, results))
+
+
+def check_dimensions(
+    features: int, results: Mapping[tuple[int, int], dict[str, Any]]
+) -> list[CheckedTarget]:
+    """Check how many times as long as d = 2 the other dimensions take."""
+    targets = []
+    for dimension, num_grids in OTHER_DIMENSIONS:
+        most = 1.25 if dimension == 1 else 1.7
+        for pass_ in ("forward", "both"):
+            measured = Ratio(**results[dimension, num_grids][pass_]["/ d = 2"])
+            what = f"{features} x {features}, {pass_}: d = {dimension}, G = {num_grids} / d = 2"
+            met = measured.median <= most
+            targets.append(CheckedTarget(what, f"<= {most}", str(measured), met))
+    return targets
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="only the small layer, few rounds")
@@ -135,18 +195,31 @@ def main() -> None:
         title = f"{what}: picoseconds per inner function and sample"
         show_table(out, title, map(str, times), [(f"{time:.0f}" for time in times.values())])
 
+    dimensions = {}
+    for features in widths:
+        with out.status(f"{features} x {features}, dimensions"):
+            dimensions[features] = time_dimensions(features, seconds)
+        show_dimensions(out, features, dimensions[features])
+
     targets = [target for timings in cases for target in check_ratios(timings)]
     targets += [check_spread(what, times) for what, times in per_evaluation.items()]
+    for features, results in dimensions.items():
+        targets += check_dimensions(features, results)
     show_table(out, "Targets", ("", "target", "measured", "met"), target_rows(targets))
     if arguments.json:
-        results = {
+        written = {
             "bench": "cpu",
             "circumstances": {**circumstances, "kans": kans},
             "cases": [timings.json() for timings in cases],
             "picoseconds_per_evaluation": per_evaluation,
+            "dimensions": [
+                {"features": features, "dimension": d, "num_grids": g, **measured}
+                for features, results in dimensions.items()
+                for (d, g), measured in results.items()
+            ],
             "targets": [asdict(target) for target in targets],
         }
-        results_file.write(arguments.json, results)
+        results_file.write(arguments.json, written)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,23 @@ def check_size(function: str, name: str, value: Any, *, at_least: int = 1) -> in
     return size
 
 
+#: What the inputs of an inner function of each dimension are called.
+GROUPS = {1: "single inputs", 2: "pairs", 3: "triples"}
+
+
+def check_dimension(function: str, dimension: Any) -> int:
+    """Return ``dimension`` as an int, the number of variables of an inner function."""
+    size = check_size(function, "dimension", dimension)
+    if size not in GROUPS:
+        raise ValueError(f"{function}: dimension must be 1, 2 or 3, got {size}")
+    return size
+
+
+def num_pairs(in_features: int, dimension: int) -> int:
+    """Return P, the number of groups of ``dimension`` inputs; what the last one lacks is 0."""
+    return -(-in_features // dimension)
+
+
 def check_num_grids(function: str, num_grids: Any) -> int:
     """Return ``num_grids`` as an int; the knots of a grid need three intervals."""
     return check_size(function, "num_grids", num_grids, at_least=3)
@@ -203,7 +220,7 @@ def _check_samples_like(function: str, shape: tuple[int, ...], dtype: str) -> No
 
 
 def check_tables(function: str, tables: AnyArray, name: str = "tables") -> Array:
-    """Require ``tables [P, S, S, O]`` in one of their dtypes."""
+    """Require ``tables [P, S, ..., S, O]`` in one of their dtypes."""
     tables = check_array(function, name, tables)
     _check_library(function, name, tables.dtype, array_library(tables).__name__)
     check_tables_like(function, tables.shape, _name(tables.dtype), name)
@@ -222,10 +239,12 @@ def check_tables_like(
     """Require shape and dtype of tables; a dtype of foreign byte order has another name."""
     if dtype not in COMPUTE_DTYPE:
         raise TypeError(f"{function}: {name} must be {_TABLE_DTYPES}, got {dtype}")
-    if len(shape) != 4 or shape[1] != shape[2] or shape[1] < 4 or 0 in shape:
+    knots = shape[1:-1]
+    if len(knots) not in GROUPS or 0 in shape or any(n != knots[0] or n < 4 for n in knots):
         raise ValueError(
-            f"{function}: {name} must have shape [pairs, knots, knots, out_features] with at "
-            f"least 4 knots (num_grids + 1), got {name}.shape={tuple(shape)}"
+            f"{function}: {name} must have shape [pairs, knots, knots, out_features], or one or "
+            "three axes of knots, with at least 4 knots (num_grids + 1), "
+            f"got {name}.shape={tuple(shape)}"
         )
 
 
@@ -277,12 +296,12 @@ def _check_fit(
         raise TypeError(
             f"{function}: x must be {expected} where tables is {tables_dtype}, got {x_dtype}"
         )
-    pairs, in_features = tables_shape[0], x_shape[-1]
-    if pairs != (in_features + 1) // 2:
+    dimension, in_features = len(tables_shape) - 2, x_shape[-1]
+    pairs, groups = num_pairs(in_features, dimension), GROUPS[dimension]
+    if tables_shape[0] != pairs:
         raise ValueError(
-            f"{function}: tables has {pairs} pairs, but x has {in_features} features "
-            f"({(in_features + 1) // 2} pairs): tables.shape={tuple(tables_shape)}, "
-            f"x.shape={tuple(x_shape)}"
+            f"{function}: tables has {tables_shape[0]} {groups}, but x has {in_features} features "
+            f"({pairs} {groups}): tables.shape={tuple(tables_shape)}, x.shape={tuple(x_shape)}"
         )
 
 
@@ -327,7 +346,7 @@ def check_out(
 
 def check_pair_and_output(function: str, tables: Any, pair: Any, output: Any) -> None:
     """Require ``pair`` and ``output`` to be indices of an inner function of checked ``tables``."""
-    for name, index, axis in (("pair", pair, 0), ("output", output, 3)):
+    for name, index, axis in (("pair", pair, 0), ("output", output, -1)):
         if check_size(function, name, index, at_least=0) >= tables.shape[axis]:
             raise ValueError(
                 f"{function}: {name} must be at most {tables.shape[axis] - 1}, got {index}"
@@ -338,19 +357,15 @@ def check_weight_and_bias(
     function: str, tables: Array, weight: AnyArray, bias: AnyArray | None
 ) -> tuple[Array, Array | None]:
     """Require ``weight [O, I]`` and ``bias [O]`` or None that fit checked ``tables``."""
-    pairs, *_, out_features = tables.shape
+    pairs, *knots, out_features = tables.shape
+    most, fewest = len(knots) * pairs, len(knots) * (pairs - 1) + 1
     dtype = compute_dtype_of(tables.dtype)
     weight = check_same_place(function, "weight", weight, tables)
     if weight.dtype != dtype:
         raise TypeError(f"{function}: weight must be {dtype}, got {_name(weight.dtype)}")
-    if weight.ndim != 2 or weight.shape not in (
-        (out_features, 2 * pairs),
-        (out_features, 2 * pairs - 1),
-    ):
-        raise ValueError(
-            f"{function}: weight must have shape [{out_features}, {2 * pairs}] or, for an odd "
-            f"number of features, [{out_features}, {2 * pairs - 1}], got {weight.shape}"
-        )
+    if weight.ndim != 2 or len(weight) != out_features or not fewest <= weight.shape[1] <= most:
+        widths = " or ".join(f"[{out_features}, {n}]" for n in range(most, fewest - 1, -1))
+        raise ValueError(f"{function}: weight must have shape {widths}, got {weight.shape}")
     if bias is not None:
         bias = check_companion(function, "bias", bias, (out_features,), dtype, tables)
     return weight, bias
@@ -375,7 +390,7 @@ class LayerKind(NamedTuple):
     @property
     def out_features(self) -> int:
         """Features that the layer gives."""
-        return self.shape[0 if self.is_linear else 3]
+        return self.shape[0 if self.is_linear else -1]
 
 
 @dataclass(eq=False)
@@ -491,11 +506,12 @@ def _check_tables_of(
         raise TypeError(
             f"{function}: x must be {expected} where {name} is {kind.dtype}, got {x_dtype}"
         )
-    pairs = (in_features + 1) // 2
+    dimension = len(kind.shape) - 2
+    pairs, groups = num_pairs(in_features, dimension), GROUPS[dimension]
     if kind.shape[0] != pairs:
         raise ValueError(
-            f"{function}: {name} has {kind.shape[0]} pairs, but gets {in_features} features "
-            f"({pairs} pairs)"
+            f"{function}: {name} has {kind.shape[0]} {groups}, but gets {in_features} features "
+            f"({pairs} {groups})"
         )
 
 

@@ -10,8 +10,10 @@ coordinate makes every output of its sample non-finite and no other sample's; in
 also makes the gradients of the table cell that it falls into non-finite.
 
 Formulas: ``lmkan_cupy/README.md``, after arXiv 2509.07103v2, section 3. Symbols: B samples (all
-leading axes flattened), I input and O output features, P = ceil(I / 2) pairs, G grid intervals per
-axis, S = G + 1 knots. The last input of an odd number is paired with a constant 0.
+leading axes flattened), I input and O output features, G grid intervals per axis, S = G + 1 knots.
+Inner functions have d = 1, 2 or 3 variables: tables ``[P, S, ..., S, O]`` have d axes of knots, and
+P = ceil(I / d) groups of inputs, for d = 2 pairs. What the last group lacks is a constant 0.
+Formulas in docstrings are those for d = 2.
 """
 
 from functools import cache
@@ -66,7 +68,7 @@ def forward(x: AnyArray, tables: AnyArray, *, out: AnyArray | None = None) -> Ar
     ----------
     x : array [..., I]
         Inputs, standardised; float32 or float64, any strides.
-    tables : array [P, S, S, O]
+    tables : array [P, S, ..., S, O]
         Values of the inner functions at the knots: the dtype of ``x``, or with float32 x float16
         and, for CuPy arrays, bfloat16.
     out : array [..., O], optional
@@ -83,6 +85,8 @@ def forward(x: AnyArray, tables: AnyArray, *, out: AnyArray | None = None) -> Ar
         If an argument is not an array, or dtypes, libraries or devices do not fit.
     ValueError
         If shapes do not fit, or ``out`` is not contiguous or overlaps an input.
+    NotImplementedError
+        For CuPy arrays, if ``tables`` have not two axes of knots.
 
     Notes
     -----
@@ -99,7 +103,7 @@ def forward(x: AnyArray, tables: AnyArray, *, out: AnyArray | None = None) -> Ar
     """
     x, tables = array_checks.check_layer("forward", x, tables)
     engine = engine_for(array_library(x))
-    shape = (*x.shape[:-1], tables.shape[3])
+    shape = (*x.shape[:-1], tables.shape[-1])
     with on_device_of(tables):
         out = output("forward", "out", out, shape, x.dtype, {"x": x, "tables": tables})
         engine.forward(samples(x), contiguous(tables), samples(out))
@@ -123,10 +127,10 @@ def jvp(
     ----------
     tangent_x : array [..., I] or None
         Direction in ``x``, dtype and shape of ``x``; None stands for zeros.
-    tangent_tables : array [P, S, S, O] or None
+    tangent_tables : array [P, S, ..., S, O] or None
         Direction in ``tables``, in the dtype of ``x``; None stands for zeros.
     x : array [..., I]
-    tables : array [P, S, S, O]
+    tables : array [P, S, ..., S, O]
 
     Returns
     -------
@@ -144,7 +148,7 @@ def jvp(
         direction = _check_direction(
             "jvp", {"tangent_x": tangent_x, "tangent_tables": tangent_tables}, x, tables
         )
-        tangent_y = allocation.empty((*x.shape[:-1], tables.shape[3]), x.dtype, x)
+        tangent_y = allocation.empty((*x.shape[:-1], tables.shape[-1]), x.dtype, x)
         engine.jvp(*direction, samples(x), contiguous(tables), samples(tangent_y))
     return tangent_y
 
@@ -169,12 +173,12 @@ def backward(
     grad_y : array [..., O]
         In the dtype of ``x``; not broadcast.
     x : array [..., I]
-    tables : array [P, S, S, O]
+    tables : array [P, S, ..., S, O]
     need_x, need_tables : bool
         What is not needed is not computed.
     out_x : array [..., I], optional
         Overwritten with ``grad_x``; C-contiguous, dtype of ``x``.
-    out_tables : array [P, S, S, O], optional
+    out_tables : array [P, S, ..., S, O], optional
         Overwritten with ``grad_tables``; C-contiguous.
 
     Returns
@@ -182,7 +186,7 @@ def backward(
     grad_x : array [..., I] or None
         In the dtype of ``x``; None where not needed. At a knot the derivative is one of the two
         one-sided ones.
-    grad_tables : array [P, S, S, O] or None
+    grad_tables : array [P, S, ..., S, O] or None
         In the dtype of ``tables``, float32 for half tables; None where not needed.
 
     Raises
@@ -238,11 +242,11 @@ def backward_backward(
     ----------
     ggx : array [..., I] or None
         Cotangent of ``grad_x``, dtype and shape of ``x``; None stands for zeros.
-    ggt : array [P, S, S, O] or None
+    ggt : array [P, S, ..., S, O] or None
         Cotangent of ``grad_tables``, in its dtype; None stands for zeros.
     grad_y : array [..., O]
     x : array [..., I]
-    tables : array [P, S, S, O]
+    tables : array [P, S, ..., S, O]
 
     Returns
     -------
@@ -250,7 +254,7 @@ def backward_backward(
         In the dtype of ``x``.
     grad_x : array [..., I]
         In the dtype of ``x``.
-    grad_tables : array [P, S, S, O]
+    grad_tables : array [P, S, ..., S, O]
         In the dtype of ``tables``, float32 for half tables.
 
     Raises
@@ -283,12 +287,12 @@ def hessian_penalty(tables: AnyArray) -> Array:
     """Return the roughness R of all inner functions, by finite differences at the inner knots.
 
     ``R = sum over p, o of the mean over 1 <= i, j <= G - 1 of f_xx^2 + 2 f_xy^2 + f_yy^2`` on the
-    non-uniform grid (the paper's Hessian regularisation, section 3.5); zero exactly for
-    functions that are affine in the knots.
+    non-uniform grid (the paper's Hessian regularisation, section 3.5): for any d the squares of all
+    second derivatives. It is zero exactly for functions that are affine in the knots.
 
     Parameters
     ----------
-    tables : array [P, S, S, O]
+    tables : array [P, S, ..., S, O]
 
     Returns
     -------
@@ -304,7 +308,7 @@ def hessian_penalty(tables: AnyArray) -> Array:
 
 
 def hessian_penalty_grad(tables: AnyArray, scale: float = 1.0) -> Array:
-    """Return ``scale * dR/dT`` [P, S, S, O] for R of :func:`hessian_penalty`.
+    """Return ``scale * dR/dT`` [P, S, ..., S, O] for R of :func:`hessian_penalty`.
 
     In the dtype of ``tables``, float32 for half tables. Raises as :func:`hessian_penalty`.
     """
@@ -319,10 +323,10 @@ def hessian_penalty_and_grad(
 
     Parameters
     ----------
-    tables : array [P, S, S, O]
+    tables : array [P, S, ..., S, O]
     scale : float
         Factor of the gradient.
-    add_to : array [P, S, S, O], optional
+    add_to : array [P, S, ..., S, O], optional
         C-contiguous, in the dtype of ``tables``, float32 for half tables: a gradient to which this
         one is added in place. It is returned, and no other array of that size is allocated.
 
@@ -354,7 +358,7 @@ def _hessian(tables: Array, scale: float, grad: Array | None, *, accumulate: boo
 
 
 def _check_grad_y(function: str, grad_y: AnyArray, x: Array, tables: Array) -> Array:
-    shape = (*x.shape[:-1], tables.shape[3])
+    shape = (*x.shape[:-1], tables.shape[-1])
     return array_checks.check_companion(function, "grad_y", grad_y, shape, x.dtype, tables)
 
 
@@ -385,6 +389,7 @@ def warmup(
     out_features: int,
     num_grids: int,
     *,
+    dimension: int = 2,
     dtype: Any = "float32",
     device: str | None = None,
 ) -> None:
@@ -397,6 +402,8 @@ def warmup(
     ----------
     in_features, out_features, num_grids : int
         Sizes of the layer. The kernels of the CPU engine serve every size.
+    dimension : {1, 2, 3}
+        Inputs of an inner function.
     dtype : dtype
         The dtype of the tables.
     device : {None, "cpu", "cuda", "cuda:0", "cuda:1", ...}
@@ -408,19 +415,22 @@ def warmup(
         If a size, ``dtype`` or ``device`` is out of range.
     RuntimeError
         If there is no such device or its kernels cannot be compiled; the text says what to do.
+    NotImplementedError
+        For CUDA, if ``dimension`` is not 2.
     """
     in_features = array_checks.check_size("warmup", "in_features", in_features)
     out_features = array_checks.check_size("warmup", "out_features", out_features)
     num_grids = array_checks.check_num_grids("warmup", num_grids)
+    dimension = array_checks.check_dimension("warmup", dimension)
     dtype = array_checks.table_dtype("warmup", dtype)
     cuda_device = array_checks.check_device("warmup", device)
     if cuda_device is None:
         if dtype.name == "bfloat16":
             raise TypeError("warmup: bfloat16 tables need device='cuda'")
-        engine_for(np).warmup(array_checks.compute_dtype_of(dtype), dtype)
+        engine_for(np).warmup(array_checks.compute_dtype_of(dtype), dtype, dimension)
         return
     if obstacle := installation.cuda_obstacle():
         raise RuntimeError(f"warmup: {obstacle}")
     from . import cuda_engine
 
-    cuda_engine.warmup(in_features, out_features, num_grids, dtype, cuda_device)
+    cuda_engine.warmup(in_features, out_features, num_grids, dimension, dtype, cuda_device)

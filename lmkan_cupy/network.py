@@ -15,7 +15,7 @@ from .array_checks import LinearLayer, Network
 from .array_library import AnyArray, Array, array_library, on_device_of
 from .functional import backward, engine_for, forward, output, samples
 
-#: Tables [P, S, S, O] of an lmKAN layer, or (weight [O, I], bias [O] or None) of a linear layer.
+#: Tables [P, S, ..., S, O] of an lmKAN layer, or (weight [O, I], bias [O] or None) of a linear one.
 NetworkLayer: TypeAlias = AnyArray | tuple[AnyArray, AnyArray | None]
 
 
@@ -39,10 +39,10 @@ def network_forward(
     x : array [..., I]
         Inputs, float32 or float64, any strides.
     layers : sequence
-        At least one. Tables [P, S, S, O] of an lmKAN layer, each with its own grid, or a pair of a
-        linear layer's weight [O, I] and its bias [O] or None. Each takes as many features as the
-        one before it gives. In the dtype of ``x``; with float32 x, tables may be float16 and, for
-        CuPy arrays, bfloat16.
+        At least one. Tables [P, S, ..., S, O] of an lmKAN layer, each with its own grid and
+        dimension, or a pair of a linear layer's weight [O, I] and its bias [O] or None. Each takes
+        as many features as the one before it gives. In the dtype of ``x``; with float32 x, tables
+        may be float16 and, for CuPy arrays, bfloat16.
     shift, scale : array [I], optional
         Standardise the inputs; in the dtype of ``x``. None stands for zeros and ones.
     bound : float or sequence of (float or None), optional

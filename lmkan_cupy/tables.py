@@ -1,7 +1,7 @@
 """Making, folding, refining, reading and counting tables: all that happens outside training steps.
 
-Plain array code, the same for NumPy and CuPy. Tables have shape [P, S, S, O]: pair of inputs, knot
-of the first input, knot of the second, output; S = G + 1 knots, P = ceil(I / 2) pairs.
+Plain array code, the same for NumPy and CuPy. Tables have shape [P, S, ..., S, O]: group of d
+inputs (a pair where d = 2), knot of each of them, output; S = G + 1 knots, P = ceil(I / d) groups.
 """
 
 import math
@@ -23,6 +23,7 @@ def init_tables(
     out_features: int,
     num_grids: int,
     *,
+    dimension: int = 2,
     init_scale: float = 0.1,
     dtype: Any = "float32",
     rng: Any = None,
@@ -34,6 +35,8 @@ def init_tables(
     ----------
     in_features, out_features, num_grids : int
         Sizes I, O >= 1 and G >= 3.
+    dimension : {1, 2, 3}
+        Inputs d of an inner function.
     init_scale : float
         Size of the outputs at the start for standardised inputs, up to a factor near 1.
     dtype : dtype
@@ -45,14 +48,15 @@ def init_tables(
 
     Returns
     -------
-    array [P, S, S, O]
+    array [P, S, ..., S, O]
+        With d axes of knots.
 
     Raises
     ------
     TypeError, ValueError
         If a size or ``dtype`` is out of range.
     """
-    shape = tables_shape("init_tables", in_features, out_features, num_grids)
+    shape = tables_shape("init_tables", in_features, out_features, num_grids, dimension)
     dtype = array_checks.table_dtype("init_tables", dtype)
     if rng is None or isinstance(rng, int | np.integer):
         rng = xp.random.default_rng(rng)
@@ -70,20 +74,20 @@ def init_tables(
 def fold_linear(tables: AnyArray, weight: AnyArray, bias: AnyArray | None = None) -> Array:
     """Return tables of the layer ``lmkan(x) + W x + c``.
 
-    ``T[p, i, j, o] += W[o, 2p] k_i + W[o, 2p+1] k_j + c[o] / P``: an affine function is a spline on
-    any grid, and it continues linearly outside, so this holds everywhere, up to rounding.
+    For d = 2 ``T[p, i, j, o] += W[o, 2p] k_i + W[o, 2p+1] k_j + c[o] / P``: an affine function is a
+    spline on any grid, and it continues linearly outside, so this holds everywhere, up to rounding.
 
     Parameters
     ----------
-    tables : array [P, S, S, O]
+    tables : array [P, S, ..., S, O]
     weight : array [O, I]
-        In the dtype of x, so float32 for half tables. I is 2 P or, if odd, 2 P - 1.
+        In the dtype of x, so float32 for half tables. I is one that P groups of d inputs hold.
     bias : array [O], optional
         The constant c, in the dtype of ``weight``.
 
     Returns
     -------
-    array [P, S, S, O]
+    array [P, S, ..., S, O]
         In the dtype of ``tables``. The argument itself is not changed.
 
     Raises
@@ -120,13 +124,14 @@ def _fold(
     tables = array_checks.check_tables(function, tables)
     weight, bias = array_checks.check_weight_and_bias(function, tables, weight, bias)
     xp = array_library(tables)
-    pairs, num_knots, _, out_features = tables.shape
-    values = activation(sigma_grid(num_knots - 1, dtype=weight.dtype, xp=xp))
-    slopes = xp.zeros((2 * pairs, out_features), weight.dtype)
+    pairs, *knots, out_features = tables.shape
+    values = activation(sigma_grid(knots[0] - 1, dtype=weight.dtype, xp=xp))
+    slopes = xp.zeros((len(knots) * pairs, out_features), weight.dtype)
     slopes[: weight.shape[1]] = weight.T
-    slopes = slopes.reshape(pairs, 2, 1, 1, out_features)
-    folded: Array = tables + slopes[:, 0] * values[:, None, None]
-    folded += slopes[:, 1] * values[:, None]
+    slopes = slopes.reshape(pairs, len(knots), *[1] * len(knots), out_features)
+    folded: Array = tables
+    for axis in range(len(knots)):
+        folded = folded + slopes[:, axis] * values.reshape(-1, *[1] * (len(knots) - axis))
     if bias is not None:
         folded += bias / pairs
     return folded.astype(tables.dtype, copy=False)
@@ -141,13 +146,13 @@ def refine(tables: AnyArray, num_grids: int) -> Array:
 
     Parameters
     ----------
-    tables : array [P, S, S, O]
+    tables : array [P, S, ..., S, O]
     num_grids : int
         Intervals of the new grid, at least 3.
 
     Returns
     -------
-    array [P, num_grids + 1, num_grids + 1, O]
+    array [P, num_grids + 1, ..., num_grids + 1, O]
         In the dtype of ``tables``.
 
     Raises
@@ -161,22 +166,25 @@ def refine(tables: AnyArray, num_grids: int) -> Array:
     old_knots = sigma_grid(tables.shape[1] - 1, dtype="float64", xp=xp)
     i, u = locate(sigma_grid(num_grids, dtype="float64", xp=xp), old_knots)
     right = u.astype(array_checks.compute_dtype_of(tables.dtype))
-    left = 1 - right
-    rows = left[:, None, None] * tables[:, i] + right[:, None, None] * tables[:, i + 1]
-    refined: Array = left[:, None] * rows[:, :, i] + right[:, None] * rows[:, :, i + 1]
+    refined: Array = tables
+    for axis in range(1, tables.ndim - 1):
+        lower, upper = refined.take(i, axis), refined.take(i + 1, axis)
+        shape = (-1, *[1] * (tables.ndim - 1 - axis))
+        refined = (1 - right).reshape(shape) * lower + right.reshape(shape) * upper
     return refined.astype(tables.dtype, copy=False)
 
 
-def evaluate(tables: AnyArray, pair: int, output: int, x1: Any, x2: Any) -> Array:
-    """Evaluate one inner function ``f[pair, output](x1, x2)``, for plots and inspection.
+def evaluate(tables: AnyArray, pair: int, output: int, *x: Any) -> Array:
+    """Evaluate one inner function ``f[pair, output](*x)``, for plots and inspection.
 
     Parameters
     ----------
-    tables : array [P, S, S, O]
+    tables : array [P, S, ..., S, O]
     pair, output : int
         Which function, counted from 0.
-    x1, x2 : array or float
-        Points that broadcast against each other, converted to the dtype of the result.
+    *x : arrays or floats
+        As many as the function has variables; they broadcast against each other and are converted
+        to the dtype of the result.
 
     Returns
     -------
@@ -186,41 +194,58 @@ def evaluate(tables: AnyArray, pair: int, output: int, x1: Any, x2: Any) -> Arra
     Raises
     ------
     TypeError, ValueError
-        If an index is out of range, ``tables`` is not an array of tables or points are masked.
+        If an index is out of range, ``tables`` is not an array of tables, points are masked, or
+        there are not as many as variables.
     """
     tables = array_checks.check_tables("evaluate", tables)
     array_checks.check_pair_and_output("evaluate", tables, pair, output)
-    for name, points in (("x1", x1), ("x2", x2)):
-        array_checks.check_unmasked("evaluate", name, points)
+    variables = tables.ndim - 2
+    if len(x) != variables:
+        raise TypeError(
+            f"evaluate: tables {tables.shape} have functions of {variables} variables, "
+            f"got {len(x)} arguments after output"
+        )
+    for number, points in enumerate(x, start=1):
+        array_checks.check_unmasked("evaluate", f"x{number}", points)
     xp = array_library(tables)
     dtype = array_checks.compute_dtype_of(tables.dtype)
     knots = sigma_grid(tables.shape[1] - 1, dtype=dtype, xp=xp)
-    function = tables[pair, :, :, output].astype(dtype)
-    i, u = locate(xp.asarray(x1, dtype), knots)
-    j, v = locate(xp.asarray(x2, dtype), knots)
-    values: Array = (1 - u) * ((1 - v) * function[i, j] + v * function[i, j + 1]) + u * (
-        (1 - v) * function[i + 1, j] + v * function[i + 1, j + 1]
-    )
-    return values
+    function = tables[pair, ..., output].astype(dtype)
+    located = [locate(xp.asarray(points, dtype), knots) for points in x]
+
+    def at(knots: tuple[Array, ...]) -> Array:
+        """Interpolate along the axes that follow those whose ``knots`` are chosen."""
+        if len(knots) == variables:
+            return function[knots]
+        interval, u = located[len(knots)]
+        return (1 - u) * at((*knots, interval)) + u * at((*knots, interval + 1))
+
+    return at(())
 
 
-def flops(in_features: int, out_features: int) -> int:
-    """Return the multiply-adds of a layer per sample, ``4 ceil(I / 2) O``.
+def flops(in_features: int, out_features: int, *, dimension: int = 2) -> int:
+    """Return the multiply-adds of a layer per sample, ``2^d ceil(I / d) O``.
 
     They are counted as in the paper, without those that locate the coordinates. A linear layer has
-    ``I O``. A size that is not a whole number of at least 1 is a TypeError or a ValueError.
+    ``I O``. A size that is not a whole number of at least 1, or a ``dimension`` d other than 1, 2
+    and 3, is a TypeError or a ValueError.
     """
     in_features = array_checks.check_size("flops", "in_features", in_features)
     out_features = array_checks.check_size("flops", "out_features", out_features)
-    return 4 * ((in_features + 1) // 2) * out_features
+    dimension = array_checks.check_dimension("flops", dimension)
+    return 2**dimension * array_checks.num_pairs(in_features, dimension) * out_features
 
 
-def num_parameters(in_features: int, out_features: int, num_grids: int) -> int:
-    """Return the number of table values, ``(G + 1)^2 ceil(I / 2) O``.
+def num_parameters(
+    in_features: int, out_features: int, num_grids: int, *, dimension: int = 2
+) -> int:
+    """Return the number of table values, ``(G + 1)^d ceil(I / d) O``.
 
-    A size that is out of range (I, O >= 1, G >= 3) is a TypeError or a ValueError.
+    A size that is out of range (I, O >= 1, G >= 3, d = 1, 2 or 3) is a TypeError or a ValueError.
     """
-    return math.prod(tables_shape("num_parameters", in_features, out_features, num_grids))
+    return math.prod(
+        tables_shape("num_parameters", in_features, out_features, num_grids, dimension)
+    )
 
 
 def memory(
@@ -229,6 +254,7 @@ def memory(
     num_grids: int,
     batch: int,
     *,
+    dimension: int = 2,
     dtype: Any = "float32",
     optimizer: str = "adam",
 ) -> dict[str, int]:
@@ -240,6 +266,8 @@ def memory(
         Sizes of the layer.
     batch : int
         Samples per step, B >= 0.
+    dimension : {1, 2, 3}
+        Inputs of an inner function.
     dtype : dtype
         The dtype of the tables. Gradients and optimiser state of half tables are float32.
     optimizer : {"adam", "momentum", "sgd"}
@@ -256,7 +284,7 @@ def memory(
     TypeError, ValueError
         If a size, ``dtype`` or ``optimizer`` is out of range.
     """
-    shape = tables_shape("memory", in_features, out_features, num_grids)
+    shape = tables_shape("memory", in_features, out_features, num_grids, dimension)
     batch = array_checks.check_size("memory", "batch", batch, at_least=0)
     dtype = array_checks.table_dtype("memory", dtype)
     if optimizer not in _OPTIMIZER_STATES:
@@ -274,13 +302,15 @@ def memory(
 
 
 def tables_shape(
-    function: str, in_features: int, out_features: int, num_grids: int
-) -> tuple[int, int, int, int]:
-    """Return [P, S, S, O]; ``function`` names the caller in errors."""
+    function: str, in_features: int, out_features: int, num_grids: int, dimension: int = 2
+) -> tuple[int, ...]:
+    """Return [P, S, ..., S, O]; ``function`` names the caller in errors."""
     in_features = array_checks.check_size(function, "in_features", in_features)
     out_features = array_checks.check_size(function, "out_features", out_features)
     num_knots = array_checks.check_num_grids(function, num_grids) + 1
-    return (in_features + 1) // 2, num_knots, num_knots, out_features
+    dimension = array_checks.check_dimension(function, dimension)
+    pairs = array_checks.num_pairs(in_features, dimension)
+    return pairs, *[num_knots] * dimension, out_features
 
 
 def init_bound(in_features: int, init_scale: float) -> float:

@@ -130,7 +130,7 @@ def with_special_values(problem: Problem) -> tuple[Problem, Problem, Hit]:
                 outermost = slice(-2, None) if value > 0 else slice(0, 2)
                 good[sample, feature] = knots[outermost].mean()
         if not np.isfinite(bad[sample, own]).all():
-            point = oracle.by_pair(good)[:, sample, pair]
+            point = oracle.by_group(good, 2)[:, sample, pair]
             i, j = np.searchsorted(knots[1:-1], point, side="right")
             hit.y[sample] = hit.x[sample, own] = hit.tables[pair, i : i + 2, j : j + 2] = True
     return problem._replace(x=bad), problem._replace(x=good), hit

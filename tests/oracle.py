@@ -3,12 +3,15 @@
 Nothing is shared with the engines, neither code nor idea. No cell is located: every coordinate is
 weighed against all S knots by dense hat functions, and all else is a sum of products of these.
 
-Axes, everywhere: b sample, p input pair, s and t knot along the first and the second coordinate of
-a pair, o output. Arrays are [B, I] (x), [P, S, S, O] (tables) and [B, O] (y).
+Axes, everywhere: b sample, p group of the d inputs of an inner function (a pair where d = 2), s, t
+and r knot along the coordinates of a group, o output. Arrays are [B, I] (x), [P, S, ..., S, O]
+(tables, with d axes of knots) and [B, O] (y).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,11 +38,11 @@ def sigma_grid(num_grids: int) -> Array:
 class Basis(NamedTuple):
     """Hat functions at the coordinates of all samples.
 
-    value, slope : [2, B, P, S]
-        The hat function of every knot, and its derivative, at the first and the second coordinate
-        of every pair. Linear beyond the outermost knots; at a knot the slope is that to its right.
+    value, slope : [d, B, P, S]
+        The hat function of every knot, and its derivative, at each coordinate of every group.
+        Linear beyond the outermost knots; at a knot the slope is that to its right.
     in_features : int
-        I, which is 2 P - 1 where the last coordinate is the constant 0.
+        I, which is less than d P where the last coordinates are the constant 0.
     """
 
     value: Array
@@ -47,16 +50,16 @@ class Basis(NamedTuple):
     in_features: int
 
 
-def by_pair(features: Array) -> Array:
-    """[B, I] to [2, B, P]; an odd I is completed by zeros."""
-    padded = np.pad(features, [(0, 0), (0, features.shape[1] % 2)])
-    return np.stack([padded[:, 0::2], padded[:, 1::2]])
+def by_group(features: Array, dimension: int) -> Array:
+    """[B, I] to [d, B, P]; the last group is completed by zeros."""
+    padded = np.pad(features, [(0, 0), (0, -features.shape[1] % dimension)])
+    return np.stack([padded[:, axis::dimension] for axis in range(dimension)])
 
 
-def by_feature(pairs: Array, in_features: int) -> Array:
-    """[2, B, P] to [B, I]: the inverse of `by_pair`."""
-    _, batch, num_pairs = pairs.shape
-    return np.moveaxis(pairs, 0, -1).reshape(batch, 2 * num_pairs)[:, :in_features]
+def by_feature(groups: Array, in_features: int) -> Array:
+    """[d, B, P] to [B, I]: the inverse of `by_group`."""
+    dimension, batch, num_groups = groups.shape
+    return np.moveaxis(groups, 0, -1).reshape(batch, dimension * num_groups)[:, :in_features]
 
 
 def hats(points: Array, knots: Array) -> tuple[Array, Array]:
@@ -76,66 +79,81 @@ def hats(points: Array, knots: Array) -> tuple[Array, Array]:
     return value, slope
 
 
-def basis(x: Array, knots: Array) -> Basis:
-    value, slope = hats(by_pair(x.astype(np.float64)), knots.astype(np.float64))
+def basis(x: Array, knots: Array, dimension: int = 2) -> Basis:
+    value, slope = hats(by_group(x.astype(np.float64), dimension), knots.astype(np.float64))
     return Basis(value, slope, x.shape[1])
 
 
-def per_pair(first: Array, second: Array, tables: Array) -> Array:
-    """[B, P, O]: what every inner function gives for the basis [B, P, S] of its two coordinates."""
-    return np.einsum("bps,bpt,psto->bpo", first, second, tables, optimize=True)
+def per_group(factors: Sequence[Array], tables: Array) -> Array:
+    """[B, P, O]: what every inner function gives for the bases [B, P, S] of its coordinates."""
+    knots = "str"[: len(factors)]
+    bases = ",".join(f"bp{knot}" for knot in knots)
+    return np.einsum(f"{bases},p{knots}o->bpo", *factors, tables, optimize=True)
+
+
+def spread(grad_y: Array, factors: Sequence[Array]) -> Array:
+    """[P, S, ..., S, O]: grad_y [B, O] pulled back to the tables of `per_group`."""
+    knots = "str"[: len(factors)]
+    bases = ",".join(f"bp{knot}" for knot in knots)
+    return np.einsum(f"bo,{bases}->p{knots}o", grad_y, *factors, optimize=True)
+
+
+def factors_of(at: Basis, *differentiated: int) -> list[Array]:
+    """The bases [B, P, S] of all coordinates, those of some of them differentiated."""
+    return [
+        at.slope[axis] if axis in differentiated else value for axis, value in enumerate(at.value)
+    ]
 
 
 def forward(at: Basis, tables: Array) -> Array:
     """y [B, O]."""
-    return per_pair(*at.value, tables).sum(axis=1)
+    return per_group(at.value, tables).sum(axis=1)
 
 
 def backward(grad_y: Array, at: Basis, tables: Array) -> tuple[Array, Array]:
-    """grad_x [B, I] and grad_tables [P, S, S, O]."""
-    (u, v), (du, dv) = at.value, at.slope
-    grad_pairs = np.stack(
+    """grad_x [B, I] and grad_tables [P, S, ..., S, O]."""
+    grad_groups = np.stack(
         [
-            np.einsum("bo,bpo->bp", grad_y, per_pair(du, v, tables)),
-            np.einsum("bo,bpo->bp", grad_y, per_pair(u, dv, tables)),
+            np.einsum("bo,bpo->bp", grad_y, per_group(factors_of(at, axis), tables))
+            for axis in range(len(at.value))
         ]
     )
-    grad_tables = np.einsum("bo,bps,bpt->psto", grad_y, u, v, optimize=True)
-    return by_feature(grad_pairs, at.in_features), grad_tables
+    return by_feature(grad_groups, at.in_features), spread(grad_y, at.value)
 
 
 def jvp(tangent_x: Array, tangent_tables: Array, at: Basis, tables: Array) -> Array:
     """The derivative [B, O] of y along a direction in x and one in the tables."""
-    (u, v), (du, dv) = at.value, at.slope
-    along_first, along_second = by_pair(tangent_x)
-    return np.sum(
-        along_first[..., None] * per_pair(du, v, tables)
-        + along_second[..., None] * per_pair(u, dv, tables)
-        + per_pair(u, v, tangent_tables),
-        axis=1,
-    )
+    change = per_group(at.value, tangent_tables)
+    for axis, along in enumerate(by_group(tangent_x, len(at.value))):
+        change = change + along[..., None] * per_group(factors_of(at, axis), tables)
+    return change.sum(axis=1)
 
 
 def backward_backward(
     ggx: Array, ggt: Array, grad_y: Array, at: Basis, tables: Array
 ) -> tuple[Array, Array, Array]:
-    """Cotangents of grad_y, x and tables for the cotangents ggx, ggt of what `backward` returns."""
-    (u, v), (du, dv) = at.value, at.slope
-    along_first, along_second = by_pair(ggx)
-    weigh = along_first[..., None], along_second[..., None]
+    """Cotangents of grad_y, x and tables for the cotangents ggx, ggt of what `backward` returns.
 
-    mixed = per_pair(du, dv, tables)
-    grad_pairs = np.stack(
-        [
-            np.einsum("bo,bpo->bp", grad_y, weigh[1] * mixed + per_pair(du, v, ggt)),
-            np.einsum("bo,bpo->bp", grad_y, weigh[0] * mixed + per_pair(u, dv, ggt)),
-        ]
+    Inside a cell, second derivatives along one axis are zero.
+    """
+    dimension = len(at.value)
+    weigh = by_group(ggx, dimension)[..., None]
+    grad_groups, grad_tables = [], 0.0
+    for axis in range(dimension):
+        change = per_group(factors_of(at, axis), ggt)
+        for other in range(dimension):
+            if other != axis:
+                mixed = per_group(factors_of(at, axis, other), tables)
+                change = change + weigh[other] * mixed
+        grad_groups.append(np.einsum("bo,bpo->bp", grad_y, change))
+        factors = factors_of(at, axis)
+        factors[axis] = weigh[axis] * factors[axis]
+        grad_tables = grad_tables + spread(grad_y, factors)
+    return (
+        jvp(ggx, ggt, at, tables),
+        by_feature(np.stack(grad_groups), at.in_features),
+        grad_tables,
     )
-    grad_tables = np.einsum("bo,bps,bpt->psto", grad_y, weigh[0] * du, v, optimize=True)
-    grad_tables = grad_tables + np.einsum(
-        "bo,bps,bpt->psto", grad_y, u, weigh[1] * dv, optimize=True
-    )
-    return jvp(ggx, ggt, at, tables), by_feature(grad_pairs, at.in_features), grad_tables
 
 
 class Stencils(NamedTuple):
@@ -156,35 +174,44 @@ def stencils(knots: Array) -> Stencils:
     return Stencils(here, first, second)
 
 
-def curvatures(at: Stencils, tables: Array) -> tuple[Array, Array, Array]:
-    """f_xx, f_xy, f_yy [P, G - 1, G - 1, O] at the inner knots."""
+def second_derivatives(at: Stencils, dimension: int) -> list[tuple[int, list[Array]]]:
+    """How often each second derivative counts, and its stencil along each axis."""
+    result = []
+    for axis in range(dimension):
+        along = [at.value] * dimension
+        along[axis] = at.second
+        result.append((1, along))
+    for first, last in combinations(range(dimension), 2):
+        along = [at.value] * dimension
+        along[first] = along[last] = at.first
+        result.append((2, along))
+    return result
 
-    def apply(along_first: Array, along_second: Array) -> Array:
-        return np.einsum("is,jt,psto->pijo", along_first, along_second, tables, optimize=True)
 
-    return apply(at.second, at.value), apply(at.first, at.first), apply(at.value, at.second)
+def applied(stencils: Sequence[Array], tables: Array) -> Array:
+    """[P, G - 1, ..., G - 1, O]: a derivative at the inner knots."""
+    inner, knots = "ijk"[: len(stencils)], "str"[: len(stencils)]
+    matrices = ",".join(map("".join, zip(inner, knots, strict=True)))
+    return np.einsum(f"{matrices},p{knots}o->p{inner}o", *stencils, tables, optimize=True)
 
 
 def hessian_penalty(at: Stencils, tables: Array) -> Array:
     """R, the roughness of all inner functions."""
-    f_xx, f_xy, f_yy = curvatures(at, tables)
-    return np.sum((f_xx * f_xx + 2 * f_xy * f_xy + f_yy * f_yy).mean(axis=(1, 2)))
+    dimension = tables.ndim - 2
+    inner_axes = tuple(range(1, dimension + 1))
+    total = 0.0
+    for count, along in second_derivatives(at, dimension):
+        derivative = applied(along, tables)
+        total = total + count * (derivative * derivative).mean(axis=inner_axes).sum()
+    return np.asarray(total)
 
 
 def hessian_penalty_grad(at: Stencils, tables: Array) -> Array:
-    """dR/dT [P, S, S, O]."""
-    f_xx, f_xy, f_yy = curvatures(at, tables)
-
-    def transposed(along_first: Array, along_second: Array, curvature: Array) -> Array:
-        return np.einsum("is,jt,pijo->psto", along_first, along_second, curvature, optimize=True)
-
-    inner_knots = f_xx.shape[1] * f_xx.shape[2]
-    return (
-        2.0
-        / inner_knots
-        * (
-            transposed(at.second, at.value, f_xx)
-            + 2 * transposed(at.first, at.first, f_xy)
-            + transposed(at.value, at.second, f_yy)
-        )
-    )
+    """dR/dT [P, S, ..., S, O]."""
+    dimension = tables.ndim - 2
+    inner_knots = at.value.shape[0] ** dimension
+    total = 0.0
+    for count, along in second_derivatives(at, dimension):
+        transposed = [matrix.T for matrix in along]
+        total = total + 2.0 * count / inner_knots * applied(transposed, applied(along, tables))
+    return np.asarray(total)

@@ -80,12 +80,17 @@ class Problem(NamedTuple):
 
 
 def make_problem(
-    rng: np.random.Generator, sizes: Sizes = SMALL, dtypes: Dtypes = FLOAT32
+    rng: np.random.Generator,
+    sizes: Sizes = SMALL,
+    dtypes: Dtypes = FLOAT32,
+    *,
+    dimension: int = 2,
 ) -> Problem:
     batch, in_features, out_features, num_grids = sizes
     knots = lmkan_cupy.sigma_grid(num_grids, dtype=dtypes.x)
     x = away_from_knots(rng.normal(0, 2, (batch, in_features)).astype(dtypes.x), knots)
-    shape = (sizes.pairs, num_grids + 1, num_grids + 1, out_features)
+    pairs = -(-in_features // dimension)
+    shape = (pairs, *[num_grids + 1] * dimension, out_features)
     return Problem(
         x=x,
         tables=rng.uniform(-1, 1, shape).astype(dtypes.tables),

@@ -31,6 +31,7 @@ On a GPU the forward may interpolate float16 tables in half precision, see `inte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +74,7 @@ def unit(dtype: Any) -> float:
 
 
 def knots_of(tables: Any, dtype: Any) -> Array:
-    """The knots that belong to tables [P, S, S, O] in arithmetic of `dtype`; see test_grid."""
+    """The knots that belong to tables [P, S, ..., S, O] in arithmetic of `dtype`; see test_grid."""
     return host(sigma_grid(tables.shape[1] - 1, dtype=dtype))
 
 
@@ -133,13 +134,27 @@ def expected(value: Array, magnitude: Array, terms: int, dtype: Any) -> Expected
     return Expected(value, error_bound(magnitude, terms, unit(dtype)))
 
 
-def rounded_basis(x: Array, knots: Array, x_error: Any = 0.0) -> oracle.Basis:
+def corners(tables: Array) -> int:
+    """The number of corners of a cell, 2^d."""
+    return 2 ** (tables.ndim - 2)
+
+
+def basis(x: Array, tables: Array) -> oracle.Basis:
+    """The exact hats at x [B, I] in arithmetic of its dtype."""
+    return oracle.basis(x, knots_of(tables, x.dtype), tables.ndim - 2)
+
+
+def rounded_basis(x: Array, tables: Array) -> oracle.Basis:
+    """The hats at x as |exact| + i error, in arithmetic of its dtype."""
+    return rounded_at(basis(x, tables), x, knots_of(tables, x.dtype))
+
+
+def rounded_at(exact: oracle.Basis, x: Array, knots: Array, x_error: Any = 0.0) -> oracle.Basis:
     """The hats at x, known up to `x_error`, as |exact| + i error, in the dtype of `knots`."""
-    exact = oracle.basis(x, knots)
     r = unit(knots.dtype)
-    off = oracle.by_pair(np.broadcast_to(x_error, x.shape))[..., None]
+    off = oracle.by_group(np.broadcast_to(x_error, x.shape), len(exact.value))[..., None]
     close = reach(knots) + off
-    points = oracle.by_pair(to_float64(x))[..., None]
+    points = oracle.by_group(to_float64(x), len(exact.value))[..., None]
     wide = to_float64(knots)
 
     # A slope is 1 / h at the two corners of the cell, else 0; |k| of one corner is at most |k| + h
@@ -169,18 +184,17 @@ def rounded_stencils(knots: Array) -> oracle.Stencils:
 def forward(
     x: Any, tables: Any, tables_error: Any = 0.0, *, in_half: bool | None = None
 ) -> Expected:
-    """y [B, O] for x [B, I] and tables [P, S, S, O], exact or known up to `tables_error`.
+    """y [B, O] for x [B, I] and tables [P, S, ..., S, O], exact or known up to `tables_error`.
 
     With `in_half` interpolated in half precision; by default where a forward may do that.
     """
     if in_half is None:
         in_half = is_cupy_array(tables) and tables.dtype == np.float16
     x, tables = host(x), to_float64(tables)
-    knots = knots_of(tables, x.dtype)
-    value = oracle.forward(oracle.basis(x, knots), tables)
-    rounded = rounded_basis(x, knots)
+    value = oracle.forward(basis(x, tables), tables)
+    rounded = rounded_basis(x, tables)
     magnitude = oracle.forward(rounded, np.abs(tables) + 1j * tables_error)
-    in_float = expected(value, magnitude, 4 * len(tables), x.dtype)
+    in_float = expected(value, magnitude, corners(tables) * len(tables), x.dtype)
     if not in_half:
         return in_float
     more = interpolation_in_half(rounded, tables, np.abs(magnitude.real) + np.abs(magnitude.imag))
@@ -205,9 +219,10 @@ def _features(x: Array, layers: Network) -> list[Expected]:
             value, terms = value @ weight.T + bias, value.shape[1] + 1
         else:
             tables, knots = to_float64(layer), knots_of(layer, x.dtype)
-            cut, terms = np.clip(value, -bound, bound), 4 * len(tables)
-            magnitude = oracle.forward(rounded_basis(cut, knots, error), np.abs(tables))
-            value = oracle.forward(oracle.basis(cut, knots), tables)
+            cut, terms = np.clip(value, -bound, bound), corners(tables) * len(tables)
+            exact = oracle.basis(cut, knots, tables.ndim - 2)
+            magnitude = oracle.forward(rounded_at(exact, cut, knots, error), np.abs(tables))
+            value = oracle.forward(exact, tables)
         features.append(expected(value, magnitude, terms, x.dtype))
     return features
 
@@ -236,11 +251,12 @@ def network_backward(grad_y: Any, x: Any, layers: Network) -> tuple[Expected, Ar
         from_bound = np.abs(np.abs(feature.value) - bound)
         defined &= (from_knots > reach(knots) + off[..., None]).all(axis=(1, 2))
         defined &= (from_bound > off).all(axis=1)
-        at = rounded_basis(cut, knots, off)
+        exact = oracle.basis(cut, knots, tables.ndim - 2)
+        at = rounded_at(exact, cut, knots, off)
         magnitude, _ = oracle.backward(np.abs(grad) + 1j * error, at, np.abs(tables))
         inside = np.abs(feature.value) <= bound
-        error = inside * error_bound(magnitude, 4 * tables.shape[3], r)
-        grad = inside * oracle.backward(grad, oracle.basis(cut, knots), tables)[0]
+        error = inside * error_bound(magnitude, corners(tables) * tables.shape[-1], r)
+        grad = inside * oracle.backward(grad, exact, tables)[0]
     size = np.abs(_scale(layers))
     return Expected(grad * _scale(layers), size * (error + r * np.abs(grad))), defined
 
@@ -266,39 +282,47 @@ def interpolation_in_half(at: oracle.Basis, tables: Array, magnitude: Array) -> 
 
 
 def backward(grad_y: Any, x: Any, tables: Any) -> tuple[Expected, ...]:
-    """grad_x [B, I] and grad_tables [P, S, S, O]; no x may be `near_knot`."""
+    """grad_x [B, I] and grad_tables [P, S, ..., S, O]; no x may be `near_knot`."""
     x = host(x)
     grad_y, tables = to_float64(grad_y), to_float64(tables)
-    knots = knots_of(tables, x.dtype)
-    values = oracle.backward(grad_y, oracle.basis(x, knots), tables)
-    magnitudes = oracle.backward(np.abs(grad_y), rounded_basis(x, knots), np.abs(tables))
+    values = oracle.backward(grad_y, basis(x, tables), tables)
+    magnitudes = oracle.backward(np.abs(grad_y), rounded_basis(x, tables), np.abs(tables))
     batch, out_features = grad_y.shape
-    return _each_expected(values, magnitudes, (4 * out_features, additions_over(batch)), x.dtype)
+    terms = (corners(tables) * out_features, additions_over(batch))
+    return _each_expected(values, magnitudes, terms, x.dtype)
 
 
 def jvp(tangent_x: Any, tangent_tables: Any, x: Any, tables: Any) -> Expected:
     """The derivative of y [B, O] along both tangents; no x may be `near_knot`."""
     x = host(x)
     tangent_x, tangent_tables, tables = map(to_float64, (tangent_x, tangent_tables, tables))
-    knots = knots_of(tables, x.dtype)
-    value = oracle.jvp(tangent_x, tangent_tables, oracle.basis(x, knots), tables)
+    value = oracle.jvp(tangent_x, tangent_tables, basis(x, tables), tables)
     magnitude = oracle.jvp(
-        np.abs(tangent_x), np.abs(tangent_tables), rounded_basis(x, knots), np.abs(tables)
+        np.abs(tangent_x), np.abs(tangent_tables), rounded_basis(x, tables), np.abs(tables)
     )
-    return expected(value, magnitude, 12 * len(tables), x.dtype)
+    return expected(value, magnitude, _terms_along(tables), x.dtype)
+
+
+def _terms_along(tables: Array) -> int:
+    """The terms of an output's derivative along d coordinates and the tables."""
+    return (tables.ndim - 1) * corners(tables) * len(tables)
 
 
 def backward_backward(ggx: Any, ggt: Any, grad_y: Any, x: Any, tables: Any) -> tuple[Expected, ...]:
     """Cotangents of grad_y [B, O], x [B, I] and tables [P, S, S, O]; no x may be `near_knot`."""
     x = host(x)
     ggx, ggt, grad_y, tables = map(to_float64, (ggx, ggt, grad_y, tables))
-    knots = knots_of(tables, x.dtype)
-    values = oracle.backward_backward(ggx, ggt, grad_y, oracle.basis(x, knots), tables)
+    values = oracle.backward_backward(ggx, ggt, grad_y, basis(x, tables), tables)
     magnitudes = oracle.backward_backward(
-        np.abs(ggx), np.abs(ggt), np.abs(grad_y), rounded_basis(x, knots), np.abs(tables)
+        np.abs(ggx), np.abs(ggt), np.abs(grad_y), rounded_basis(x, tables), np.abs(tables)
     )
     batch, out_features = grad_y.shape
-    terms = (12 * len(tables), 8 * out_features, 2 * additions_over(batch))
+    dimension = tables.ndim - 2
+    terms = (
+        _terms_along(tables),
+        dimension * corners(tables) * out_features,
+        dimension * additions_over(batch),
+    )
     return _each_expected(values, magnitudes, terms, x.dtype)
 
 
@@ -307,13 +331,11 @@ def fold(
 ) -> Expected:
     """Tables with W activation(x) + c absorbed, in arithmetic of `dtype`."""
     values = activation(to_float64(knots_of(tables, dtype)))
-    first, second = oracle.by_pair(to_float64(weight))  # [O, P] each
-    terms = [
-        to_float64(tables),
-        np.einsum("op,i->pio", first, values)[:, :, None],
-        np.einsum("op,j->pjo", second, values)[:, None],
-        to_float64(bias) / len(tables),
-    ]
+    dimension = tables.ndim - 2
+    terms = [to_float64(tables), to_float64(bias) / len(tables)]
+    for axis, slopes in enumerate(oracle.by_group(to_float64(weight), dimension)):  # [O, P] each
+        others = tuple(1 + k for k in range(dimension) if k != axis)
+        terms.append(np.expand_dims(np.einsum("op,i->pio", slopes, values), others))
     value, magnitude = sum(terms), sum(map(np.abs, terms))
     return expected(value, magnitude, len(terms), dtype).stored(tables.dtype)
 
@@ -321,9 +343,11 @@ def fold(
 def refine(tables: Any, num_grids: int, dtype: Any) -> Expected:
     """Tables on another grid, in arithmetic of `dtype`: `forward` at the new knots, by pair."""
     knots = host(sigma_grid(num_grids, dtype=dtype))
-    points = np.stack(np.meshgrid(knots, knots, indexing="ij"), axis=-1).reshape(-1, 2)
+    dimension = tables.ndim - 2
+    axes = np.meshgrid(*[knots] * dimension, indexing="ij")
+    points = np.stack(axes, axis=-1).reshape(-1, dimension)
     pairs = [forward(points, table[None]) for table in host(tables)]
-    shape = (len(pairs), len(knots), len(knots), -1)
+    shape = (len(pairs), *[len(knots)] * dimension, -1)
     value, bound = (
         np.stack([getattr(pair, name) for pair in pairs]).reshape(shape)
         for name in ("value", "bound")
@@ -332,15 +356,18 @@ def refine(tables: Any, num_grids: int, dtype: Any) -> Expected:
 
 
 def hessian_penalty(tables: Any, dtype: Any) -> tuple[Expected, Expected]:
-    """R and dR/dT [P, S, S, O] in arithmetic of `dtype`.
+    """R and dR/dT [P, S, ..., S, O] in arithmetic of `dtype`.
 
-    A curvature has at most 4 terms, a table value is in 3 + 4 + 3 curvatures.
+    A curvature has at most 4 terms. A table value is in 3 curvatures along each axis, and in 4
+    along each two.
     """
     tables = to_float64(tables)
     knots = knots_of(tables, dtype)
     exact, rounded = oracle.stencils(knots), rounded_stencils(knots)
-    num_pairs, *_, out_features = tables.shape
-    curvatures = 3 * (len(knots) - 2) ** 2 * num_pairs * out_features
+    num_pairs, *axes, out_features = tables.shape
+    mixed = math.comb(len(axes), 2)
+    inner_knots = (len(knots) - 2) ** len(axes)
+    curvatures = (len(axes) + mixed) * inner_knots * num_pairs * out_features
     penalty = expected(
         oracle.hessian_penalty(exact, tables),
         oracle.hessian_penalty(rounded, np.abs(tables)),
@@ -350,7 +377,7 @@ def hessian_penalty(tables: Any, dtype: Any) -> tuple[Expected, Expected]:
     grad = expected(
         oracle.hessian_penalty_grad(exact, tables),
         oracle.hessian_penalty_grad(rounded, np.abs(tables)),
-        10 + 4,
+        3 * len(axes) + 4 * mixed + 4,
         dtype,
     )
     return penalty, grad

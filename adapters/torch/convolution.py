@@ -27,13 +27,13 @@ class LMKANConv2d(Layer):
         As in ``nn.Conv2d``; ``padding`` is with zeros, and may be "same" or "valid".
     groups : int
         Splits the channels of input and output into so many groups with tables of their own.
-    num_grids, residual, tables_weight, init_scale, engine, device, dtype
+    num_grids, dimension, residual, tables_weight, init_scale, engine, device, dtype
         As in :class:`LMKANLinear`; the residual branch is a convolution.
 
     Attributes
     ----------
-    tables : Parameter [P, S, S, O], with groups [groups, P, S, S, O / groups]
-        P = ceil(C / groups kh kw / 2), features in the order of ``unfold``: channel, row, column.
+    tables : Parameter [P, S, ..., S, O], with groups [groups, P, S, ..., S, O / groups]
+        P = ceil(C / groups kh kw / d), features in the order of ``unfold``: channel, row, column.
     weight, bias : Parameter [O, C / groups, kh, kw] and [O], or None
         The residual branch.
 
@@ -55,6 +55,7 @@ class LMKANConv2d(Layer):
         groups: int = 1,
         *,
         num_grids: int = 10,
+        dimension: int = 2,
         residual: Residual = None,
         tables_weight: float | None = None,
         init_scale: float = 0.1,
@@ -70,6 +71,7 @@ class LMKANConv2d(Layer):
             num_grids,
             groups=() if groups == 1 else (groups,),
             kernel_size=window,
+            dimension=dimension,
             residual=residual,
             tables_weight=tables_weight,
             init_scale=init_scale,

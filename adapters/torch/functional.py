@@ -26,9 +26,10 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     ----------
     x : Tensor [..., I]
         float32, float64, or float16 or bfloat16, which are widened to float32.
-    tables : Tensor [P, S, S, O]
-        On the device of ``x`` and in its dtype, or float16 or bfloat16 with float32 ``x``. Half
-        tables are summed in float32; on the CPU, bfloat16 ones are widened to float32 first.
+    tables : Tensor [P, S, ..., S, O]
+        With one axis of knots for each variable of the inner functions, 1, 2 or 3. On the
+        device of ``x`` and in its dtype, or float16 or bfloat16 with float32 ``x``. Half tables are
+        summed in float32; on the CPU, bfloat16 ones are widened to float32 first.
     engine : {None, "torch"}
         None computes on the engine of the tensors' device, CPU or CUDA. "torch" computes the same
         function in torch's own operations, for other devices. It is slower, takes more memory and
@@ -74,7 +75,7 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
 
 
 def hessian_penalty_of(tables: Tensor, *, engine: Engine = None) -> Tensor:
-    """Return the roughness of ``tables`` [P, S, S, O], 0-d: :func:`lmkan_cupy.hessian_penalty`.
+    """Return the roughness of ``tables`` [P, S, ..., O], 0-d: :func:`lmkan_cupy.hessian_penalty`.
 
     It can be differentiated twice. If ``tables`` require a gradient, it is computed in the same
     pass and kept for the backward.

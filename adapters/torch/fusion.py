@@ -25,7 +25,7 @@ class FusedNetwork(nn.Module):
     in_features : int
         Size I.
     arrays : ParameterList
-        Of each layer its tables [P, S, S, O], or its weight [O, I] and bias [O].
+        Of each layer its tables [P, S, ..., S, O], or its weight [O, I] and bias [O].
     bounds : list of float
         Where the inputs of each layer are cut; infinite where they are not.
     shift, scale : Tensor [I] or None
@@ -188,7 +188,7 @@ class _Chain:
             raise TypeError("fuse: the model ends with a Hardtanh, which has no layer to cut for")
         compute = torch.float64 if torch.float64 in self._dtypes else torch.float32
         arrays = [
-            each.to(dtype if each.ndim == 4 else compute)
+            each.to(dtype if each.ndim > 2 else compute)
             for layer, dtype in zip(self._layers, self._dtypes, strict=True)
             for each in layer
         ]

@@ -45,7 +45,7 @@ def table_modules(module: nn.Module) -> list["TablesModule"]:
 
 def penalty_of(layers: "Sequence[TablesModule]") -> Tensor:
     """Return the sum of the Hessian penalties of layers, 0-d; of one at least."""
-    tables = [each.tables.flatten(0, -4) for each in layers]  # groups and pairs
+    tables = [each.by_pair() for each in layers]
     if dispatch.is_eager(tables) and not any([each.engine for each in layers]):
         is_recorded = torch.is_grad_enabled()
         return nodes.penalty([is_recorded and each.requires_grad for each in tables], *tables)
@@ -57,15 +57,21 @@ def penalty_of(layers: "Sequence[TablesModule]") -> Tensor:
 
 
 class TablesModule(nn.Module):
-    """A module with ``tables [..., P, S, S, O]``, which :func:`hessian_penalty` finds."""
+    """A module with ``tables [..., P, S, ..., S, O]``, which :func:`hessian_penalty` finds."""
 
     tables: Tensor
     engine: Engine
+    #: Inputs of an inner function, which the tables alone do not tell where they have groups.
+    dimension = 2
 
     @property
     def num_grids(self) -> int:
         """Grid intervals per axis."""
         return self.tables.shape[-2] - 1
+
+    def by_pair(self) -> Tensor:
+        """Return the tables [P, S, ..., S, O] of all groups."""
+        return self.tables.flatten(0, -self.dimension - 2)
 
     def hessian_penalty(self) -> Tensor:
         """Return the roughness of the tables: :func:`lmkan_cupy.hessian_penalty`."""
@@ -87,7 +93,7 @@ class Layer(TablesModule):
         Leading axes of the tables.
     kernel_size : tuple of int
         Trailing axes of the branch's weight, which has ``in_features`` elements per output.
-    residual, tables_weight, init_scale, engine, device, dtype
+    dimension, residual, tables_weight, init_scale, engine, device, dtype
         As in :class:`LMKANLinear`.
     """
 
@@ -104,6 +110,7 @@ class Layer(TablesModule):
         *,
         groups: tuple[int, ...] = (),
         kernel_size: tuple[int, ...] = (),
+        dimension: int,
         residual: Residual,
         tables_weight: float | None,
         init_scale: float,
@@ -113,9 +120,10 @@ class Layer(TablesModule):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        shape = tables_shape(name, in_features, out_features, num_grids)
+        shape = tables_shape(name, in_features, out_features, num_grids, dimension)
         _check_residual(name, residual, num_grids)
         functional.check_engine(name, engine)
+        self.dimension = dimension
         self.residual = residual
         self.init_scale = init_scale
         self.engine = engine
@@ -175,7 +183,7 @@ class Layer(TablesModule):
             self.tables_weight = None
         if self.weight is not None and self.bias is not None:
             fold = lmkan_cupy.fold_relu if self.residual == "relu" else lmkan_cupy.fold_linear
-            groups = self.tables.reshape(-1, *self.tables.shape[-4:])
+            groups = self.tables.reshape(-1, *self.tables.shape[-self.dimension - 2 :])
             weights = self.weight.flatten(1).chunk(len(groups))
             parts = zip(groups, weights, self.bias.chunk(len(groups)), strict=True)
             folded = [exchange.run(fold, *map(_widened, part)) for part in parts]
@@ -205,15 +213,18 @@ class Layer(TablesModule):
         states = optimizer.state.get(self.tables, {}) if optimizer is not None else {}
         for name, state in states.items():
             if isinstance(state, Tensor) and state.shape == self.tables.shape:
-                states[name] = _resampled(state, num_grids)
-        self.tables.data = _refined(self.tables, num_grids)
+                states[name] = _resampled(state, num_grids, self.dimension)
+        refined: Tensor = exchange.run(lmkan_cupy.refine, _widened(self.by_pair()), num_grids)
+        shape = (*self.tables.shape[: -self.dimension - 1], *refined.shape[1:])
+        self.tables.data = refined.to(self.tables.dtype).reshape(shape).contiguous()
         self.tables.grad = None
         return self
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(module)``."""
         return (
-            f"num_grids={self.num_grids}, residual={self.residual!r}, engine={self.engine_name()!r}"
+            f"num_grids={self.num_grids}, dimension={self.dimension}, "
+            f"residual={self.residual!r}, engine={self.engine_name()!r}"
         )
 
     def _with_branch(self, y: Tensor, x: Tensor, linear: Callable[..., Tensor]) -> Tensor:
@@ -251,6 +262,8 @@ class LMKANLinear(Layer):
         knots, and tables hold every such function. ReLU bends at 0, so "relu" needs a knot there:
         an even ``num_grids``. "relu_last" adds ``relu(weight @ x + bias)``, which stays beside the
         tables and costs I O multiply-adds more.
+    dimension : {1, 2, 3}
+        Inputs d of an inner function. With 1, a fine grid costs little: 200 intervals, say.
     tables_weight : float, optional
         What the tables give is multiplied by it; by default by nothing. It is a buffer, which a
         training may change: :class:`PhasedSchedule`. :meth:`fold_` multiplies the tables by it.
@@ -263,8 +276,8 @@ class LMKANLinear(Layer):
 
     Attributes
     ----------
-    tables : Parameter [P, S, S, O]
-        Values of the inner functions at the knots, P = ceil(I / 2), S = G + 1.
+    tables : Parameter [P, S, ..., S, O]
+        Values of the inner functions at the knots, P = ceil(I / d), d axes of S = G + 1 knots.
     weight, bias : Parameter [O, I] and [O], or None
         The residual branch.
     tables_weight : Tensor, 0-d, or None
@@ -281,6 +294,7 @@ class LMKANLinear(Layer):
         out_features: int,
         num_grids: int = 10,
         *,
+        dimension: int = 2,
         residual: Residual = None,
         tables_weight: float | None = None,
         init_scale: float = 0.1,
@@ -292,6 +306,7 @@ class LMKANLinear(Layer):
             in_features,
             out_features,
             num_grids,
+            dimension=dimension,
             residual=residual,
             tables_weight=tables_weight,
             init_scale=init_scale,
@@ -442,16 +457,8 @@ def is_altered(module: nn.Module) -> bool:
     return "forward" in vars(module) or any(hooks)
 
 
-def _refined(tables: Tensor, num_grids: int) -> Tensor:
-    *groups, pairs, num_knots, _, out_features = tables.shape
-    flat = _widened(tables).reshape(-1, num_knots, num_knots, out_features)
-    refined: Tensor = exchange.run(lmkan_cupy.refine, flat, num_grids)
-    shape = (*groups, pairs, *refined.shape[1:])
-    return refined.to(tables.dtype).reshape(shape).contiguous()
-
-
-def _resampled(moments: Tensor, num_grids: int) -> Tensor:
-    """Return an optimiser's moments ``[..., S, S, O]`` at the knots of another grid.
+def _resampled(moments: Tensor, num_grids: int, dimension: int) -> Tensor:
+    """Return an optimiser's moments ``[..., S, ..., S, O]`` at the knots of another grid.
 
     Unlike tables they are not extrapolated: every new moment is a weighted mean of old ones. So a
     mean of squares stays at least the square of the mean, and Adam's next step as small as its
@@ -462,7 +469,11 @@ def _resampled(moments: Tensor, num_grids: int) -> Tensor:
     weights = torch.from_numpy(np.stack([np.interp(new, old, each) for each in np.eye(len(old))]))
     wide = _widened(moments)
     weights = weights.to(wide)  # [S, new S]
-    resampled = torch.einsum("...ijo,ik,jl->...klo", wide, weights, weights).to(moments.dtype)
+    axes = [("i", "k"), ("j", "l"), ("m", "n")][:dimension]
+    before, after = map("".join, zip(*axes, strict=True))
+    matrices = ",".join(map("".join, axes))
+    equation = f"...{before}o,{matrices}->...{after}o"
+    resampled = torch.einsum(equation, wide, *[weights] * dimension).to(moments.dtype)
     return resampled.contiguous()  # as the tables are: fused optimisers need it
 
 

@@ -166,7 +166,7 @@ def _block_one_by_one(
 
 
 #: ``block(settings, x, tables, weight, bias, mean, variance)`` returns the output [B, O] of a block
-#: for ``x`` [B, I] and ``tables`` [P, S, S, O]. ``weight`` [O, I] and ``bias`` [O] are a linear
+#: for ``x`` [B, I] and ``tables`` [P, S, ..., O]. ``weight`` [O, I] and ``bias`` [O] are a linear
 #: branch, ``mean`` and ``variance`` [I] running statistics, which training updates; None stands for
 #: no branch, and for no normalisation.
 block = _one_node("lmkan_cupy_block", _block, _pull_back_through_block, _block_one_by_one)
@@ -200,6 +200,7 @@ def _penalty_one_by_one(needs: Sequence[bool], *tables: Tensor) -> Tensor:
     return sum(penalties[1:], penalties[0])
 
 
-#: ``penalty(needs, *tables)`` returns the sum of the Hessian penalties of ``tables [P, S, S, O]``,
-#: 0-d. ``needs`` tells which of them need a gradient, which is then computed in the same pass.
+#: ``penalty(needs, *tables)`` returns the sum of the Hessian penalties of ``tables``, each
+#: [P, S, ..., S, O], 0-d. ``needs`` tells which of them need a gradient, which is then computed in
+#: the same pass.
 penalty = _one_node("lmkan_cupy_penalty", _penalty, _pull_back_through_penalty, _penalty_one_by_one)

@@ -64,7 +64,7 @@ def _hessian_penalty(tables: Tensor, need_grad: bool) -> Any:
 def split(arrays: Iterable[Any]) -> list[Any]:
     """Return the layers of a network: each tables, or weight and bias."""
     rest = iter(arrays)
-    return [each if each.ndim == 4 else (each, next(rest)) for each in rest]
+    return [each if each.ndim > 2 else (each, next(rest)) for each in rest]
 
 
 def _network(
@@ -105,13 +105,13 @@ def _forward_like(x: Tensor, tables: Tensor) -> Tensor:
     array_checks.check_layer_like(
         "lmkan", x.shape, dtype_name(x.dtype), tables.shape, dtype_name(tables.dtype)
     )
-    return x.new_empty((*x.shape[:-1], tables.shape[3]))
+    return x.new_empty((*x.shape[:-1], tables.shape[-1]))
 
 
 def _jvp_like(
     tangent_x: Tensor | None, tangent_tables: Tensor | None, x: Tensor, tables: Tensor
 ) -> Tensor:
-    return x.new_empty((*x.shape[:-1], tables.shape[3]))
+    return x.new_empty((*x.shape[:-1], tables.shape[-1]))
 
 
 def _backward_like(

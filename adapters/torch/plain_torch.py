@@ -1,11 +1,13 @@
 """The engine "torch": a layer and its penalty in plain torch operations.
 
-It gathers the four corners of every sample's cell and adds them with their weights. It serves
-devices and exporters that have nothing but torch, and independent checks. It can be differentiated
-any number of times; autograd keeps four rows per sample and pair, ``4 [B, P, O]``.
+It gathers the corners of every sample's cell and adds them with their weights. It serves devices
+and exporters that have nothing but torch, and independent checks. It can be differentiated any
+number of times; autograd keeps the 2^d rows of every sample and group, ``2^d [B, P, O]``.
 """
 
 import operator
+from collections.abc import Sequence
+from itertools import combinations_with_replacement, product
 
 import torch
 from torch import Tensor
@@ -17,52 +19,42 @@ from .exchange import dtype_name
 
 
 def forward(x: Tensor, tables: Tensor) -> Tensor:
-    """Return the layer ``y [..., O]`` of ``x [..., I]`` and ``tables [P, S, S, O]``.
+    """Return the layer ``y [..., O]`` of ``x [..., I]`` and ``tables [P, S, ..., S, O]``.
 
     The same function as :func:`lmkan_cupy.forward`.
     """
     array_checks.check_layer_like(
         "lmkan", x.shape, dtype_name(x.dtype), tables.shape, dtype_name(tables.dtype)
     )
-    pairs, num_knots, _, out_features = tables.shape
-    i, j, u, v = _cells(x, pairs, num_knots)
-    u, v = u.unsqueeze(-1), v.unsqueeze(-1)  # [..., P, 1]: shared by all outputs
-
-    rows = tables.to(x.dtype).reshape(-1, out_features)
-    first = (torch.arange(pairs, device=x.device) * num_knots + i) * num_knots + j
-
-    def corner(weight: Tensor, row: Tensor) -> Tensor:
-        return (weight * rows[row]).sum(-2)
-
-    return (
-        corner((1 - u) * (1 - v), first)
-        + corner((1 - u) * v, first + 1)
-        + corner(u * (1 - v), first + num_knots)
-        + corner(u * v, first + num_knots + 1)
-    )
+    num_knots, out_features = tables.shape[1], tables.shape[-1]
+    intervals, positions = _cells(x, tables)
+    rows, node = tables.to(x.dtype).reshape(-1, out_features), _number(intervals, num_knots)
+    parts = [
+        # A weight [..., P, 1] is shared by all outputs.
+        (weight.unsqueeze(-1) * rows[node + place]).sum(-2)
+        for weight, place in _corners(positions, num_knots)
+    ]
+    return sum(parts[1:], parts[0])
 
 
 def forward_for_onnx(x: Tensor, tables: Tensor) -> Tensor:
     """Return what :func:`forward` does, in the operations that ONNX runtimes do fastest.
 
-    That is one gather, from tables that hold the four corners of every cell side by side, which a
-    runtime prepares once, and one matrix product with the weights of the corners of all pairs.
+    That is one gather, from tables that hold the corners of every cell side by side, which a
+    runtime prepares once, and one matrix product with the weights of the corners of all groups.
     """
     array_checks.check_layer_like(
         "lmkan", x.shape, dtype_name(x.dtype), tables.shape, dtype_name(tables.dtype)
     )
-    pairs, num_knots, _, out_features = tables.shape
-    num_grids = num_knots - 1
-    i, j, u, v = _cells(x, pairs, num_knots)
-    weights = torch.stack([(1 - u) * (1 - v), (1 - u) * v, u * (1 - v), u * v], -1)
-
-    low, high = slice(None, -1), slice(1, None)
-    values = tables.to(x.dtype)
-    corners = [values[:, a, b] for a in (low, high) for b in (low, high)]
-    cells = torch.stack(corners, 3).reshape(-1, 4, out_features)  # [P G G, 4, O]
-    cell = (torch.arange(pairs, device=x.device) * num_grids + i) * num_grids + j
-    rows = cells[cell].reshape(*x.shape[:-1], 4 * pairs, out_features)
-    return torch.matmul(weights.reshape(*x.shape[:-1], 1, 4 * pairs), rows).squeeze(-2)
+    num_knots, out_features = tables.shape[1], tables.shape[-1]
+    intervals, positions = _cells(x, tables)
+    weights = torch.stack([weight for weight, _ in _corners(positions, num_knots)], -1)
+    values, ends = tables.to(x.dtype), (slice(None, -1), slice(1, None))
+    corners = [values[(slice(None), *each)] for each in product(ends, repeat=len(positions))]
+    cells = torch.stack(corners, -2).reshape(-1, len(corners), out_features)
+    # [..., P 2^d, O]
+    rows = cells[_number(intervals, num_knots - 1)].flatten(-3, -2)
+    return torch.matmul(weights.flatten(-2).unsqueeze(-2), rows).squeeze(-2)
 
 
 def hessian_penalty(tables: Tensor) -> Tensor:
@@ -72,31 +64,64 @@ def hessian_penalty(tables: Tensor) -> Tensor:
     width = _knots(tables.shape[1], tables).diff()
     span = width[:-1] + width[1:]
 
+    dimension = tables.ndim - 2
+
     def curvature(values: Tensor) -> Tensor:
         """Second differences along the first axis of knots."""
-        slope = values.diff(dim=1) / width[:, None, None]
-        return 2 * slope.diff(dim=1) / span[:, None, None]
+        slope = values.diff(dim=1) / along_first(width)
+        return 2 * slope.diff(dim=1) / along_first(span)
 
     def central(values: Tensor) -> Tensor:
-        return (values[:, 2:] - values[:, :-2]) / span[:, None, None]
+        return (values[:, 2:] - values[:, :-2]) / along_first(span)
 
-    inner = tables[:, 1:-1, 1:-1]
-    f_xx = curvature(tables[:, :, 1:-1])
-    f_yy = curvature(tables[:, 1:-1].transpose(1, 2))
-    f_xy = central(central(tables).transpose(1, 2))
-    total = f_xx.square().sum() + 2 * f_xy.square().sum() + f_yy.square().sum()
-    return total / (inner.shape[1] * inner.shape[2])
+    def along_first(numbers: Tensor) -> Tensor:
+        return numbers.reshape(-1, *[1] * dimension)
+
+    total = tables.new_zeros(())
+    for axes in combinations_with_replacement(range(1, dimension + 1), 2):
+        first, last = axes
+        inner = [slice(None)] * tables.ndim
+        for axis in {*range(1, dimension + 1)} - {*axes}:
+            inner[axis] = slice(1, -1)
+        values = tables[tuple(inner)].transpose(1, first)
+        if first == last:
+            total = total + curvature(values).square().sum()
+        else:
+            total = total + 2 * central(central(values).transpose(1, last)).square().sum()
+    return total / len(span) ** dimension
 
 
-def _cells(x: Tensor, pairs: int, num_knots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return cell ``i, j`` and position ``u, v`` in it, each [..., P], of x [..., I]."""
-    if x.shape[-1] % 2:  # an odd number of inputs is completed by a 0
-        x = torch.nn.functional.pad(x, (0, 1))
+def _cells(x: Tensor, tables: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return a cell's intervals and the positions in them, d times [..., P] each, of x [..., I]."""
+    groups, num_knots, *more_knots, _ = tables.shape
+    dimension = 1 + len(more_knots)
+    if lacking := -x.shape[-1] % dimension:  # the last group is completed by zeros
+        x = torch.nn.functional.pad(x, (0, lacking))
     interval, position = _locate(x, _knots(num_knots, x))
-    by_pair = (*x.shape[:-1], pairs, 2)
-    i, j = interval.reshape(by_pair).unbind(-1)
-    u, v = position.reshape(by_pair).unbind(-1)
-    return i, j, u, v
+    by_group = (*x.shape[:-1], groups, dimension)
+    return interval.reshape(by_group).unbind(-1), position.reshape(by_group).unbind(-1)
+
+
+def _corners(positions: Sequence[Tensor], num_knots: int) -> list[tuple[Tensor, int]]:
+    """Return the weights [..., P] of a cell's corners, and their places after the first one."""
+    first, *rest = positions
+    corners = [(1 - first, 0), (first, 1)]
+    for u in rest:
+        sides = (1 - u, 0), (u, 1)
+        corners = [
+            (weight * side, num_knots * place + step)
+            for weight, place in corners
+            for side, step in sides
+        ]
+    return corners
+
+
+def _number(indices: Sequence[Tensor], size: int) -> Tensor:
+    """Return the number [..., P] of an element of arrays [P, size, ..., size]."""
+    number = torch.arange(indices[0].shape[-1], device=indices[0].device)
+    for index in indices:
+        number = number * size + index
+    return number
 
 
 def _locate(x: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Points per axis of a function, and most bins per axis of the data.
-_POINTS, _MOST_BINS = 101, 30
+#: Points per axis of a map, of a curve, and most bins per axis of the data.
+_POINTS, _CURVE_POINTS, _MOST_BINS = 101, 1001, 30
 
-#: Shares of the samples that the density lines enclose.
+#: Shares of the samples that lines enclose or bands hold.
 _SHARES = (0.95, 0.5)
 
 
@@ -34,10 +34,10 @@ def plot_function(
     data: Tensor | ArrayLike | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw an inner function ``f[pair, output](x1, x2)`` as a map over its two inputs.
+    """Draw an inner function: of one input as a curve, of two as a map.
 
-    The small ticks are the knots. The map reaches to the outermost knots, or further if the data
-    do.
+    The small ticks are the knots. The picture reaches to the outermost knots, or further if the
+    data do.
 
     Parameters
     ----------
@@ -46,8 +46,8 @@ def plot_function(
     pair, output : int
         Which function, counted from 0.
     data : Tensor or array [..., I], optional
-        Inputs of the layer. White lines enclose 50 % and 95 % of them; where there are none, only
-        the Hessian penalty determines the function.
+        Inputs of the layer. White lines on a map, grey bands behind a curve, hold 50 % and 95 % of
+        them; where there are none, only the Hessian penalty determines the function.
     ax : Axes, optional
         Where to draw; None makes a new figure.
 
@@ -58,35 +58,30 @@ def plot_function(
     Raises
     ------
     TypeError, ValueError
-        If an index is out of range, or ``data`` lacks the features of the pair or masks some.
+        If an index is out of range, ``data`` lacks the features of the pair or masks some, or the
+        functions have three inputs.
     """
-    tables = _all_tables(layer)
+    tables, dimension = layer.by_pair().detach(), layer.dimension
+    if dimension > 2:
+        raise ValueError("plot_function: functions of three inputs cannot be drawn")
     array_checks.check_pair_and_output("plot_function", tables, pair, output)
-    function = tables[pair : pair + 1, :, :, output : output + 1]
+    function = tables[pair : pair + 1, ..., output : output + 1]
     values_at_knots = function.to(_real(function)).cpu().numpy()
     knots = lmkan_cupy.sigma_grid(tables.shape[1] - 1, dtype=values_at_knots.dtype)
-    samples = None if data is None else _samples_of(data, pair)
-
+    samples = None if data is None else _samples_of(data, pair, dimension)
     far = knots[-1] if samples is None else max(knots[-1], np.abs(samples).max(initial=0))
-    points = np.linspace(-far, far, _POINTS)
-    values = lmkan_cupy.evaluate(values_at_knots, 0, 0, points[:, None], points)
 
     if ax is None:
         from matplotlib import pyplot
 
         ax = pyplot.subplots(layout="constrained")[1]
-    mesh = ax.pcolormesh(points, points, values.T, shading="gouraud", rasterized=True)
-    ax.figure.colorbar(mesh, ax=ax)
-    ax.set(
-        title=f"pair {pair}, output {output}",
-        xlabel=f"input {2 * pair}",
-        ylabel=f"input {2 * pair + 1}",
-        aspect="equal",
-    )
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_ticks(knots, minor=True)
-    if samples is not None and len(samples):
-        _draw_density(ax, samples, far)
+    draw = _draw_curve if dimension == 1 else _draw_map
+    draw(ax, values_at_knots, far, samples if samples is not None and len(samples) else None)
+    ax.set(title=f"pair {pair}, output {output}", xlabel=f"input {dimension * pair}")
+    ax.xaxis.set_ticks(knots, minor=True)
+    if dimension == 2:
+        ax.set(ylabel=f"input {2 * pair + 1}", aspect="equal")
+        ax.yaxis.set_ticks(knots, minor=True)
     return ax
 
 
@@ -114,7 +109,7 @@ def plot_layer(
     most = array_checks.check_size("plot_layer", "most", most)
     from matplotlib import pyplot
 
-    tables = _all_tables(layer)
+    tables = layer.by_pair().detach()
     roughness = _roughness(tables.to(_real(tables)).cpu().numpy())
     functions = np.argsort(roughness, axis=None)[::-1][:most]
     columns = int(np.ceil(np.sqrt(len(functions))))
@@ -133,8 +128,28 @@ def plot_layer(
 def _roughness(tables: NDArray[Any]) -> NDArray[Any]:
     """Return what every function adds [P, O] to the penalty R; a quadratic form is T dR/dT / 2."""
     gradient = lmkan_cupy.hessian_penalty_grad(tables)
-    parts: NDArray[Any] = np.einsum("pijo,pijo->po", tables, gradient) / 2
+    knots = "ijk"[: tables.ndim - 2]
+    parts: NDArray[Any] = np.einsum(f"p{knots}o,p{knots}o->po", tables, gradient) / 2
     return parts
+
+
+def _draw_curve(ax: "Axes", tables: NDArray[Any], far: float, samples: NDArray[Any] | None) -> None:
+    """Draw the one function of ``tables`` [1, S, 1], and bands that hold ``_SHARES`` of samples."""
+    points = np.linspace(-far, far, _CURVE_POINTS)
+    ax.plot(points, lmkan_cupy.evaluate(tables, 0, 0, points))
+    for share in _SHARES if samples is not None else ():
+        ends = np.quantile(samples, [0.5 - share / 2, 0.5 + share / 2])
+        ax.axvspan(*ends, color="black", alpha=0.1, linewidth=0)
+
+
+def _draw_map(ax: "Axes", tables: NDArray[Any], far: float, samples: NDArray[Any] | None) -> None:
+    """Draw the one function of ``tables`` [1, S, S, 1], and lines around the samples."""
+    points = np.linspace(-far, far, _POINTS)
+    values = lmkan_cupy.evaluate(tables, 0, 0, points[:, None], points)
+    mesh = ax.pcolormesh(points, points, values.T, shading="gouraud", rasterized=True)
+    ax.figure.colorbar(mesh, ax=ax)
+    if samples is not None:
+        _draw_density(ax, samples, far)
 
 
 def _draw_density(ax: "Axes", samples: NDArray[Any], far: float) -> None:
@@ -149,26 +164,22 @@ def _draw_density(ax: "Axes", samples: NDArray[Any], far: float) -> None:
     ax.contour(centres, centres, counts.T, np.unique(levels), colors="white", linewidths=(0.8, 1.6))
 
 
-def _samples_of(data: Tensor | ArrayLike, pair: int) -> NDArray[Any]:
-    """Return the inputs [B, 2] of a pair; the missing partner of a last odd feature is 0."""
+def _samples_of(data: Tensor | ArrayLike, pair: int, dimension: int) -> NDArray[Any]:
+    """Return the inputs [B, d] of a pair; what a last one lacks is 0."""
     array_checks.check_unmasked("plot_function", "data", data)
     if isinstance(data, Tensor):
         data = data.to(_real(data)).numpy(force=True)
     array = np.asarray(data)
-    columns = array.reshape(-1, array.shape[-1])[:, 2 * pair : 2 * pair + 2]
+    first = dimension * pair
+    columns = array.reshape(-1, array.shape[-1])[:, first : first + dimension]
     if columns.shape[1] == 0:
         raise ValueError(
-            f"plot_function: data must have at least {2 * pair + 1} features on its last axis for "
+            f"plot_function: data must have at least {first + 1} features on its last axis for "
             f"pair {pair}, got data.shape={array.shape}"
         )
-    samples: NDArray[Any] = np.pad(columns, ((0, 0), (0, 2 - columns.shape[1])))
+    samples: NDArray[Any] = np.pad(columns, ((0, 0), (0, dimension - columns.shape[1])))
     finite: NDArray[Any] = samples[np.isfinite(samples).all(axis=1)]
     return finite
-
-
-def _all_tables(layer: TablesModule) -> Tensor:
-    """Return the tables [P, S, S, O] of all groups."""
-    return layer.tables.detach().flatten(0, -4)
 
 
 def _real(tensor: Tensor) -> torch.dtype:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import (
 from torch.distributed.tensor.parallel import ParallelStyle
 
 from .layers import LMKANLinear
-from .sharding_rules import OUTPUTS, WHOLE
+from .sharding_rules import WHOLE, outputs_of
 
 
 class ColumnParallel(ParallelStyle):
@@ -50,7 +50,8 @@ class ColumnParallel(ParallelStyle):
 
 def _shard_parameters(name: str, module: nn.Module, mesh: DeviceMesh) -> None:
     for each, parameter in list(module.named_parameters(recurse=False)):
-        placement = OUTPUTS if each == "tables" else Shard(0)  # weight [O, I] and bias [O]
+        # Else weight [O, I] and bias [O].
+        placement = outputs_of(parameter) if each == "tables" else Shard(0)
         sharded = distribute_tensor(parameter, mesh, [placement])
         module.register_parameter(each, nn.Parameter(sharded, parameter.requires_grad))
 

@@ -15,8 +15,12 @@ from torch.distributed.tensor.experimental import register_sharding
 _Sharding: TypeAlias = tuple[Sequence[Placement], Sequence[Placement | None]]
 
 WHOLE = Replicate()
-OUTPUTS = Shard(3)  # of tables [P, S, S, O]
 _PAIRS, _SUM = Shard(0), Partial()
+
+
+def outputs_of(tables: Any) -> Shard:
+    """Return the placement by outputs of tables [P, S, ..., S, O]."""
+    return Shard(len(tables.shape) - 1)
 
 
 def _fills_all(tables: Any, shard: Shard) -> bool:
@@ -42,8 +46,8 @@ def _of_layer(
 
     whole = {"x": WHOLE, "y": WHOLE, "tables": WHOLE}
     found = [sharding(whole, whole)]
-    if _fills_all(tables, OUTPUTS):
-        by_outputs = {"y": Shard(last), "tables": OUTPUTS}
+    if _fills_all(tables, outputs_of(tables)):
+        by_outputs = {"y": Shard(last), "tables": outputs_of(tables)}
         found.append(sharding(by_outputs | {"x": _SUM}, by_outputs | {"x": WHOLE}))
     for axis in range(last):
         by_samples = {"x": Shard(axis), "y": Shard(axis)}
@@ -65,7 +69,7 @@ def _backward_backward(ggx: Any, ggt: Any, grad_y: Any, x: Any, tables: Any) -> 
 
 
 def _hessian_penalty(tables: Any, need_grad: bool) -> list[_Sharding]:
-    shards = [each for each in (_PAIRS, OUTPUTS) if _fills_all(tables, each)]
+    shards = [each for each in (_PAIRS, outputs_of(tables)) if _fills_all(tables, each)]
     return [
         ([WHOLE, WHOLE], [WHOLE, None]),
         *(([_SUM, each], [each, None]) for each in shards),

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 import lmkan_cupy
 
 from .interpolation import (
     UNIT,
     Interpolation,
+    by_pair,
     corner_products,
     interpolation,
     scaled_sigma,
@@ -109,8 +109,8 @@ def of_layer(workload: Workload) -> LayerReference:
     x, tables, grad_y = _tensors(workload)
     num_grids, samples = workload.num_grids, slice(None, None, -(-len(x) // COMPARED))
     some_x, some_grad_y = x[samples].double(), grad_y[samples].double()
-    at = interpolation(some_x, num_grids)
-    terms, sizes = 4 * tables.shape[0], tables.abs()
+    at = interpolation(some_x, num_grids, workload.dimension)
+    terms, sizes = at.rows.shape[1], tables.abs()
     bound = weighted_sum(sizes, at.rows, error_bound(at.magnitudes, terms, UNIT))
     if workload.tables.dtype == "float16" and tables.is_cuda:
         bound += _interpolation_in_half(sizes, at)
@@ -157,7 +157,7 @@ def of_double_backward(
     mixed_weight_bound = error_bound(corner_products(*at.slope_magnitudes), terms_of_x, UNIT)
     mixed = _sum_over_corners(mixed_weights * dots(tables, at.rows, g))
     mixed_bound = _sum_over_corners(mixed_weight_bound * dots(tables.abs(), at.rows, g.abs()))
-    other = _by_pair(along).flip(-1)  # the derivative by one coordinate, along the other
+    other = by_pair(along, 2).flip(-1)  # the derivative by one coordinate, along the other
     of_z = _grad_x(at, z, g, 2 * mixed.shape[1], terms_of_x)
     grad_x = Bounded(
         (other * mixed[..., None]).flatten(1) + of_z.value,
@@ -221,18 +221,14 @@ def _tensors(workload: Workload) -> tuple[Tensor, Tensor, Tensor]:
     return x, tables.double(), grad_y
 
 
-def _sum_over_corners(by_corner: Tensor) -> Tensor:
-    """Return the sums [B, P] over the corners of each pair [B, 4 P]."""
-    return by_corner.unflatten(1, (-1, 4)).sum(-1)
-
-
-def _by_pair(x: Tensor) -> Tensor:
-    return pad(x, (0, x.shape[1] % 2)).unflatten(1, (-1, 2))
+def _sum_over_corners(by_corner: Tensor, dimension: int = 2) -> Tensor:
+    """Return the sums [B, P] over the corners of each pair [B, 2^d P]."""
+    return by_corner.unflatten(1, (-1, 2**dimension)).sum(-1)
 
 
 def _along(at: Interpolation, direction: Tensor) -> tuple[Tensor, Tensor]:
     """Return the derivatives of the weights along a direction [B, I], and their magnitudes."""
-    first, second = (each[..., None] for each in _by_pair(direction).unbind(-1))
+    first, second = (each[..., None] for each in by_pair(direction, 2).unbind(-1))
     weights = corner_products(first * at.slopes[0], at.hats[1])
     weights += corner_products(at.hats[0], second * at.slopes[1])
     magnitudes = corner_products(first.abs() * at.slope_magnitudes[0], at.hat_magnitudes[1])
@@ -243,15 +239,19 @@ def _along(at: Interpolation, direction: Tensor) -> tuple[Tensor, Tensor]:
 def _grad_x(
     at: Interpolation, tables: Tensor, grad_y: Tensor, features: int, terms: int | None = None
 ) -> Bounded:
-    terms = 4 * grad_y.shape[1] if terms is None else terms
+    dimension = len(at.hats)
+    terms = 2**dimension * grad_y.shape[1] if terms is None else terms
     dot, size = dots(tables, at.rows, grad_y), dots(tables.abs(), at.rows, grad_y.abs())
 
-    def by_coordinate(hats: tuple[Tensor, Tensor], slopes: tuple[Tensor, Tensor]) -> list[Tensor]:
-        return [corner_products(slopes[0], hats[1]), corner_products(hats[0], slopes[1])]
+    def by_coordinate(hats: tuple[Tensor, ...], slopes: tuple[Tensor, ...]) -> list[Tensor]:
+        return [
+            corner_products(*hats[:axis], slopes[axis], *hats[axis + 1 :])
+            for axis in range(dimension)
+        ]
 
-    value = [_sum_over_corners(each * dot) for each in by_coordinate(at.hats, at.slopes)]
+    value = [_sum_over_corners(each * dot, dimension) for each in by_coordinate(at.hats, at.slopes)]
     bound = [
-        _sum_over_corners(error_bound(each, terms, UNIT) * size)
+        _sum_over_corners(error_bound(each, terms, UNIT) * size, dimension)
         for each in by_coordinate(at.hat_magnitudes, at.slope_magnitudes)
     ]
     return Bounded(
@@ -267,28 +267,28 @@ def _grad_tables(
 
     It is that of the layer, or with a direction [B, I] that of its derivative along it.
     """
-    num_grids = shape[1] - 1
+    num_grids, dimension = shape[1] - 1, len(shape) - 2
     zeros = torch.zeros(shape, dtype=torch.float64, device=x.device, requires_grad=True)
     value, size, error = (torch.zeros_like(zeros) for _ in range(3))
-    terms = torch.zeros(shape[:3], dtype=torch.float64, device=x.device)
+    terms = torch.zeros(shape[:-1], dtype=torch.float64, device=x.device)
 
     def pull_back(rows: Tensor, weights: Tensor, grad_y: Tensor) -> Tensor:
         (grad,) = torch.autograd.grad(weighted_sum(zeros, rows, weights), zeros, grad_y)
         return grad
 
     def of_ends(each: Tensor) -> Tensor:
-        return _by_pair(each)[:, ENDS].flatten(1).double()
+        return by_pair(each, dimension)[:, ENDS].flatten(1).double()
 
     for first in range(0, len(x), CHUNK):
         part = slice(first, first + CHUNK)
-        at, g = interpolation(of_ends(x[part]), num_grids), grad_y[part].double()
+        at, g = interpolation(of_ends(x[part]), num_grids, dimension), grad_y[part].double()
         weights, magnitudes = at.weights, at.magnitudes
         if direction is not None:
             weights, magnitudes = _along(at, of_ends(direction[part]))
         value += pull_back(at.rows, weights, g)
         size += pull_back(at.rows, magnitudes.real.contiguous(), g.abs())
         error += pull_back(at.rows, magnitudes.imag.contiguous(), g.abs())
-        terms += torch.bincount(at.rows.flatten(), minlength=terms.numel()).view(shape[:3])
+        terms += torch.bincount(at.rows.flatten(), minlength=terms.numel()).view(shape[:-1])
     terms = terms if direction is None else 2 * terms
     return Bounded(value, error_bound(torch.complex(size, error), terms[..., None], UNIT))
 

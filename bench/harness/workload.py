@@ -14,7 +14,7 @@ class Workload:
     """The float32 arrays of one layer; ``x`` is standard normal, as after batch normalisation."""
 
     x: Array  # [B, I]
-    tables: Array  # [P, S, S, O]
+    tables: Array  # [P, S, ..., S, O]
     grad_y: Array  # [B, O]
 
     @property
@@ -22,9 +22,13 @@ class Workload:
         return int(self.tables.shape[1]) - 1
 
     @property
+    def dimension(self) -> int:
+        return int(self.tables.ndim) - 2
+
+    @property
     def evaluations(self) -> int:
         """Number of inner functions that one forward evaluates, B P O."""
-        return int(self.x.shape[0] * self.tables.shape[0] * self.tables.shape[3])
+        return int(self.x.shape[0] * self.tables.shape[0] * self.tables.shape[-1])
 
     def with_tables(self, dtype: Any) -> "Workload":
         """Return the same workload with tables rounded to a dtype."""
@@ -36,12 +40,19 @@ class Workload:
 
 
 def make_workload(
-    in_features: int, out_features: int, num_grids: int, batch: int, xp: Any = np
+    in_features: int,
+    out_features: int,
+    num_grids: int,
+    batch: int,
+    xp: Any = np,
+    *,
+    dimension: int = 2,
 ) -> Workload:
     """Return arrays of the library ``xp``, numpy or cupy."""
     rng = xp.random.default_rng(0)
+    sizes = in_features, out_features, num_grids
     return Workload(
         x=rng.standard_normal((batch, in_features), dtype=np.float32),
-        tables=lmkan_cupy.init_tables(in_features, out_features, num_grids, rng=rng, xp=xp),
+        tables=lmkan_cupy.init_tables(*sizes, dimension=dimension, rng=rng, xp=xp),
         grad_y=rng.standard_normal((batch, out_features), dtype=np.float32),
     )

@@ -12,6 +12,7 @@ import numpy as np
 from ..array_checks import compute_dtype_of
 from ..array_library import Array
 from . import compiling, kernels
+from .corners import dimension_of, num_nodes
 from .layout import grid, intervals_of, is_gathered, stored
 from .network import network_forward as network_forward
 from .network import network_value_and_grad as network_value_and_grad
@@ -19,7 +20,7 @@ from .threads import in_ranges, num_threads
 
 
 def forward(x: Array, tables: Array, out: Array) -> None:
-    """Overwrite ``out`` [B, O] with the layer of ``x`` [B, I] and ``tables`` [P, S, S, O]."""
+    """Overwrite ``out`` [B, O] with the layer of ``x`` [B, I], ``tables`` [P, S, ..., S, O]."""
     _evaluate(x, tables, None, False, out)
 
 
@@ -47,7 +48,7 @@ def backward(
     grad_x: Array | None,
     grad_tables: Array | None,
 ) -> None:
-    """Overwrite ``grad_x`` [B, I] and ``grad_tables`` [P, S, S, O], where not None."""
+    """Overwrite ``grad_x`` [B, I] and ``grad_tables`` [P, S, ..., S, O], where not None."""
     _pull_back(grad_y, x, tables, None, False, grad_x, grad_tables)
 
 
@@ -61,7 +62,7 @@ def backward_backward(
     grad_x: Array,
     grad_tables: Array,
 ) -> None:
-    """Overwrite ``grad_grad_y`` [B, O], ``grad_x`` [B, I] and ``grad_tables`` [P, S, S, O].
+    """Overwrite ``grad_grad_y`` [B, O], ``grad_x`` [B, I] and ``grad_tables`` [P, S, ..., S, O].
 
     They are the results of :func:`lmkan_cupy.backward_backward`. The first is :func:`jvp` along
     ``ggx`` and ``ggt``. For ``ggx`` the others are a backward in which the layer's derivative in
@@ -85,30 +86,30 @@ def hessian_penalty(
     *,
     accumulate: bool = False,
 ) -> None:
-    """Overwrite ``penalty`` [] with the roughness R of all inner functions, in tables [P, S, S, O].
+    """Overwrite ``penalty`` [] with the roughness R of all inner functions of ``tables``.
 
-    ``grad`` [P, S, S, O], where not None, becomes ``scale dR/dT``; with ``accumulate`` that is
+    ``grad`` [P, S, ..., S, O], where not None, becomes ``scale dR/dT``; with ``accumulate`` that is
     added to it.
     """
     words, dtype = stored(tables), compute_dtype_of(tables.dtype)
     knots = grid(tables.shape[1] - 1, dtype)
-    kernel = compiling.compiled(compiling.PENALTY, dtype, words.dtype)
+    kernel = compiling.compiled(compiling.PENALTY, dtype, words.dtype, dimension_of(tables))
     penalties = np.empty(len(tables))
-    grad = _none(dtype, 4) if grad is None else grad
+    grad = _none(dtype, tables.ndim) if grad is None else grad
     in_ranges(
         lambda begin, end: kernel(begin, end, words, knots, scale, accumulate, penalties, grad),
         len(tables),
-        most=kernels.PAIR_TILE,
+        most=kernels.pair_tile(tables),
         work=4 * tables.size,
     )
     penalty[...] = penalties.sum()
 
 
-def warmup(dtype: np.dtype[Any], tables_dtype: np.dtype[Any]) -> None:
-    """Compile, or load from the disk cache, what calls with these dtypes need."""
+def warmup(dtype: np.dtype[Any], tables_dtype: np.dtype[Any], dimension: int) -> None:
+    """Compile, or load from the disk cache, what calls with such tables need."""
     stored_dtype = stored(np.empty(0, tables_dtype)).dtype
     for kernel in compiling.KERNELS:
-        compiling.compiled(kernel, dtype, stored_dtype)
+        compiling.compiled(kernel, dtype, stored_dtype, dimension)
 
 
 def _evaluate(x: Array, tables: Array, ggx: Array | None, accumulate: bool, out: Array) -> None:
@@ -116,13 +117,14 @@ def _evaluate(x: Array, tables: Array, ggx: Array | None, accumulate: bool, out:
     tables, intervals = stored(tables), intervals_of(tables, x.dtype)
     gathers = _gathers(x, tables)
     kernel = compiling.compiled(
-        compiling.GATHER if gathers else compiling.FORWARD, x.dtype, tables.dtype
+        compiling.GATHER if gathers else compiling.FORWARD,
+        *(x.dtype, tables.dtype, dimension_of(tables)),
     )
     direction = _none(x.dtype, 2) if ggx is None else ggx
     in_ranges(
         lambda begin, end: kernel(begin, end, x, tables, intervals, direction, accumulate, out),
         len(x),
-        most=kernels.MOST_SAMPLES if gathers else kernels.num_grouped(tables.shape[1]),
+        most=kernels.MOST_SAMPLES if gathers else kernels.num_grouped(num_nodes(tables)),
         work=_work(x, tables, locating=16 if gathers else 32),
     )
 
@@ -142,11 +144,11 @@ def _pull_back(
     instead, and the samples are grouped twice. ``grad_x`` alone is always split by samples.
     """
     tables, intervals = stored(tables), intervals_of(tables, x.dtype)
-    kernel = compiling.compiled(compiling.BACKWARD, x.dtype, tables.dtype)
-    pairs, out_features = tables.shape[0], tables.shape[3]
-    work, block_size = _work(x, tables), kernels.num_grouped(tables.shape[1])
+    kernel = compiling.compiled(compiling.BACKWARD, x.dtype, tables.dtype, dimension_of(tables))
+    pairs, *_, out_features = tables.shape
+    work, block_size = _work(x, tables), kernels.num_grouped(num_nodes(tables))
     direction = _none(x.dtype, 2) if ggx is None else ggx
-    no_x, no_tables = _none(x.dtype, 2), _none(x.dtype, 4)
+    no_x, no_tables = _none(x.dtype, 2), _none(x.dtype, tables.ndim)
 
     def by_pair(begin: int, end: int) -> None:
         some_x = no_x if grad_x is None else grad_x
@@ -170,12 +172,12 @@ def _pull_back(
         )
 
     if grad_tables is not None and pairs >= num_threads():
-        in_ranges(by_pair, pairs, most=kernels.PAIR_TILE, work=2 * work)
+        in_ranges(by_pair, pairs, most=kernels.pair_tile(tables), work=2 * work)
         return
     if grad_tables is not None:
         in_ranges(tables_by_output, out_features, most=out_features, work=work)
     if grad_x is not None:
-        in_ranges(x_by_sample, len(x), most=kernels.num_grouped(tables.shape[1]), work=work)
+        in_ranges(x_by_sample, len(x), most=block_size, work=work)
 
 
 @cache
@@ -186,7 +188,7 @@ def _none(dtype: np.dtype[Any], ndim: int) -> Array:
 
 def _gathers(x: Array, tables: Array) -> bool:
     """Tell whether a forward gathers: few samples share no cells, and small tables are at hand."""
-    return is_gathered(tables.nbytes) or len(x) * tables.shape[3] <= 2**13
+    return is_gathered(tables.nbytes) or len(x) * tables.shape[-1] <= 2**13
 
 
 def _work(x: Array, tables: Array, *, locating: int = 32) -> int:
@@ -194,5 +196,5 @@ def _work(x: Array, tables: Array, *, locating: int = 32) -> int:
 
     Finding the cell of a sample takes as long as ``locating`` of them, by default with grouping.
     """
-    out_features: int = tables.shape[3]
+    out_features: int = tables.shape[-1]
     return len(x) * len(tables) * (out_features + locating)

@@ -15,7 +15,7 @@ from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
 from .. import installation
-from . import kernels, network_kernels, penalty_kernel, vectors
+from . import corners, kernels, network_kernels, penalty_kernel, vectors
 
 if obstacle := installation.cpu_obstacle():
     raise RuntimeError(f"the CPU engine cannot run: {obstacle}")
@@ -24,7 +24,7 @@ _log = logging.getLogger("lmkan_cupy")
 
 
 #: All that is compiled.
-_SOURCES = (vectors, kernels, network_kernels, penalty_kernel)
+_SOURCES = (vectors, corners, kernels, network_kernels, penalty_kernel)
 
 
 class _Cache(FunctionCache):
@@ -124,15 +124,17 @@ event.register("numba:compile", _AnnounceCompilation())  # type: ignore[no-untyp
 
 
 @lru_cache
-def compiled(kernel: Any, dtype: np.dtype[Any], stored_dtype: np.dtype[Any]) -> Callable[..., None]:
+def compiled(
+    kernel: Any, dtype: np.dtype[Any], stored_dtype: np.dtype[Any], dimension: int = 2
+) -> Callable[..., None]:
     """Return a kernel compiled for x of ``dtype`` and tables that are stored as ``stored_dtype``.
 
     Calling the result skips Numba's look-up by argument types. The look-up costs microseconds per
     call, and read-only arrays would make it compile every kernel several times.
     """
     index, flag = types.intp, types.boolean
-    vector, matrix, grad = (_array(dtype, ndim) for ndim in (1, 2, 4))
-    table = _array(stored_dtype, 4)
+    vector, matrix, grad = (_array(dtype, ndim) for ndim in (1, 2, dimension + 2))
+    table = _array(stored_dtype, dimension + 2)
     steps, addresses = _array(network_kernels.STEP, 1), _array(np.dtype(np.intp), 2)
     arguments = {
         FORWARD: (matrix, table, matrix, matrix, flag, matrix),
@@ -150,12 +152,14 @@ def compiled(kernel: Any, dtype: np.dtype[Any], stored_dtype: np.dtype[Any]) -> 
 
 
 @lru_cache
-def step_address(make: Any, dtype: np.dtype[Any], stored_dtype: np.dtype[Any]) -> int:
+def step_address(
+    make: Any, dtype: np.dtype[Any], stored_dtype: np.dtype[Any], dimension: int
+) -> int:
     """Return the address of a compiled function of a network's steps.
 
     ``make`` is one of those of :mod:`.network_kernels`; it says what the function's arguments are.
     """
-    function = make(*map(numba.from_dtype, (dtype, stored_dtype)))
+    function = make(*map(numba.from_dtype, (dtype, stored_dtype)), dimension)
     arguments = (types.intp,) * function.__code__.co_argcount
     compiled: Any = CFunc(function, (arguments, types.void), locals={}, options={})
     _keep_on_disk(compiled, function)

@@ -1,11 +1,13 @@
 # mypy: ignore-errors
 """The kernels of an lmKAN layer for the CPU, compiled by Numba.
 
-Symbols: B samples, I inputs, O outputs, P = ceil(I / 2) pairs, G grid intervals, S = G + 1 knots.
+Symbols: B samples, I inputs, O outputs, d inputs of an inner function, here called a *pair* for any
+d, P = ceil(I / d) pairs, G grid intervals, S = G + 1 knots. The axes of tables, which are ``[P, S,
+..., S, O]``, tell d, see :mod:`.corners`; every kernel is compiled once for each d.
 
 There are two ways through a layer. Most kernels take one pair at a time and group the samples of a
-block by the cell that they fall into (:func:`_group`). Then they go from group to group: the four
-table rows of a cell, or the gradients of these rows, stay in registers for all samples of the cell.
+block by the cell that they fall into (:func:`_group`). Then they go from group to group: the table
+rows of a cell, or the gradients of these rows, stay in registers for all samples of the cell.
 Where rows are short, grouping takes longer than it saves. There the forward
 (:func:`gather_kernel`) goes from sample to sample: the sums of a few samples stay in registers for
 several pairs. A row of O outputs is cut into chunks of a fixed number of outputs. Each chunk is a
@@ -22,50 +24,72 @@ The types are Numba's, not Python's, so this is not type-checked.
 from collections import namedtuple
 
 import numpy as np
-from numba.extending import register_jitable
+from numba.extending import overload, register_jitable
 
-from .vectors import (
+from .corners import (
     add_corners,
+    add_products,
+    add_to_rows,
+    by_axis,
+    coefficients_at,
+    coefficients_of,
+    column,
+    corner_weight_slopes,
+    corner_weights,
+    dimension_of,
+    dot_products,
+    gather_corners,
+    load_corners,
+    load_points,
+    no_sums,
+    node_of,
+    num_nodes,
+    partial_derivatives,
+    partial_slopes,
+    products,
+    scatter,
+)
+from .layout import FIRST_SLOT
+from .vectors import (
     chunked,
     count_reached,
     cut,
-    dot_products,
     element,
-    every_other,
-    gather_corners,
+    inlined,
     jit,
     load,
-    load_corners,
+    load_like,
     load_samples,
     look_up,
-    multiply_add,
+    no_count,
+    pick,
     samples_from,
     spread,
     store,
     store_samples,
+    whole_part,
 )
 
 # --- Grouping the samples of a block by cell ------------------------------------------------------
 
-#: Pairs whose coordinates are fetched together: in float32 one cache line of a row of ``x``.
-PAIR_TILE = 8
-_FEATURE_TILE = 2 * PAIR_TILE
+#: Features that are fetched together: in float32 one cache line of a row of ``x``.
+_FEATURE_TILE = 16
 
-#: Coordinates located together, and those of as many pairs.
+#: Coordinates located together, along one axis.
 _LANES = 16
-_PAIR_LANES = 2 * _LANES
 
-#: Where the N samples of a block lie for one pair: ``cell``, i S + j for its intervals i and j;
-#: ``u, v``, the positions in them; ``scale_1, scale_2``, one over their widths; all [N].
-_Positions = namedtuple("_Positions", "cell, u, v, scale_1, scale_2")
+#: Where the N samples of a block lie for one pair: ``node``, that of the first corner of their
+#: cell, for d = 2 i S + j; along each axis the ``position`` in the cell, ``scale``, one over the
+#: cell's width, and the ``direction`` of the sample over that width, all three [d, N].
+_Positions = namedtuple("_Positions", "node, position, scale, direction")
 
 #: The samples of a block, sorted so that those of a cell stand together: ``sample [N]`` holds their
-#: numbers, ``weights [N, 4]`` the weights of the corners (i, j), (i, j+1), (i+1, j), (i+1, j+1).
-#: Group n is the samples of one cell: ``node[n]`` is i S + j of the cell, and its samples have the
-#: places from ``start[n]`` to ``start[n + 1]``.
+#: numbers, ``weights [N, 2^d]`` the weights of the corners. Group n is the samples of one cell:
+#: ``node[n]`` is its first corner, and its samples have the places from ``start[n]`` to
+#: ``start[n + 1]``.
 Groups = namedtuple("Groups", "node, start, sample, weights")
 
-#: Positions and groups with their workspace: ``coordinates [_FEATURE_TILE, N]``, ``count [S S]``.
+#: Positions and groups with their workspace: ``coordinates [_FEATURE_TILE, N]``, ``count [S^d]``.
 _Block = namedtuple("_Block", "positions, groups, coordinates, count")
 
 
@@ -75,115 +99,149 @@ MOST_SAMPLES = 4096
 
 
 @register_jitable
-def num_grouped(num_knots: int) -> int:
-    """How many samples to group: several per cell, but no more than caches hold."""
-    return min(max(1024, 16 * num_knots * num_knots), MOST_SAMPLES)
+def pair_tile(tables):
+    """How many pairs are fetched together."""
+    return _FEATURE_TILE // dimension_of(tables)
+
+
+@register_jitable
+def num_grouped(nodes):
+    """How many samples to group by so many nodes: several per cell, no more than caches hold."""
+    return min(max(1024, 16 * nodes), MOST_SAMPLES)
 
 
 @jit
-def new_block(size, num_knots, dtype):
+def new_block(size, tables, dtype):
     """Room for ``size`` samples, and for reading on to a multiple of ``_LANES``."""
     # An odd multiple: otherwise all rows of the coordinates would compete for the same cache lines.
     room = (-(-size // _LANES) | 1) * _LANES
+    dimension = dimension_of(tables)
     positions = _Positions(
         np.empty(room, np.uint32),
-        np.empty(room, dtype),
-        np.empty(room, dtype),
-        np.empty(room, dtype),
-        np.empty(room, dtype),
+        np.empty((dimension, room), dtype),
+        np.empty((dimension, room), dtype),
+        np.empty((dimension, room), dtype),
     )
     groups = Groups(
         np.empty(room + 1, np.int64),
         np.empty(room + 1, np.int64),
         np.empty(room, np.uint32),
-        np.empty((room, 4), dtype),
+        np.empty((room, 2**dimension), dtype),
     )
     coordinates = np.empty((_FEATURE_TILE, room), dtype)
-    count = np.empty(num_knots * num_knots, np.uint32)
+    count = np.empty(num_nodes(tables), np.uint32)
     return _Block(positions, groups, coordinates, count)
 
 
 @jit
-def fetch(x, bound, first_pair, coordinates):
+def fetch(x, bound, first_pair, tables, coordinates):
     """Transpose the features of some pairs, cut at ``+-bound``, into ``coordinates``."""
     size, in_features = x.shape
-    first = 2 * first_pair
-    available = min(_FEATURE_TILE, in_features - first)
+    dimension = dimension_of(tables)
+    first = dimension * first_pair
+    available = min(dimension * pair_tile(tables), in_features - first)
     for n in range(size):
         for k in range(available):
             value = x[n, first + k]
             value = bound if value > bound else value  # a NaN passes
             coordinates[k, n] = -bound if value < -bound else value
-    if available % 2 == 1:
+    while available % dimension:
         coordinates[available] = 0
+        available += 1
 
 
 @jit
-def _locate(x, num_knots, intervals):
-    """Find the interval of ``_LANES`` coordinates, the position in it, and one over its width.
+def _locate_by_slot(x, intervals):
+    """Do what :func:`_locate` does on a fine grid, where a slot holds at most one inner knot."""
+    origin, density, last = intervals[2, 0], intervals[2, 1], intervals[2, 2]
+    slot = whole_part(density * (-origin + x), last)
+    interval = whole_part(pick(intervals, 2, FIRST_SLOT + slot), last)
+    interval = count_reached(x, pick(intervals, 0, np.uint32(1) + interval), interval)
+    factor = pick(intervals, 1, interval)
+    return interval, (x - pick(intervals, 0, interval)) * factor, factor
 
-    ``intervals [2, L]`` holds the left knots and one over the widths. The interval is the number
-    of inner knots that do not exceed the coordinate. That is ``clamp(floor(G sigma(x)), 0, G - 1)``
-    without an exponential or a clamp. A NaN, which is not greater than any knot, falls into
-    interval 0.
+
+@inlined
+def _locate(x, num_knots, intervals):
+    """Find the intervals of a vector of coordinates, the positions in them, one over their widths.
+
+    ``intervals`` is that of :func:`.layout.intervals`. The interval is the number of inner knots
+    that do not exceed the coordinate. That is ``clamp(floor(G sigma(x)), 0, G - 1)`` without an
+    exponential or a clamp. A NaN, which is not greater than any knot, falls into interval 0.
     """
-    interval = spread(np.uint32(0), _LANES)
+    if len(intervals) == 3:
+        return _locate_by_slot(x, intervals)
+    interval = no_count(x)
     for k in range(1, num_knots - 1):
         interval = count_reached(x, element(intervals, k), interval)
     factor = look_up(intervals, 1, interval)
     return interval, (x - look_up(intervals, 0, interval)) * factor, factor
 
 
-@jit
-def _weights(one, u, v):
-    """Weights of the corners (i, j), (i, j+1), (i+1, j), (i+1, j+1) at a position in a cell."""
-    return (one - u) * (one - v), (one - u) * v, u * (one - v), u * v
+def _locate_each(coordinates, num_knots, intervals):
+    """Find the same for a tuple of vectors: a tuple of each of the three results."""
+
+
+@overload(_locate_each, jit_options={"forceinline": True})
+def _locate_one_by_one(coordinates, num_knots, intervals):
+    if coordinates.count == 1:
+
+        def locate_last(coordinates, num_knots, intervals):
+            interval, u, scale = _locate(coordinates[0], num_knots, intervals)
+            return (interval,), (u,), (scale,)
+
+        return locate_last
+
+    def locate_first(coordinates, num_knots, intervals):
+        interval, u, scale = _locate(coordinates[0], num_knots, intervals)
+        others = _locate_each(coordinates[1:], num_knots, intervals)
+        return (interval, *others[0]), (u, *others[1]), (scale, *others[2])
+
+    return locate_first
 
 
 @jit
-def _weight_slopes(one, u, v, a, b):
-    """Derivative of these weights in the direction ``(a, b)``."""
-    return (
-        -one * a * (one - v) - b * (one - u),
-        b * (one - u) - a * v,
-        a * (one - v) - b * u,
-        a * v + b * u,
-    )
-
-
-@jit
-def locate_pair(tile, size, num_knots, intervals, block):
+def locate_pair(tile, size, tables, intervals, block):
     """Find the cells and positions of ``size`` samples for pair ``tile`` of those fetched."""
     at, coordinates = block.positions, block.coordinates
-    first = 2 * tile * coordinates.shape[1]
-    second = first + coordinates.shape[1]
+    room, dimension = coordinates.shape[1], dimension_of(tables)
+    num_knots = tables.shape[1]
     for n in range(0, size, _LANES):
-        row, u, scale_1 = _locate(load(coordinates, first + n, _LANES), num_knots, intervals)
-        column, v, scale_2 = _locate(load(coordinates, second + n, _LANES), num_knots, intervals)
-        store(at.cell, n, np.uint32(num_knots) * row + column)
-        store(at.u, n, u)
-        store(at.v, n, v)
-        store(at.scale_1, n, scale_1)
-        store(at.scale_2, n, scale_2)
+        node = spread(np.uint32(0), _LANES)
+        for axis in range(dimension):
+            x = load(coordinates, (dimension * tile + axis) * room + n, _LANES)
+            interval, u, scale = _locate(x, num_knots, intervals)
+            node = np.uint32(num_knots) * node + interval
+            store(at.position, axis * room + n, u)
+            store(at.scale, axis * room + n, scale)
+        store(at.node, n, node)
 
 
 @jit
-def _put(n, place, pair, ggx, at, groups):
+def _direct(pair, ggx, at):
+    """Put the directions ``ggx`` [N, I] of the samples, in units of their cells, into ``at``."""
+    size, in_features = ggx.shape
+    dimension = at.direction.shape[0]
+    for n in range(size):
+        for axis in range(dimension):
+            k = dimension * pair + axis
+            at.direction[axis, n] = ggx[n, k] * at.scale[axis, n] if k < in_features else 0
+
+
+@jit
+def _put(n, place, is_directed, tables, at, groups):
     """Put sample ``n`` of a block into a place of the grouped order, with its weights."""
-    u, v, one = at.u[n], at.v[n], at.u.dtype.type(1)
-    if ggx.size:
-        a = ggx[n, 2 * pair] * at.scale_1[n]
-        b = ggx[n, 2 * pair + 1] * at.scale_2[n] if 2 * pair + 1 < ggx.shape[1] else one - one
-        new = _weight_slopes(one, u, v, a, b)
+    position = column(at.position, n, tables)
+    if is_directed:
+        new = corner_weight_slopes(position, column(at.direction, n, tables))
     else:
-        new = _weights(one, u, v)
+        new = corner_weights(position)
     groups.sample[place] = n
-    weights = groups.weights[place]
-    weights[0], weights[1], weights[2], weights[3] = new
+    scatter(groups.weights, place * groups.weights.shape[1], 1, new)
 
 
 @jit
-def _group(x, bound, pair, first_pair, num_knots, intervals, ggx, block):
+def _group(x, bound, pair, first_pair, tables, intervals, ggx, block):
     """Locate the samples of a block ``x`` [N, I] for one pair and group them by their cell.
 
     The weights are those of the corners; with a cotangent ``ggx`` [N, I] (not empty) they are
@@ -192,19 +250,21 @@ def _group(x, bound, pair, first_pair, num_knots, intervals, ggx, block):
 
     Returns the number of groups.
     """
-    size = x.shape[0]
-    tile = (pair - first_pair) % PAIR_TILE
+    size, is_directed = x.shape[0], ggx.size > 0
+    tile = (pair - first_pair) % pair_tile(tables)
     if tile == 0:
-        fetch(x, bound, pair, block.coordinates)
-    locate_pair(tile, size, num_knots, intervals, block)
+        fetch(x, bound, pair, tables, block.coordinates)
+    locate_pair(tile, size, tables, intervals, block)
+    if is_directed:
+        _direct(pair, ggx, block.positions)
 
-    cells = block.positions.cell
+    cells = block.positions.node
     node, start, count = block.groups.node, block.groups.start, block.count
     if 4 * size < count.size:  # so few samples rarely share a cell: each is a group
         for n in range(size):
             node[n] = cells[n]
             start[n] = n
-            _put(n, n, pair, ggx, block.positions, block.groups)
+            _put(n, n, is_directed, tables, block.positions, block.groups)
         start[size] = size
         return size
 
@@ -225,78 +285,74 @@ def _group(x, bound, pair, first_pair, num_knots, intervals, ggx, block):
         cell = cells[n]
         place = count[cell]
         count[cell] = place + np.uint32(1)
-        _put(n, place, pair, ggx, block.positions, block.groups)
+        _put(n, place, is_directed, tables, block.positions, block.groups)
     return num_groups
 
 
 # --- Locating the samples of a block for some pairs, as they stand --------------------------------
 
-#: Samples that are gathered together: their cells of ``PAIR_TILE`` pairs stay in the first cache.
+#: Samples that are gathered together: their cells of ``pair_tile`` pairs stay in the first cache.
 GATHERED = 128
 
-#: How many cells there is room for, as whole vectors are written and read.
-ROOM = GATHERED * PAIR_TILE + _LANES
+#: How many coordinates or cells there is room for, as whole vectors are written and read.
+ROOM = GATHERED * _FEATURE_TILE + 3 * _LANES
 
-#: Of N samples and Q pairs ``cell [>= N Q]``, i S + j for the intervals i and j, and
-#: ``weights [4, ROOM]``, those of the corners. ``coordinates, direction`` are workspace: the
+#: Of N samples and Q pairs ``node [>= N Q]``, that of the first corner of the cell, and
+#: ``weights [2^d, ROOM]``, those of the corners. ``coordinates, direction`` are workspace: the
 #: elements of ``x`` and ``ggx`` for these pairs.
-Cells = namedtuple("Cells", "cell, weights, coordinates, direction")
+Cells = namedtuple("Cells", "node, weights, coordinates, direction")
 
 
 @jit
-def _new_cells(x, ggx):
-    """Room for ``GATHERED`` samples and ``PAIR_TILE`` pairs."""
+def _new_cells(x, ggx, tables):
+    """Room for ``GATHERED`` samples and ``pair_tile`` pairs."""
     return Cells(
         np.empty(ROOM, np.uint32),
-        np.empty((4, ROOM), x.dtype),
-        np.empty(2 * ROOM, x.dtype),
-        np.empty(2 * ROOM if ggx.size else 0, x.dtype),
+        np.empty((2 ** dimension_of(tables), ROOM), x.dtype),
+        np.empty(ROOM, x.dtype),
+        np.empty(ROOM if ggx.size else 0, x.dtype),
     )
 
 
 @jit
-def _copy_pairs(begin, end, x, rows):
-    """Copy the pairs from ``begin`` to ``end``, where the partner of an odd last feature is 0."""
+def _copy_pairs(begin, end, x, tables, rows):
+    """Copy the pairs from ``begin`` to ``end``; what an incomplete last one lacks is 0."""
     size, in_features = x.shape
-    width = 2 * (end - begin)
-    available = min(width, in_features - 2 * begin)
+    dimension = dimension_of(tables)
+    width = dimension * (end - begin)
+    available = min(width, in_features - dimension * begin)
     for n in range(size):
-        source = n * in_features + 2 * begin
+        source = n * in_features + dimension * begin
         if source + _FEATURE_TILE <= x.size:  # the next row overwrites the surplus of this one
             store(rows, n * width, load(x, source, _FEATURE_TILE))
         else:
             for k in range(available):
-                rows[n * width + k] = x[n, 2 * begin + k]
-    if available < width:
+                rows[n * width + k] = x[n, dimension * begin + k]
+    for lacking in range(available, width):
         for n in range(size):
-            rows[(n + 1) * width - 1] = 0
+            rows[n * width + lacking] = 0
 
 
 @jit
-def _find_cells(begin, end, x, bound, ggx, num_knots, intervals, cells):
+def _find_cells(begin, end, x, bound, ggx, tables, intervals, cells):
     """Find the cells of all samples ``x`` [N, I], cut at ``+-bound``, for some pairs.
 
     Those are the pairs from ``begin`` to ``end``. Weights are those of :func:`_put`.
     """
-    one = x.dtype.type(1)
-    _copy_pairs(begin, end, x, cells.coordinates)
+    num_knots = tables.shape[1]
+    _copy_pairs(begin, end, x, tables, cells.coordinates)
     if ggx.size:
-        _copy_pairs(begin, end, ggx, cells.direction)
+        _copy_pairs(begin, end, ggx, tables, cells.direction)
     for place in range(0, (end - begin) * x.shape[0], _LANES):
-        coordinates = cut(load(cells.coordinates, 2 * place, _PAIR_LANES), bound)
-        row, u, scale_1 = _locate(every_other(coordinates, 0), num_knots, intervals)
-        column, v, scale_2 = _locate(every_other(coordinates, 1), num_knots, intervals)
+        points = cut(load_points(cells.coordinates, place, _LANES, tables), bound)
+        knots, position, scale = _locate_each(by_axis(points, tables), num_knots, intervals)
         if ggx.size:
-            direction = load(cells.direction, 2 * place, _PAIR_LANES)
-            a, b = every_other(direction, 0) * scale_1, every_other(direction, 1) * scale_2
-            weights = _weight_slopes(one, u, v, a, b)
+            direction = by_axis(load_points(cells.direction, place, _LANES, tables), tables)
+            weights = corner_weight_slopes(position, products(direction, scale))
         else:
-            weights = _weights(one, u, v)
-        store(cells.cell, place, np.uint32(num_knots) * row + column)
-        store(cells.weights, place, weights[0])
-        store(cells.weights, place + ROOM, weights[1])
-        store(cells.weights, place + 2 * ROOM, weights[2])
-        store(cells.weights, place + 3 * ROOM, weights[3])
+            weights = corner_weights(position)
+        store(cells.node, place, node_of(knots, num_knots))
+        scatter(cells.weights, place, ROOM, weights)
 
 
 # --- Kernels --------------------------------------------------------------------------------------
@@ -322,23 +378,21 @@ def add_grouped(tables, x, bound, ggx, intervals, out):
 
     The inputs are cut at ``+-bound``.
     """
-    num_pairs, num_knots = tables.shape[0], tables.shape[1]
-    block = new_block(x.shape[0], num_knots, x.dtype)
-    for pair in range(num_pairs):
-        num_groups = _group(x, bound, pair, 0, num_knots, intervals, ggx, block)
+    block = new_block(x.shape[0], tables, x.dtype)
+    for pair in range(tables.shape[0]):
+        num_groups = _group(x, bound, pair, 0, tables, intervals, ggx, block)
         _add_rows(0, out.shape[1], num_groups, block.groups, pair, tables, out)
 
 
 @chunked(64, 32, 16, 8, 4, 1)
 def _add_rows(width):
-    """``out[b] += sum of w_n T[p, n]`` over the four corners n, for the samples of all groups."""
+    """``out[b] += sum of w_n T[p, n]`` over the corners n, for the samples of all groups."""
 
     def walk(first, num_groups, groups, pair, tables, out):
-        num_knots, num_outputs = tables.shape[2], tables.shape[3]
+        num_outputs, nodes = tables.shape[-1], num_nodes(tables)
         for group in range(num_groups):
-            node = pair * num_knots * num_knots + element(groups.node, group)
-            row = node * num_outputs + first
-            corners = load_corners(tables, row, num_outputs, num_knots * num_outputs, width)
+            row = (pair * nodes + element(groups.node, group)) * num_outputs + first
+            corners = load_corners(tables, row, width)
             for place in range(element(groups.start, group), element(groups.start, group + 1)):
                 target = element(groups.sample, place) * num_outputs + first
                 store(
@@ -352,7 +406,7 @@ def _add_rows(width):
 
 def gather_kernel(begin, end, x, tables, intervals, ggx, accumulate, out):
     """Compute the same as :func:`forward_kernel`, to the bit, for any number of samples."""
-    cells = _new_cells(x, ggx)
+    cells = _new_cells(x, ggx, tables)
     no_bound = x.dtype.type(np.inf)
     if not accumulate:
         out[begin:end] = 0
@@ -364,11 +418,11 @@ def gather_kernel(begin, end, x, tables, intervals, ggx, accumulate, out):
 @jit
 def add_gathered(tables, x, bound, ggx, intervals, cells, out):
     """Add the same as :func:`add_grouped`, to the bit, sample by sample."""
-    num_pairs, num_knots = tables.shape[0], tables.shape[1]
-    for pair in range(0, num_pairs, PAIR_TILE):
-        end_pair = min(pair + PAIR_TILE, num_pairs)
-        _find_cells(pair, end_pair, x, bound, ggx, num_knots, intervals, cells)
-        _gather_rows(0, out.shape[1], pair, end_pair, cells.cell, cells.weights, tables, out)
+    num_pairs, tile = tables.shape[0], pair_tile(tables)
+    for pair in range(0, num_pairs, tile):
+        end_pair = min(pair + tile, num_pairs)
+        _find_cells(pair, end_pair, x, bound, ggx, tables, intervals, cells)
+        _gather_rows(0, out.shape[1], pair, end_pair, cells.node, cells.weights, tables, out)
 
 
 @chunked(64, 32, 16, 8, 4, 1)
@@ -377,28 +431,17 @@ def _gather_rows(width):
     # As many samples at once as leave their sums in registers.
     count = min(max(64 // width, 1), 4)
 
-    def walk(first, begin, end, cells, weights, tables, out):
+    def walk(first, begin, end, nodes, weights, tables, out):
         size, num_outputs = out.shape
-        num_knots, num_pairs = tables.shape[1], end - begin
-        down = num_knots * num_outputs
+        num_pairs, table_size = end - begin, num_nodes(tables) * num_outputs
         for n in range(0, size, count):
             samples = samples_from(n, size - 1, count)
             sums = load_samples(out, samples, first, num_outputs, width)
             for pair in range(num_pairs):
-                row = (begin + pair) * num_knots * down + first
+                row = (begin + pair) * table_size + first
                 # Without a star, which would make a variable of the constant.
                 sums = gather_corners(
-                    sums,
-                    samples,
-                    pair,
-                    num_pairs,
-                    cells,
-                    weights,
-                    ROOM,
-                    tables,
-                    row,
-                    num_outputs,
-                    down,
+                    sums, samples, pair, num_pairs, nodes, weights, ROOM, tables, row
                 )
             store_samples(out, samples, first, num_outputs, sums)
 
@@ -428,17 +471,18 @@ def backward_kernel(
     added to ``grad_x``.
     """
     batch, num_outputs = grad_y.shape
-    num_knots, no_bound = tables.shape[1], x.dtype.type(np.inf)
-    block = new_block(min(block_size, batch), num_knots, x.dtype)
-    slopes = np.empty((min(block_size, batch), 4), x.dtype)
+    no_bound = x.dtype.type(np.inf)
+    block = new_block(min(block_size, batch), tables, x.dtype)
+    slopes = np.empty((min(block_size, batch), 2 ** dimension_of(tables)), x.dtype)
     if grad_tables.size:
-        grad_tables[begin:end, :, :, first_output:end_output] = 0
+        rows = grad_tables.reshape(tables.shape[0], num_nodes(tables), num_outputs)
+        rows[begin:end, :, first_output:end_output] = 0
     for first in range(0, batch, block_size):
         chosen = slice(first, min(first + block_size, batch))
         g = grad_y[chosen]
         for pair in range(begin, end):
             num_groups = _group(
-                *(x[chosen], no_bound, pair, begin, num_knots, intervals, ggx[chosen], block)
+                *(x[chosen], no_bound, pair, begin, tables, intervals, ggx[chosen], block)
             )
             if grad_tables.size:
                 _add_row_gradients(
@@ -447,7 +491,10 @@ def backward_kernel(
             if grad_x.size:
                 slopes[:] = 0
                 add_slopes(0, num_outputs, num_groups, block.groups, pair, g, tables, slopes)
-                finish(pair, block.positions, slopes, ggx[chosen], accumulate, grad_x[chosen])
+                finish(
+                    *(pair, tables, block.positions, slopes, ggx.size > 0, accumulate),
+                    grad_x[chosen],
+                )
 
 
 @chunked(64, 32, 16, 8, 4, 1)
@@ -458,80 +505,59 @@ def _add_row_gradients(width):
     would round as often as there are samples.
     """
 
-    @jit
-    def add(grad_tables, row, total):
-        store(grad_tables, row, load(grad_tables, row, width) + total)
-
     def walk(first, num_groups, groups, pair, grad_y, grad_tables):
-        num_knots, num_outputs = grad_tables.shape[2], grad_tables.shape[3]
-        nothing = spread(grad_tables.dtype.type(0), width)
+        num_outputs, nodes = grad_tables.shape[-1], num_nodes(grad_tables)
         for group in range(num_groups):
-            node = pair * num_knots * num_knots + element(groups.node, group)
-            row_00 = node * num_outputs + first
-            row_01 = row_00 + num_outputs
-            row_10 = row_00 + num_knots * num_outputs
-            row_11 = row_10 + num_outputs
-            grad_00, grad_01, grad_10, grad_11 = nothing, nothing, nothing, nothing
+            row = (pair * nodes + element(groups.node, group)) * num_outputs + first
+            sums = no_sums(grad_tables, width)
             for place in range(element(groups.start, group), element(groups.start, group + 1)):
                 g = load(grad_y, element(groups.sample, place) * num_outputs + first, width)
-                grad_00 = multiply_add(element(groups.weights, 4 * place), g, grad_00)
-                grad_01 = multiply_add(element(groups.weights, 4 * place + 1), g, grad_01)
-                grad_10 = multiply_add(element(groups.weights, 4 * place + 2), g, grad_10)
-                grad_11 = multiply_add(element(groups.weights, 4 * place + 3), g, grad_11)
-            add(grad_tables, row_00, grad_00)
-            add(grad_tables, row_01, grad_01)
-            add(grad_tables, row_10, grad_10)
-            add(grad_tables, row_11, grad_11)
+                sums = add_products(sums, groups.weights, place, g)
+            add_to_rows(grad_tables, row, sums)
 
     return walk
 
 
 @chunked(128, 64, 32, 16, 8, 4, 2, 1)
 def add_slopes(width):
-    """``slopes[b] += (g.D1, g.D2, g.D12, 0)`` for the samples of all groups, ``g = grad_y[b]``.
+    """``slopes[b] += (g.c_1, g.c_2, ..., 0)`` for the samples of all groups, ``g = grad_y[b]``.
 
-    The differences of the cell's rows are ``D1 = T[i+1, j] - T[i, j]``,
-    ``D2 = T[i, j+1] - T[i, j]`` and ``D12 = T[i+1, j+1] - T[i+1, j] - D2``.
+    ``c_1, c_2, ...`` are the coefficients of the functions in the cell, see :mod:`.corners`.
     """
 
     def walk(first, num_groups, groups, pair, grad_y, tables, slopes):
-        num_knots, num_outputs = tables.shape[2], tables.shape[3]
+        num_outputs, nodes = tables.shape[-1], num_nodes(tables)
+        corners = 2 ** dimension_of(tables)
         for group in range(num_groups):
-            node = pair * num_knots * num_knots + element(groups.node, group)
-            row = node * num_outputs + first
-            row_00, row_01, row_10, row_11 = load_corners(
-                tables, row, num_outputs, num_knots * num_outputs, width
-            )
-            d_1, d_2 = row_10 - row_00, row_01 - row_00
-            d_12 = row_11 - row_10 - d_2
+            row = (pair * nodes + element(groups.node, group)) * num_outputs + first
+            coefficients = coefficients_of(load_corners(tables, row, width))
             for place in range(element(groups.start, group), element(groups.start, group + 1)):
                 b = np.int64(element(groups.sample, place))
-                g = load(grad_y, b * num_outputs + first, width)
-                sums = load(slopes, 4 * b, 4) + dot_products(g, d_1, d_2, d_12)
-                store(slopes, 4 * b, sums)
+                products = dot_products(load(grad_y, b * num_outputs + first, width), coefficients)
+                store(slopes, corners * b, load_like(slopes, corners * b, products) + products)
 
     return walk
 
 
 @jit
-def finish(pair, at, slopes, ggx, accumulate, grad_x):
-    """Turn the slopes of a block into ``grad_x[b, 2p]`` and ``grad_x[b, 2p + 1]``."""
-    is_complete = 2 * pair + 1 < grad_x.shape[1]
-    for n in range(grad_x.shape[0]):
-        u, v, scale_1, scale_2 = at.u[n], at.v[n], at.scale_1[n], at.scale_2[n]
-        slope_12 = slopes[n, 2]
-        if ggx.size:
-            slope_1 = ggx[n, 2 * pair + 1] * scale_2 * slope_12 if is_complete else 0 * slope_12
-            slope_2 = ggx[n, 2 * pair] * scale_1 * slope_12
+def finish(pair, tables, at, slopes, is_directed, accumulate, grad_x):
+    """Turn the slopes of a block into ``grad_x[b, d p]`` to ``grad_x[b, d p + d - 1]``."""
+    size, in_features = grad_x.shape
+    dimension = dimension_of(tables)
+    for n in range(size):
+        coefficients, position = coefficients_at(slopes, n, tables), column(at.position, n, tables)
+        if is_directed:
+            partials = partial_slopes(coefficients, position, column(at.direction, n, tables))
         else:
-            slope_1 = slopes[n, 0] + v * slope_12
-            slope_2 = slopes[n, 1] + u * slope_12
-        poison = 0 * u + 0 * v  # NaN if a coordinate is not finite: then both are NaN
-        grad_1, grad_2 = slope_1 * scale_1 + poison, slope_2 * scale_2 + poison
-        if accumulate:
-            grad_1 += grad_x[n, 2 * pair]
-            if is_complete:
-                grad_2 += grad_x[n, 2 * pair + 1]
-        grad_x[n, 2 * pair] = grad_1
-        if is_complete:
-            grad_x[n, 2 * pair + 1] = grad_2
+            partials = partial_derivatives(coefficients, position)
+        poison = 0 * position[0]  # NaN if a coordinate is not finite: then all are NaN
+        for axis in range(1, dimension):
+            poison += 0 * position[axis]
+        for axis in range(dimension):
+            k = dimension * pair + axis
+            if k < in_features:
+                if axis == 0:  # rounded once, after the sum
+                    grad = np.float64(partials[0]) * at.scale[0, n] + poison
+                else:
+                    grad = partials[axis] * at.scale[axis, n] + poison
+                grad_x[n, k] = grad_x[n, k] + grad if accumulate else grad

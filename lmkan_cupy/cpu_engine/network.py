@@ -101,14 +101,17 @@ def _steps(
             forward = network_kernels.gathered_forward
             if many_rows and not is_gathered(math.prod(kind.shape) * stored_dtype.itemsize):
                 forward = network_kernels.grouped_forward
-                block = max(block, num_grouped(kind.shape[1]))
+                block = max(block, num_grouped(math.prod(kind.shape[1:-1])))
             functions = forward, network_kernels.tables_backward
             step["num_knots"] = kind.shape[1]
-            step["intervals"] = intervals(kind.shape[1] - 1, dtype).ctypes.data
+            of_grid = intervals(kind.shape[1] - 1, dtype)
+            step["intervals"] = of_grid.ctypes.data
+            step["interval_rows"], step["interval_length"] = of_grid.shape
             work += kind.shape[0] * (kind.out_features + 16)
         for name, function in zip(("forward", "backward"), functions, strict=True):
             if name == "forward" or backward:
-                step[name] = compiling.step_address(function, dtype, stored_dtype)
+                dimension = len(kind.shape) - 2
+                step[name] = compiling.step_address(function, dtype, stored_dtype, dimension)
         step["in_features"], step["out_features"] = in_features, kind.out_features
         step["bound"] = bound
         in_features = kind.out_features

@@ -14,9 +14,9 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
+from .corners import dimension_of, num_nodes, tables_shape
 from .kernels import (
     GATHERED,
-    PAIR_TILE,
     ROOM,
     Cells,
     Groups,
@@ -28,8 +28,9 @@ from .kernels import (
     locate_pair,
     new_block,
     num_grouped,
+    pair_tile,
 )
-from .vectors import chunked, element, jit, load, multiply_add, store, table_length
+from .vectors import chunked, element, jit, load, multiply_add, store
 
 #: A layer of a network: its sizes; where its inputs are cut; the addresses of the intervals of its
 #: grid, of ``forward(step, arrays, workspace, rows, x, out)`` and of
@@ -42,6 +43,8 @@ STEP = np.dtype(
         ("num_knots", np.int64),
         ("bound", np.float64),
         ("intervals", np.intp),
+        ("interval_rows", np.int64),
+        ("interval_length", np.int64),
         ("forward", np.intp),
         ("backward", np.intp),
     ],
@@ -111,47 +114,53 @@ def _multiply(width):
     return walk
 
 
+#: The most corners of a cell.
+_MOST_CORNERS = 8
+
+
 @jit
 def _new_workspace(like):
     """Bytes for the cells that a gathered layer finds on the way."""
-    return np.empty(ROOM * (4 + 6 * like.itemsize), np.uint8)
+    return np.empty(ROOM * (4 + (_MOST_CORNERS + 1) * like.itemsize), np.uint8)
 
 
 @jit
-def _cells_in(workspace, like):
-    weights = workspace + 4 * ROOM
-    coordinates = weights + 4 * ROOM * like.itemsize
+def _cells_in(workspace, like, tables):
+    coordinates = workspace + 4 * ROOM
+    weights = coordinates + ROOM * like.itemsize
     return Cells(
         carray(_pointer(workspace), (ROOM,), np.uint32),
-        carray(_pointer(weights), (4, ROOM), like.dtype),
-        carray(_pointer(coordinates), (2 * ROOM,), like.dtype),
+        carray(_pointer(weights), (2 ** dimension_of(tables), ROOM), like.dtype),
+        carray(_pointer(coordinates), (ROOM,), like.dtype),
         like[:0],
     )
 
 
 @jit
-def _tables_of(step, arrays, stored_dtype):
-    shape = ((step.in_features + 1) // 2, step.num_knots, step.num_knots, step.out_features)
+def _tables_of(step, arrays, stored_dtype, dimension):
+    shape = tables_shape(step.in_features, step.num_knots, step.out_features, dimension)
     return _array_at(arrays, 0, shape, stored_dtype)
 
 
 @jit
 def _intervals_of(step, dtype):
-    return carray(_pointer(step.intervals), (2, table_length(step.num_knots - 1)), dtype)
+    shape = (step.interval_rows, step.interval_length)
+    return carray(_pointer(step.intervals), shape, dtype)
 
 
-def gathered_forward(dtype, stored_dtype):
-    """Make the forward of a layer with tables, sample by sample.
+def gathered_forward(dtype, stored_dtype, dimension):
+    """Make the forward of a layer with tables of a dimension, sample by sample.
 
-    Its first array is the tables [P, S, S, O], float16 as 16-bit words.
+    Its first array is the tables [P, S, ..., S, O], float16 as 16-bit words.
     """
 
     def gathered_forward(address, arrays, workspace, size, x, out):
         step = _step_at(address)
-        tables, intervals = _tables_of(step, arrays, stored_dtype), _intervals_of(step, dtype)
+        tables = _tables_of(step, arrays, stored_dtype, dimension)
+        intervals = _intervals_of(step, dtype)
         x = carray(_pointer(x), (size, step.in_features), dtype)
         out = carray(_pointer(out), (size, step.out_features), dtype)
-        cells, bound = _cells_in(workspace, intervals[0]), dtype(step.bound)
+        cells, bound = _cells_in(workspace, intervals[0], tables), dtype(step.bound)
         out[:] = 0
         for first in range(0, size, GATHERED):
             rows = slice(first, min(first + GATHERED, size))
@@ -160,16 +169,17 @@ def gathered_forward(dtype, stored_dtype):
     return gathered_forward
 
 
-def grouped_forward(dtype, stored_dtype):
+def grouped_forward(dtype, stored_dtype, dimension):
     """Make the forward of a layer with tables, cell by cell, see :func:`gathered_forward`."""
 
     def grouped_forward(address, arrays, workspace, size, x, out):
         step = _step_at(address)
-        tables, intervals = _tables_of(step, arrays, stored_dtype), _intervals_of(step, dtype)
+        tables = _tables_of(step, arrays, stored_dtype, dimension)
+        intervals = _intervals_of(step, dtype)
         x = carray(_pointer(x), (size, step.in_features), dtype)
         out = carray(_pointer(out), (size, step.out_features), dtype)
         out[:] = 0
-        count = num_grouped(step.num_knots)
+        count = num_grouped(num_nodes(tables))
         for first in range(0, size, count):
             rows = slice(first, min(first + count, size))
             add_grouped(tables, x[rows], dtype(step.bound), x[:0], intervals, out[rows])
@@ -177,29 +187,30 @@ def grouped_forward(dtype, stored_dtype):
     return grouped_forward
 
 
-def tables_backward(dtype, stored_dtype):
+def tables_backward(dtype, stored_dtype, dimension):
     """Make the backward of a layer with tables: the gradient of its inputs before the cut."""
 
     def tables_backward(address, arrays, size, x, grad_y, grad_x):
         step = _step_at(address)
-        inputs, outputs, num_knots = step.in_features, step.out_features, step.num_knots
-        tables, intervals = _tables_of(step, arrays, stored_dtype), _intervals_of(step, dtype)
+        inputs, outputs = step.in_features, step.out_features
+        tables = _tables_of(step, arrays, stored_dtype, dimension)
+        intervals = _intervals_of(step, dtype)
         x = carray(_pointer(x), (size, inputs), dtype)
         grad_y = carray(_pointer(grad_y), (size, outputs), dtype)
         grad_x = carray(_pointer(grad_x), (size, inputs), dtype)
         bound = dtype(step.bound)
-        block = new_block(size, num_knots, dtype)
-        slopes = np.empty((size, 4), dtype)
+        block = new_block(size, tables, dtype)
+        slopes = np.empty((size, 2**dimension), dtype)
         numbers = np.arange(size + 1)
-        each_alone = Groups(block.positions.cell, numbers, numbers, block.groups.weights)
+        each_alone = Groups(block.positions.node, numbers, numbers, block.groups.weights)
         for pair in range(tables.shape[0]):
-            tile = pair % PAIR_TILE
+            tile = pair % pair_tile(tables)
             if tile == 0:
-                fetch(x, bound, pair, block.coordinates)
-            locate_pair(tile, size, num_knots, intervals, block)
+                fetch(x, bound, pair, tables, block.coordinates)
+            locate_pair(tile, size, tables, intervals, block)
             slopes[:] = 0
             add_slopes(0, outputs, size, each_alone, pair, grad_y, tables, slopes)
-            finish(pair, block.positions, slopes, x[:0], False, grad_x)
+            finish(pair, tables, block.positions, slopes, False, False, grad_x)
         for n in range(size):
             for i in range(inputs):
                 if abs(x[n, i]) > bound:
@@ -208,7 +219,7 @@ def tables_backward(dtype, stored_dtype):
     return tables_backward
 
 
-def linear_forward(dtype, stored_dtype):
+def linear_forward(dtype, stored_dtype, dimension):
     """Make the forward of a linear layer.
 
     ``arrays`` are its weight [O, I], the same transposed [I, O], and its bias [O].
@@ -227,7 +238,7 @@ def linear_forward(dtype, stored_dtype):
     return linear_forward
 
 
-def linear_backward(dtype, stored_dtype):
+def linear_backward(dtype, stored_dtype, dimension):
     """Make the backward of a linear layer."""
 
     def linear_backward(address, arrays, size, x, grad_y, grad_x):

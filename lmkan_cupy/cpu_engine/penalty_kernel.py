@@ -1,11 +1,13 @@
 # mypy: ignore-errors
 """The kernel of the Hessian penalty for the CPU, compiled by Numba.
 
-Symbols as in :mod:`.kernels`. The types are Numba's, not Python's, so this is not type-checked.
+Symbols as in :mod:`.kernels`; the axes of a table are x, y and z. The types are Numba's, not
+Python's, so this is not type-checked.
 """
 
 import numpy as np
 
+from .corners import dimension_of
 from .vectors import chunked, jit, lane_sum, load, multiply_add, spread, store, to_float64
 
 
@@ -20,7 +22,7 @@ def penalty_kernel(begin, end, tables, knots, factor, accumulate, penalties, gra
     if grad.size and not accumulate:
         grad[begin:end] = 0
     for pair in range(begin, end):
-        _add_penalty(0, tables.shape[3], pair, tables, step, span, factor, penalties, grad)
+        _add_penalty(0, tables.shape[-1], pair, tables, step, span, factor, penalties, grad)
 
 
 @jit
@@ -34,55 +36,82 @@ def _reciprocals(knots, distance):
 
 @chunked(16, 4, 1)
 def _add_penalty(width):
-    """Add ``mean of f_xx^2 + 2 f_xy^2 + f_yy^2`` over the inner knots, summed over the outputs.
+    """Add ``mean of the squared second derivatives`` over the inner knots, summed over the outputs.
 
-    ``step`` holds ``1 / (k_{i+1} - k_i)``, ``span`` holds ``1 / (k_{i+2} - k_i)``.
+    Mixed derivatives count twice. ``step`` holds ``1 / (k_{i+1} - k_i)``, ``span`` holds
+    ``1 / (k_{i+2} - k_i)``.
     """
 
     def walk(first, pair, tables, step, span, factor, penalties, grad):
-        num_knots, num_outputs = tables.shape[2], tables.shape[3]
-        num_inner = (num_knots - 2) ** 2
-        # From the row of knot (i, j) to those of (i + 1, j) and (i, j + 1).
-        down, right = num_knots * num_outputs, num_outputs
-        total = spread(0.0, width)
+        dimension, num_outputs, num_knots = dimension_of(tables), tables.shape[-1], tables.shape[1]
+        # Axes that tables lack have one knot, at which nothing changes.
+        size_y, size_z = num_knots if dimension > 1 else 1, num_knots if dimension > 2 else 1
+        along_x, along_y, along_z = size_y * size_z * num_outputs, size_z * num_outputs, num_outputs
+        num_inner = (num_knots - 2) ** dimension
+        scale = 4 * factor / num_inner
+        total, nothing = spread(0.0, width), spread(grad.dtype.type(0), width)
         for i in range(1, num_knots - 1):
-            for j in range(1, num_knots - 1):
-                row = ((pair * num_knots + i) * num_knots + j) * num_outputs + first
-                f = load(tables, row, width)
+            for j in range(min(1, size_y - 1), max(1, size_y - 1)):
+                for k in range(min(1, size_z - 1), max(1, size_z - 1)):
+                    row = (((pair * num_knots + i) * size_y + j) * size_z + k) * num_outputs + first
+                    f_yy, f_zz, f_xy, f_xz, f_yz = nothing, nothing, nothing, nothing, nothing
+                    f_xx = second(tables, row, along_x, step, span, i)
+                    if dimension > 1:
+                        f_yy = second(tables, row, along_y, step, span, j)
+                        f_xy = mixed(tables, row, along_x, along_y, span, i, j)
+                    if dimension > 2:
+                        f_zz = second(tables, row, along_z, step, span, k)
+                        f_xz = mixed(tables, row, along_x, along_z, span, i, k)
+                        f_yz = mixed(tables, row, along_y, along_z, span, j, k)
 
-                ahead = step[i] * (load(tables, row + down, width) - f)
-                behind = step[i - 1] * (f - load(tables, row - down, width))
-                f_xx = 2 * span[i - 1] * (ahead - behind)
-
-                ahead = step[j] * (load(tables, row + right, width) - f)
-                behind = step[j - 1] * (f - load(tables, row - right, width))
-                f_yy = 2 * span[j - 1] * (ahead - behind)
-
-                ahead = load(tables, row + down + right, width)
-                behind = load(tables, row - down + right, width)
-                ahead = ahead - load(tables, row + down - right, width)
-                behind = behind - load(tables, row - down - right, width)
-                f_xy = span[i - 1] * span[j - 1] * (ahead - behind)
-
-                squares = multiply_add(f_xx, f_xx, multiply_add(f_yy, f_yy, 2 * f_xy * f_xy))
-                total = total + to_float64(squares)
-                if grad.size:
-                    c_xx = 4 * factor / num_inner * span[i - 1]
-                    add(grad, row + down, c_xx * step[i], f_xx)
-                    add(grad, row, -c_xx * (step[i] + step[i - 1]), f_xx)
-                    add(grad, row - down, c_xx * step[i - 1], f_xx)
-
-                    c_yy = 4 * factor / num_inner * span[j - 1]
-                    add(grad, row + right, c_yy * step[j], f_yy)
-                    add(grad, row, -c_yy * (step[j] + step[j - 1]), f_yy)
-                    add(grad, row - right, c_yy * step[j - 1], f_yy)
-
-                    c_xy = 4 * factor / num_inner * span[i - 1] * span[j - 1]
-                    add(grad, row + down + right, c_xy, f_xy)
-                    add(grad, row + down - right, -c_xy, f_xy)
-                    add(grad, row - down + right, -c_xy, f_xy)
-                    add(grad, row - down - right, c_xy, f_xy)
+                    squares = 2 * f_xy * f_xy
+                    if dimension > 2:
+                        squares = squares + 2 * f_xz * f_xz + 2 * f_yz * f_yz
+                        squares = multiply_add(f_zz, f_zz, squares)
+                    squares = multiply_add(f_xx, f_xx, multiply_add(f_yy, f_yy, squares))
+                    total = total + to_float64(squares)
+                    if grad.size:
+                        add_second(grad, row, along_x, step, span, i, scale, f_xx)
+                        if dimension > 1:
+                            add_second(grad, row, along_y, step, span, j, scale, f_yy)
+                            add_mixed(grad, row, along_x, along_y, span, i, j, scale, f_xy)
+                        if dimension > 2:
+                            add_second(grad, row, along_z, step, span, k, scale, f_zz)
+                            add_mixed(grad, row, along_x, along_z, span, i, k, scale, f_xz)
+                            add_mixed(grad, row, along_y, along_z, span, j, k, scale, f_yz)
         penalties[pair] += lane_sum(total) / num_inner
+
+    @jit
+    def second(tables, row, along, step, span, i):
+        """The second derivative at knot i of an axis; ``along`` leads to the next knot."""
+        f = load(tables, row, width)
+        ahead = step[i] * (load(tables, row + along, width) - f)
+        behind = step[i - 1] * (f - load(tables, row - along, width))
+        return 2 * span[i - 1] * (ahead - behind)
+
+    @jit
+    def mixed(tables, row, along, across, span, i, j):
+        """The derivative along two axes, at knots i and j of them."""
+        ahead = load(tables, row + along + across, width)
+        behind = load(tables, row - along + across, width)
+        ahead = ahead - load(tables, row + along - across, width)
+        behind = behind - load(tables, row - along - across, width)
+        return span[i - 1] * span[j - 1] * (ahead - behind)
+
+    @jit
+    def add_second(grad, row, along, step, span, i, scale, derivative):
+        scale = scale * span[i - 1]
+        add(grad, row + along, scale * step[i], derivative)
+        add(grad, row, -scale * (step[i] + step[i - 1]), derivative)
+        add(grad, row - along, scale * step[i - 1], derivative)
+
+    @jit
+    def add_mixed(grad, row, along, across, span, i, j, scale, derivative):
+        scale = scale * span[i - 1] * span[j - 1]
+        add(grad, row + along + across, scale, derivative)
+        add(grad, row + along - across, -scale, derivative)
+        add(grad, row - along + across, -scale, derivative)
+        add(grad, row - along - across, scale, derivative)
 
     @jit
     def add(grad, row, coefficient, vector):

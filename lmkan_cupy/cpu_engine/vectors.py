@@ -17,7 +17,7 @@ from numba.extending import intrinsic, models, overload, register_jitable, regis
 # --- Vectors: a chunk of a table row in registers -------------------------------------------------
 
 _INT32 = ir.IntType(32)
-_INTP = ir.IntType(types.intp.bitwidth)
+INTP = ir.IntType(types.intp.bitwidth)
 _LLVM_TYPES = {types.uint32: _INT32, types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 
 
@@ -37,18 +37,18 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, llvm_type)
 
 
-def _lanes(builder, vector, lanes):
-    """The LLVM vector of the named lanes of a vector."""
-    mask = ir.Constant(ir.VectorType(_INT32, len(lanes)), lanes)
+def lanes_of(builder, vector, numbers):
+    """The LLVM vector of the numbered lanes of a vector."""
+    mask = ir.Constant(ir.VectorType(_INT32, len(numbers)), numbers)
     return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
 
 
-def _as_vector(builder, value, llvm_type):
+def as_vector(builder, value, llvm_type):
     """A vector as it is, a scalar in all lanes of a vector of ``llvm_type``."""
     if value.type == llvm_type:
         return value
     one_lane = builder.insert_element(ir.Constant(llvm_type, ir.Undefined), value, _INT32(0))
-    return _lanes(builder, one_lane, [0] * llvm_type.count)
+    return lanes_of(builder, one_lane, [0] * llvm_type.count)
 
 
 def _pointer(context, builder, array_type, array, index, llvm_type):
@@ -57,7 +57,8 @@ def _pointer(context, builder, array_type, array, index, llvm_type):
     return builder.bitcast(builder.gep(data, [index]), llvm_type.as_pointer())
 
 
-def _element(context, builder, array_type, array, index):
+def element_of(context, builder, array_type, array, index):
+    """The scalar at element ``index`` of a C-contiguous array, counted over all its axes."""
     llvm_type = context.get_value_type(array_type.dtype)
     return builder.load(_pointer(context, builder, array_type, array, index, llvm_type))
 
@@ -113,7 +114,7 @@ def _is_half(array):
     return array.dtype == types.uint16
 
 
-def _loaded(context, builder, array_type, array, index, vector):
+def loaded(context, builder, array_type, array, index, vector):
     """The vector of an array's elements from ``index`` on; 16-bit words are float16 numbers."""
     llvm_type = context.get_value_type(vector)
     stored_type = _stored_type(array_type, vector, llvm_type)
@@ -123,7 +124,13 @@ def _loaded(context, builder, array_type, array, index, vector):
     return _half_to_float(context, builder, stored, llvm_type) if _is_half(array_type) else stored
 
 
-def _vector_of(array, width):
+def write(context, builder, array_type, array, index, value):
+    """Write a vector or a number into an array from element ``index`` on."""
+    pointer = _pointer(context, builder, array_type, array, index, value.type)
+    builder.store(value, pointer, align=array_type.dtype.bitwidth // 8)
+
+
+def vector_of(array, width):
     """The type of ``width`` elements of an array; 16-bit words are float16 numbers."""
     return Vector(types.float32 if _is_half(array) else array.dtype, width.literal_value)
 
@@ -131,44 +138,12 @@ def _vector_of(array, width):
 @intrinsic(prefer_literal=True)
 def load(typing_context, array, index, width):
     """``width`` elements of an array from ``index`` on; 16-bit words are float16 numbers."""
-    vector = _vector_of(array, width)
+    vector = vector_of(array, width)
 
     def generate(context, builder, signature, arguments):
-        return _loaded(context, builder, array, *arguments[:2], vector)
+        return loaded(context, builder, array, *arguments[:2], vector)
 
     return vector(array, types.intp, width), generate
-
-
-@intrinsic(prefer_literal=True)
-def load_corners(typing_context, tables, row, right, down, width):
-    """The four vectors at ``row``, ``row + right``, ``row + down``, ``row + down + right``."""
-    vector = _vector_of(tables, width)
-    corners = types.UniTuple(vector, 4)
-
-    def generate(context, builder, signature, arguments):
-        array, row, right, down, _ = arguments
-        below = builder.add(row, down)
-        places = row, builder.add(row, right), below, builder.add(below, right)
-        rows = [_loaded(context, builder, tables, array, place, vector) for place in places]
-        return context.make_tuple(builder, corners, rows)
-
-    return corners(tables, types.intp, types.intp, types.intp, width), generate
-
-
-@intrinsic
-def add_corners(typing_context, y, weights, place, corners):
-    """``y`` plus the corners, weighted by the four ``weights [N, 4]`` at a place, one by one."""
-
-    def generate(context, builder, signature, arguments):
-        y, array, place, rows = arguments
-        first = builder.mul(place, _INTP(4))
-        for k, row in enumerate(cgutils.unpack_tuple(builder, rows, 4)):
-            index = builder.add(first, _INTP(k))
-            weight = _element(context, builder, weights, array, index)
-            y = _fused(builder, _as_vector(builder, weight, y.type), row, y)
-        return y
-
-    return y(y, weights, types.intp, corners), generate
 
 
 # --- Vectors of several samples at once, so that a sum need not wait for the one before it --------
@@ -183,7 +158,7 @@ def samples_from(typing_context, first, last, count):
         first, last, _ = arguments
         numbers = []
         for k in range(samples.count):
-            number = builder.add(first, _INTP(k))
+            number = builder.add(first, INTP(k))
             is_there = builder.icmp_signed("<", number, last)
             numbers.append(builder.select(is_there, number, last))
         return context.make_tuple(builder, samples, numbers)
@@ -194,7 +169,7 @@ def samples_from(typing_context, first, last, count):
 @intrinsic(prefer_literal=True)
 def load_samples(typing_context, rows, samples, first, length, width):
     """A vector from each sample's row of ``length`` elements, from element ``first`` on."""
-    vector = _vector_of(rows, width)
+    vector = vector_of(rows, width)
     vectors = types.UniTuple(vector, samples.count)
 
     def generate(context, builder, signature, arguments):
@@ -203,7 +178,7 @@ def load_samples(typing_context, rows, samples, first, length, width):
             builder.add(builder.mul(number, length), first)
             for number in cgutils.unpack_tuple(builder, numbers, samples.count)
         ]
-        each = [_loaded(context, builder, rows, array, place, vector) for place in places]
+        each = [loaded(context, builder, rows, array, place, vector) for place in places]
         return context.make_tuple(builder, vectors, each)
 
     return vectors(rows, samples, types.intp, types.intp, width), generate
@@ -219,50 +194,10 @@ def store_samples(typing_context, rows, samples, first, length, vectors):
         each = cgutils.unpack_tuple(builder, each, samples.count)
         for number, vector in zip(numbers, each, strict=True):
             place = builder.add(builder.mul(number, length), first)
-            pointer = _pointer(context, builder, rows, array, place, vector.type)
-            builder.store(vector, pointer, align=rows.dtype.bitwidth // 8)
+            write(context, builder, rows, array, place, vector)
         return context.get_dummy_value()
 
     return types.void(rows, samples, types.intp, types.intp, vectors), generate
-
-
-@intrinsic(prefer_literal=True)
-def gather_corners(
-    typing_context, sums, samples, pair, num_pairs, cells, weights, room, tables, row, right, down
-):
-    """Each sample's sum plus the weighted corners of its cell for one pair, one by one.
-
-    The cell is ``cells[sample num_pairs + pair]``; its four weights are at the same place and at
-    multiples of ``room``, a constant, after it. The table row of cell 0 begins at ``row``;
-    ``right`` and ``down`` lead to those of the next knots.
-    """
-    count, vector, step = samples.count, sums.dtype, room.literal_value
-
-    def generate(context, builder, signature, arguments):
-        each, numbers, pair, num_pairs, cell_array, weight_array, _, table, row, right, down = (
-            arguments
-        )
-        numbers = cgutils.unpack_tuple(builder, numbers, count)
-        results = []
-        for number, y in zip(numbers, cgutils.unpack_tuple(builder, each, count), strict=True):
-            place = builder.add(builder.mul(number, num_pairs), pair)
-            cell = _element(context, builder, cells, cell_array, place)
-            corner = builder.add(row, builder.mul(builder.zext(cell, _INTP), right))
-            below = builder.add(corner, down)
-            corners = corner, builder.add(corner, right), below, builder.add(below, right)
-            for k, start in enumerate(corners):
-                weight_place = builder.add(place, _INTP(k * step))
-                weight = _element(context, builder, weights, weight_array, weight_place)
-                chunk = _loaded(context, builder, tables, table, start, vector)
-                y = _fused(builder, _as_vector(builder, weight, y.type), chunk, y)
-            results.append(y)
-        return context.make_tuple(builder, sums, results)
-
-    index = types.intp
-    signature = sums(
-        *(sums, samples, index, index, cells, weights, room, tables, index, index, index)
-    )
-    return signature, generate
 
 
 @intrinsic
@@ -270,9 +205,7 @@ def store(typing_context, array, index, vector):
     """Write a vector into an array from element ``index`` on."""
 
     def generate(context, builder, signature, arguments):
-        llvm_type = context.get_value_type(vector)
-        pointer = _pointer(context, builder, array, arguments[0], arguments[1], llvm_type)
-        builder.store(arguments[2], pointer, align=array.dtype.bitwidth // 8)
+        write(context, builder, array, *arguments)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector), generate
@@ -283,7 +216,7 @@ def element(typing_context, array, index):
     """Element ``index`` of an array counted over all its axes; no index is negative."""
 
     def generate(context, builder, signature, arguments):
-        return _element(context, builder, array, *arguments)
+        return element_of(context, builder, array, *arguments)
 
     return array.dtype(array, types.intp), generate
 
@@ -294,9 +227,30 @@ def spread(typing_context, value, width):
     vector = Vector(value, width.literal_value)
 
     def generate(context, builder, signature, arguments):
-        return _as_vector(builder, arguments[0], context.get_value_type(vector))
+        return as_vector(builder, arguments[0], context.get_value_type(vector))
 
     return vector(value, width), generate
+
+
+@intrinsic
+def no_count(typing_context, vector):
+    """A vector of as many whole numbers as another has lanes, all 0."""
+    counts = Vector(types.uint32, vector.width)
+
+    def generate(context, builder, signature, arguments):
+        return ir.Constant(context.get_value_type(counts), None)
+
+    return counts(vector), generate
+
+
+@intrinsic
+def load_like(typing_context, array, index, vector):
+    """As many elements of an array as a vector has, from ``index`` on."""
+
+    def generate(context, builder, signature, arguments):
+        return loaded(context, builder, array, *arguments[:2], vector)
+
+    return vector(array, types.intp, vector), generate
 
 
 @intrinsic
@@ -308,13 +262,14 @@ def multiply_add(typing_context, a, b, c):
 
     def generate(context, builder, signature, arguments):
         llvm_type = context.get_value_type(c)
-        operands = [_as_vector(builder, value, llvm_type) for value in arguments]
-        return _fused(builder, *operands)
+        operands = [as_vector(builder, value, llvm_type) for value in arguments]
+        return fused(builder, *operands)
 
     return c(a if isinstance(a, Vector) else c.dtype, b, c), generate
 
 
-def _fused(builder, a, b, c):
+def fused(builder, a, b, c):
+    """``a b + c`` of vectors, see :func:`multiply_add`."""
     letter = "f32" if isinstance(c.type.element, ir.FloatType) else "f64"
     function_type = ir.FunctionType(c.type, [c.type] * 3)
     name = f"llvm.fmuladd.v{c.type.count}{letter}"
@@ -329,7 +284,7 @@ def _elementwise(symbol: Callable[[Any, Any], Any], instruction: str) -> None:
     def combine(typing_context, a, b):
         def generate(context, builder, signature, arguments):
             llvm_type = context.get_value_type(b)
-            operands = [_as_vector(builder, value, llvm_type) for value in arguments]
+            operands = [as_vector(builder, value, llvm_type) for value in arguments]
             is_float = isinstance(b.dtype, types.Float)
             return getattr(builder, "f" * is_float + instruction)(*operands)
 
@@ -349,14 +304,29 @@ _elementwise(operator.mul, "mul")
 
 @intrinsic
 def count_reached(typing_context, x, bound, counts):
-    """In every lane one more than ``counts`` where ``x >= bound``."""
+    """In every lane one more than ``counts`` where ``x >= bound``, a vector or a scalar."""
 
     def generate(context, builder, signature, arguments):
         x, bound, counts = arguments
-        is_reached = builder.fcmp_ordered(">=", x, _as_vector(builder, bound, x.type))
+        is_reached = builder.fcmp_ordered(">=", x, as_vector(builder, bound, x.type))
         return builder.sub(counts, builder.sext(is_reached, counts.type))  # true is -1
 
-    return counts(x, x.dtype, counts), generate
+    return counts(x, bound if isinstance(bound, Vector) else x.dtype, counts), generate
+
+
+@intrinsic
+def whole_part(typing_context, x, most):
+    """The whole parts of a vector, from 0 to ``most``; that of a NaN is 0."""
+    counts = Vector(types.uint32, x.width)
+
+    def generate(context, builder, signature, arguments):
+        x, most = arguments
+        zero, most = ir.Constant(x.type, None), as_vector(builder, most, x.type)
+        x = builder.select(builder.fcmp_ordered(">", x, zero), x, zero)
+        x = builder.select(builder.fcmp_ordered("<", x, most), x, most)
+        return builder.fptosi(x, context.get_value_type(counts))
+
+    return counts(x, x.dtype), generate
 
 
 @intrinsic
@@ -366,7 +336,7 @@ def cut(typing_context, x, bound):
     def generate(context, builder, signature, arguments):
         x, bound = arguments
         for sign, limit in (">", bound), ("<", builder.fneg(bound)):
-            limit = _as_vector(builder, limit, x.type)
+            limit = as_vector(builder, limit, x.type)
             x = builder.select(builder.fcmp_ordered(sign, x, limit), limit, x)
         return x
 
@@ -385,33 +355,55 @@ def table_length(count: int) -> int:
 
 @intrinsic
 def look_up(typing_context, table, row, index):
-    """In every lane ``table[row, index]``; a row has a length of :func:`table_length`."""
+    """In every lane ``table[row, index]``; a short row has a length of :func:`table_length`."""
     vector = Vector(table.dtype, index.width)
 
     def generate(context, builder, signature, arguments):
-        array, row, index = arguments
-        llvm_type = context.get_value_type(vector)
-        shape = context.make_array(table)(context, builder, array).shape
-        length = builder.extract_value(shape, 1)
-        first = builder.mul(row, length)
         if not (table.dtype == types.float32 and _has(context, "+avx2")):
-            values = ir.Constant(llvm_type, ir.Undefined)
-            for k in map(_INT32, range(index.type.count)):
-                lane = builder.zext(builder.extract_element(index, k), _INTP)
-                value = _element(context, builder, table, array, builder.add(first, lane))
-                values = builder.insert_element(values, value, k)
-            return values
+            return _picked(context, builder, table, *arguments)
+        array, row, index = arguments
+        first, length = _row_of(context, builder, table, array, row)
+        llvm_type = context.get_value_type(vector)
         values = cgutils.alloca_once_value(builder, ir.Constant(llvm_type, ir.Undefined))
         some = Vector(table.dtype, _PERMUTED)
-        with cgutils.for_range_slice(builder, _INTP(0), length, _INTP(_PERMUTED)) as (start, _):
-            numbers = _loaded(context, builder, table, array, builder.add(first, start), some)
-            start = _as_vector(builder, builder.trunc(start, _INT32), index.type)
+        with cgutils.for_range_slice(builder, INTP(0), length, INTP(_PERMUTED)) as (start, _):
+            numbers = loaded(context, builder, table, array, builder.add(first, start), some)
+            start = as_vector(builder, builder.trunc(start, _INT32), index.type)
             is_here = builder.icmp_unsigned(">=", index, start)
             chosen = _permuted(builder, numbers, index)
             builder.store(builder.select(is_here, chosen, builder.load(values)), values)
         return builder.load(values)
 
     return vector(table, types.intp, index), generate
+
+
+@intrinsic
+def pick(typing_context, table, row, index):
+    """In every lane ``table[row, index]``, for a long row."""
+    vector = Vector(table.dtype, index.width)
+
+    def generate(context, builder, signature, arguments):
+        return _picked(context, builder, table, *arguments)
+
+    return vector(table, types.intp, index), generate
+
+
+def _row_of(context, builder, table, array, row):
+    """Where a row begins, and its length."""
+    shape = context.make_array(table)(context, builder, array).shape
+    length = builder.extract_value(shape, 1)
+    return builder.mul(row, length), length
+
+
+def _picked(context, builder, table, array, row, index):
+    first, _ = _row_of(context, builder, table, array, row)
+    llvm_type = ir.VectorType(_LLVM_TYPES[table.dtype], index.type.count)
+    values = ir.Constant(llvm_type, ir.Undefined)
+    for k in map(_INT32, range(index.type.count)):
+        lane = builder.zext(builder.extract_element(index, k), INTP)
+        value = element_of(context, builder, table, array, builder.add(first, lane))
+        values = builder.insert_element(values, value, k)
+    return values
 
 
 def _permuted(builder, numbers, index):
@@ -421,40 +413,29 @@ def _permuted(builder, numbers, index):
     function = builder.module.globals.get(name) or ir.Function(builder.module, function_type, name)
     starts = range(0, index.type.count, _PERMUTED)
     parts = [
-        builder.call(function, [numbers, _lanes(builder, index, [*range(k, k + _PERMUTED)])])
+        builder.call(function, [numbers, lanes_of(builder, index, [*range(k, k + _PERMUTED)])])
         for k in starts
     ]
-    while len(parts) > 1:
-        parts = [_joined(builder, *parts[k : k + 2]) for k in range(0, len(parts), 2)]
-    return parts[0]
+    return concatenated(builder, parts)
 
 
-@intrinsic(prefer_literal=True)
-def every_other(typing_context, vector, first):
-    """The lanes ``first, first + 2, ...`` of a vector."""
-    result = Vector(vector.dtype, vector.width // 2)
-    lanes = list(range(first.literal_value, vector.width, 2))
-
-    def generate(context, builder, signature, arguments):
-        return _lanes(builder, arguments[0], lanes)
-
-    return result(vector, first), generate
+def concatenated(builder, vectors):
+    """The lanes of equally long vectors, as many as a power of two, one after the other."""
+    while len(vectors) > 1:
+        count = 2 * vectors[0].type.count
+        mask = ir.Constant(ir.VectorType(_INT32, count), list(range(count)))
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [builder.shuffle_vector(*pair, mask) for pair in pairs]
+    return vectors[0]
 
 
-def _joined(builder, first, second):
-    """The lanes of a vector and then those of another."""
-    count = 2 * first.type.count
-    mask = ir.Constant(ir.VectorType(_INT32, count), list(range(count)))
-    return builder.shuffle_vector(first, second, mask)
-
-
-def _fold(builder, vector, groups):
+def fold(builder, vector, groups):
     """Add up the lanes of each of ``groups`` equal parts of a vector, by halves."""
     while vector.type.count > groups:
         size = vector.type.count // groups
         starts = range(0, vector.type.count, size)
         halves = [
-            _lanes(builder, vector, [s + k for s in starts for k in range(h, h + size // 2)])
+            lanes_of(builder, vector, [s + k for s in starts for k in range(h, h + size // 2)])
             for h in (0, size // 2)
         ]
         vector = builder.fadd(*halves)
@@ -466,34 +447,9 @@ def lane_sum(typing_context, vector):
     """The sum of a vector, a scalar."""
 
     def generate(context, builder, signature, arguments):
-        return builder.extract_element(_fold(builder, arguments[0], 1), _INT32(0))
+        return builder.extract_element(fold(builder, arguments[0], 1), _INT32(0))
 
     return vector.dtype(vector), generate
-
-
-@intrinsic
-def dot_products(typing_context, a, b, c, d):
-    """The vector ``(a.b, a.c, a.d, 0)``: three sums folded together cost little more than one."""
-    result = Vector(a.dtype, 4)
-    pieces = [range(k, min(k + 16, a.width)) for k in range(0, a.width, 16)]
-
-    def generate(context, builder, signature, arguments):
-        def dot_product(other):
-            total = None
-            for piece in pieces:
-                factors = [_lanes(builder, vector, list(piece)) for vector in (arguments[0], other)]
-                if total is None:
-                    total = builder.fmul(*factors)
-                else:
-                    total = _fused(builder, *factors, total)
-            return total
-
-        sums = [dot_product(other) for other in arguments[1:]]
-        sums.append(ir.Constant(sums[0].type, None))
-        halves = [_joined(builder, *sums[k : k + 2]) for k in (0, 2)]
-        return _fold(builder, _joined(builder, *halves), 4)
-
-    return result(a, b, c, d), generate
 
 
 @intrinsic
@@ -511,7 +467,11 @@ def to_float64(typing_context, vector):
 
 # --- Walking a row of outputs chunk by chunk ------------------------------------------------------
 
-jit = numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_OPTIONS = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+jit = numba.njit(**_OPTIONS)
+
+#: For small functions of vectors, which would go through memory to and from a called function.
+inlined = numba.njit(**_OPTIONS, forceinline=True)
 
 
 def chunked(*widths: int) -> Callable[[Callable[[int], Any]], Any]:

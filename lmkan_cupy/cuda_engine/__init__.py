@@ -24,7 +24,7 @@ from .launch import clear
 from .network_pass import candidates as network_candidates
 from .network_pass import evaluate_network, pull_back_network
 from .penalty import penalize, plan_penalty
-from .plan import Device, Launch, LayerShape, NetworkShape
+from .plan import Device, Launch, LayerShape, NetworkShape, check_dimension
 
 
 def forward(x: Array, tables: Array, out: Array) -> None:
@@ -106,6 +106,8 @@ def network_forward(network: Network, x: Array, out: Array) -> bool:
 
     Or return False where no plan for one kernel serves it: then it has to go layer by layer.
     """
+    if any(not kind.is_linear and len(kind.shape) != 4 for kind in network.kinds):
+        return False
     return evaluate_network(network, x, out)
 
 
@@ -117,9 +119,15 @@ def network_value_and_grad(
 
 
 def warmup(
-    in_features: int, out_features: int, num_grids: int, dtype: np.dtype[Any], device: int
+    in_features: int,
+    out_features: int,
+    num_grids: int,
+    dimension: int,
+    dtype: np.dtype[Any],
+    device: int,
 ) -> None:
     """Compile, or load from the disk cache, what layers with tables of ``dtype`` need."""
+    check_dimension(dimension)
     real = compute_dtype_of(dtype)
     layer = LayerShape(in_features, out_features, num_grids, real.name, dtype.name)
     with kernel_cache.on_device(device):

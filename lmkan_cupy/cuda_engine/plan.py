@@ -159,6 +159,15 @@ class NetworkShape:
         ]
 
 
+def check_dimension(dimension: int) -> None:
+    """Require functions of two variables."""
+    if dimension != 2:
+        raise NotImplementedError(
+            "the CUDA engine computes functions of two variables only, with tables [P, S, S, O]: "
+            f"those of dimension {dimension} are computed on the CPU, for NumPy arrays"
+        )
+
+
 def layer_shape(x: Any, tables: Any) -> LayerShape:
     """Return the shapes and dtypes of checked arrays ``x`` [B, I] and ``tables`` [P, S, S, O]."""
     return _layer_shape(x.shape[1], tables.shape, x.dtype, tables.dtype)
@@ -171,6 +180,7 @@ def layer_shape_of_tables(tables: Any, real: Any) -> LayerShape:
 
 @cache
 def _layer_shape(in_features: int, shape: tuple[int, ...], real: Any, table: Any) -> LayerShape:
+    check_dimension(len(shape) - 2)
     return LayerShape(in_features, shape[3], shape[1] - 1, real.name, table.name)
 
 

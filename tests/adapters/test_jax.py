@@ -68,6 +68,21 @@ def test_value_and_gradients_are_the_core(
         np.testing.assert_array_equal(one, other, strict=True)
 
 
+@pytest.mark.parametrize("dimension", first_short([1, 3]))
+def test_other_dimensions_are_the_core(
+    rng: np.random.Generator, compiled: Any, dimension: int
+) -> None:
+    x, tables, grad_y, *_ = make_problem(rng, Sizes(3, 4, 2, 3), FLOAT64, dimension=dimension)
+    given = jnp.asarray(x), jnp.asarray(tables)
+    y, pull = jax.vjp(compiled(lmkan), *given)
+    np.testing.assert_array_equal(y, lmkan_cupy.forward(x, tables), strict=True)
+    for one, other in zip(
+        pull(jnp.asarray(grad_y)), lmkan_cupy.backward(grad_y, x, tables), strict=True
+    ):
+        np.testing.assert_array_equal(one, other, strict=True)
+    check_grads(compiled(cubes), given, order=2)
+
+
 def test_forward_mode_is_the_core(
     rng: np.random.Generator, compiled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

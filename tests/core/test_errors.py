@@ -53,28 +53,28 @@ CASES = {
         "tables.shape=(4, 11, 11, 32), x.shape=(256, 10)",
     ),
     "tables-axes": Case(
-        lambda: lmkan_cupy.hessian_penalty(TABLES[0]),
+        lambda: lmkan_cupy.hessian_penalty(TABLES[0, 0]),
         ValueError,
-        "hessian_penalty: tables must have shape [pairs, knots, knots, out_features] with at least "
-        "4 knots (num_grids + 1), got tables.shape=(7, 7, 4)",
+        "hessian_penalty: tables must have shape [pairs, knots, knots, out_features], or one or "
+        "three axes of knots, with at least 4 knots (num_grids + 1), got tables.shape=(7, 4)",
     ),
     "tables-not-square": Case(
         lambda: forward(X, TABLES[:, :6]),
         ValueError,
-        "forward: tables must have shape [pairs, knots, knots, out_features] with at least "
-        "4 knots (num_grids + 1), got tables.shape=(3, 6, 7, 4)",
+        "forward: tables must have shape [pairs, knots, knots, out_features], or one or "
+        "three axes of knots, with at least 4 knots (num_grids + 1), got tables.shape=(3, 6, 7, 4)",
     ),
     "tables-too-few-knots": Case(
         lambda: forward(X, TABLES[:, :3, :3]),
         ValueError,
-        "forward: tables must have shape [pairs, knots, knots, out_features] with at least "
-        "4 knots (num_grids + 1), got tables.shape=(3, 3, 3, 4)",
+        "forward: tables must have shape [pairs, knots, knots, out_features], or one or "
+        "three axes of knots, with at least 4 knots (num_grids + 1), got tables.shape=(3, 3, 3, 4)",
     ),
     "tables-empty": Case(
         lambda: forward(X, TABLES[..., :0]),
         ValueError,
-        "forward: tables must have shape [pairs, knots, knots, out_features] with at least "
-        "4 knots (num_grids + 1), got tables.shape=(3, 7, 7, 0)",
+        "forward: tables must have shape [pairs, knots, knots, out_features], or one or "
+        "three axes of knots, with at least 4 knots (num_grids + 1), got tables.shape=(3, 7, 7, 0)",
     ),
     "x-without-features": Case(
         lambda: forward(X[:, :0], TABLES),
@@ -125,8 +125,7 @@ CASES = {
     "weight-shape": Case(
         lambda: lmkan_cupy.fold_linear(TABLES, WEIGHT.T),
         ValueError,
-        "fold_linear: weight must have shape [4, 6] or, for an odd number of features, [4, 5], "
-        "got (5, 4)",
+        "fold_linear: weight must have shape [4, 6] or [4, 5], got (5, 4)",
     ),
     "bias-shape": Case(
         lambda: lmkan_cupy.fold_linear(TABLES, WEIGHT, np.zeros(5, np.float32)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from devices import DEVICES
 from fresh_process import ROOT
 
-from lmkan_cupy import cuda_engine
+from lmkan_cupy import cuda_engine, init_tables
+from lmkan_cupy.array_checks import check_network
 from lmkan_cupy.cuda_engine import backward_pass, forward_model, forward_pass, penalty
 from lmkan_cupy.cuda_engine.backward_pass import BackwardPlan
 from lmkan_cupy.cuda_engine.forward_pass import ForwardPlan
@@ -78,6 +80,17 @@ def test_limits(device: Device) -> None:
                 *of_penalty.launches,
             ):
                 check_limits(launch, device)
+
+
+@pytest.mark.parametrize("dimension", [1, 3])
+def test_functions_of_one_and_of_three_variables_are_refused(dimension: int) -> None:
+    x, tables = np.ones((2, 6), np.float32), init_tables(6, 3, 8, dimension=dimension)
+    call = partial(cuda_engine.forward, x, tables, np.empty((2, 3), np.float32))
+    for each in (call, partial(cuda_engine.warmup, 6, 3, 8, dimension, tables.dtype, 0)):
+        with pytest.raises(NotImplementedError, match=f"dimension {dimension} are computed on the"):
+            each()
+    network = check_network("test", x, [tables], None, None, None)
+    assert not cuda_engine.network_forward(network, x, np.empty((2, 3), np.float32))
 
 
 def test_nothing_is_started_for_an_empty_batch(device: Device) -> None:

@@ -20,8 +20,8 @@ def plain_forward(x: Array, tables: Array, position_dtype: Any) -> Array:
     num_grids = len(knots) - 1
     cell = np.clip(np.floor(num_grids * oracle.sigma(x)).astype(int), 0, num_grids - 1)
     position = ((x - knots[cell]) / (knots[cell + 1] - knots[cell])).astype(position_dtype)
-    i, j = oracle.by_pair(cell)
-    u, v = oracle.by_pair(position)
+    i, j = oracle.by_group(cell, 2)
+    u, v = oracle.by_group(position, 2)
     if x.shape[1] % 2:  # the constant 0 that completes the last pair
         j[:, -1] = num_grids // 2
         left, right = knots[num_grids // 2 : num_grids // 2 + 2]
