@@ -229,7 +229,7 @@ class LMKANLinear(Layer):
         knots, and tables hold every such function. ReLU bends at 0, so "relu" needs a knot there:
         an even ``num_grids``.
     dimension : {1, 2, 3}
-        Inputs d of an inner function. With 1, a fine grid costs little: 200 intervals, say.
+        Inputs d of an inner function. With 1, grids may be fine: 200 intervals, say.
     init_scale : float
         The tables are drawn from U(-a, a), ``a = init_scale / sqrt(in_features)``.
     engine : {None, "torch"}
