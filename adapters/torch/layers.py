@@ -263,7 +263,7 @@ class LMKANLinear(Layer):
         an even ``num_grids``. "relu_last" adds ``relu(weight @ x + bias)``, which stays beside the
         tables and costs I O multiply-adds more.
     dimension : {1, 2, 3}
-        Inputs d of an inner function. With 1, a fine grid costs little: 200 intervals, say.
+        Inputs d of an inner function. With 1, grids may be fine: 200 intervals, say.
     tables_weight : float, optional
         What the tables give is multiplied by it; by default by nothing. It is a buffer, which a
         training may change: :class:`PhasedSchedule`. :meth:`fold_` multiplies the tables by it.

@@ -205,7 +205,7 @@ _ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
         TypeError,
         r"x must be float64 where layers\[0\] is float64, got float32",
     ),
-    ({"layers": [_TABLES[0]]}, ValueError, r"layers\[0\] must have shape \[pairs, knots"),
+    ({"layers": [_TABLES[0][0]]}, ValueError, r"layers\[0\] must have shape \[pairs, knots"),
     (
         {"layers": [_TABLES, (_WEIGHT[:, :5], None)]},
         ValueError,
@@ -265,6 +265,7 @@ def _grouped(steps: np.ndarray[Any, Any], dtypes: Dtypes) -> list[bool]:
             network_kernels.grouped_forward,
             np.dtype(dtypes.x),
             np.dtype("uint16" if dtypes.tables == "float16" else dtypes.tables),
+            2,
         )
         for step in steps
     ]
