@@ -118,7 +118,8 @@ class Teacher:
 
 def make_task(setting: Setting, data: Path | None, device: torch.device) -> Task:
     """Return the task; ``data`` is the folder of the answers, if rows are kept."""
-    teacher = Teacher(setting, device)
+    # Kept answers are to inputs that a CPU draws.
+    teacher = Teacher(setting, device if setting.blocks is None else torch.device("cpu"))
     if setting.blocks is None:
         number = setting.steps * setting.batch
         blocks = [*islice(teacher.blocks(0), 2)]
@@ -129,7 +130,9 @@ def make_task(setting: Setting, data: Path | None, device: torch.device) -> Task
         blocks = [*zip(*(each.split(BLOCK) for each in kept), strict=True)]
     (_, first), *_ = blocks
     mean, spread = first.mean(), first.std()
-    validation, test, *training = ((x, (y - mean) / spread) for x, y in blocks)
+    validation, test, *training = (
+        (x.to(device), ((y - mean) / spread).to(device)) for x, y in blocks
+    )
 
     def new_rows(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         for x, y in teacher.blocks(2 + seed * BLOCKS_OF_A_SEED):
