@@ -11,7 +11,7 @@ import numpy as np
 
 from ..array_checks import compute_dtype_of
 from ..array_library import Array
-from . import compiling, kernels
+from . import compiling, kernels, network_kernels
 from .corners import dimension_of, num_nodes
 from .layout import grid, intervals_of, is_gathered, stored
 from .network import network_forward as network_forward
@@ -110,6 +110,8 @@ def warmup(dtype: np.dtype[Any], tables_dtype: np.dtype[Any], dimension: int) ->
     stored_dtype = stored(np.empty(0, tables_dtype)).dtype
     for kernel in compiling.KERNELS:
         compiling.compiled(kernel, dtype, stored_dtype, dimension)
+    for step in network_kernels.OF_TABLES:
+        compiling.step_address(step, dtype, stored_dtype, dimension)
 
 
 def _evaluate(x: Array, tables: Array, ggx: Array | None, accumulate: bool, out: Array) -> None:

@@ -219,6 +219,10 @@ def tables_backward(dtype, stored_dtype, dimension):
     return tables_backward
 
 
+#: The functions of a layer with tables.
+OF_TABLES = (gathered_forward, grouped_forward, tables_backward)
+
+
 def linear_forward(dtype, stored_dtype, dimension):
     """Make the forward of a linear layer.
 

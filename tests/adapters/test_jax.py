@@ -68,7 +68,8 @@ def test_value_and_gradients_are_the_core(
         np.testing.assert_array_equal(one, other, strict=True)
 
 
-@pytest.mark.parametrize("dimension", first_short([1, 3]))
+@pytest.mark.long
+@pytest.mark.parametrize("dimension", [1, 3])
 def test_other_dimensions_are_the_core(
     rng: np.random.Generator, compiled: Any, dimension: int
 ) -> None:

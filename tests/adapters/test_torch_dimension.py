@@ -27,7 +27,7 @@ def repeatable() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("engine", [None, "torch"])
+@pytest.mark.parametrize("engine", first_short(["torch", None]))
 @DIMENSIONS
 def test_derivatives_of_both_orders(
     rng: np.random.Generator, dimension: int, engine: str | None

@@ -88,6 +88,7 @@ ALL = f"""{FORWARD}
         lmkan_cupy.backward(grad_y, x, tables)
         lmkan_cupy.backward_backward(x, tables, grad_y, x, tables)
         lmkan_cupy.hessian_penalty_and_grad(tables)
+        lmkan_cupy.network_value_and_grad(x, [tables], grad_y=grad_y)
 """
 
 

@@ -47,10 +47,14 @@ SIZES = {
 RTOL = 2e-6
 """A few roundings of float32, for results worked out by hand."""
 
-DIMENSIONS = pytest.mark.parametrize("dimension", [1, 3])
+DIMENSIONS = pytest.mark.parametrize("dimension", first_short([1, 3]))
 CASES = pytest.mark.parametrize(
     ("dimension", "sizes"),
-    [(dimension, sizes) for dimension, some in SIZES.items() for sizes in some],
+    [
+        pytest.param(dimension, sizes, marks=[] if dimension == 1 else pytest.mark.long)
+        for dimension, some in SIZES.items()
+        for sizes in some
+    ],
     ids=str,
 )
 OF_DTYPES = pytest.mark.parametrize("dtypes", first_short(DTYPES), ids=str)
@@ -186,6 +190,7 @@ def layers_of(rng: np.random.Generator, dtypes: Dtypes, num_grids: int) -> list[
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch", [1, 200, 3000])
 @OF_DTYPES
 def test_a_network_of_all_dimensions(rng: np.random.Generator, dtypes: Dtypes, batch: int) -> None:
