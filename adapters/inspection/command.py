@@ -32,7 +32,7 @@ def run_show(model: Path, out: Path | None) -> int:
         parameters += layer.functions.size
         print(f"{inputs:>5} features in {len(layer.groups)} pairs -> {outputs}")
     print(f"{parameters:,d} parameters; {', '.join(viewed.outputs)} from these features:")
-    shares = sorted(zip(layers[0].of_inputs, viewed.names, strict=True), reverse=True)
+    shares = sorted(zip(layers[0].of_inputs, viewed.taken, strict=True), reverse=True)
     for share, name in shares:
         print(f"{share:>6.1%}  {name}")
     print(f"The picture is {folder / _PICTURE}")

@@ -55,7 +55,17 @@ def layers_of(viewed: View, data: Any) -> list[Layer]:
     functions in proportion to their variances. The share of a function is divided between its two
     inputs in proportion to the variances of its averages over the other one; each gets half of the
     rest.
+
+    Raises
+    ------
+    ValueError
+        If a layer has functions of one or three variables.
     """
+    arrays = viewed.network.arrays
+    if other := {each.ndim - 2 for each in arrays} & {1, 3}:
+        raise ValueError(
+            f"{viewed.function}: model must have functions of two variables, got {other.pop()}"
+        )
     evaluated = [*_evaluated(viewed, data)]
     share = np.full(len(viewed.outputs), 1 / len(viewed.outputs))
     layers = []
@@ -105,13 +115,23 @@ def _evaluated(viewed: View, data: Any) -> Iterator[tuple[Any, ...]]:
         groups = [tuple(range(i, min(i + 2, in_features))) for i in range(0, in_features, 2)]
         variances = []
         for pair, group in enumerate(groups):
-            some, table = h[:, group], array[pair]
-            whole = lmkan_cupy.forward(some, table[None]).astype(np.float64)
-            padded = np.pad(some, ((0, 0), (0, 2 - len(group))))
-            first, second = (hats(column, len(table)) for column in padded.T)
+            table = array[pair].astype(np.float64)
+            padded = np.pad(h[:, group], ((0, 0), (0, 2 - len(group))))
+            first, second = (_weights(column, len(table)) for column in padded.T)
+            whole = np.einsum("ni,nj,ijo->no", first, second, table, optimize=True)
             of_first = np.einsum("ni,j,ijo->no", first, second.mean(axis=0), table).var(axis=0)
             of_second = np.einsum("i,nj,ijo->no", first.mean(axis=0), second, table).var(axis=0)
             rest = (whole.var(axis=0) - of_first - of_second).clip(0)
             variances.append([of_first, of_second, rest])
         yield h, groups, array, np.swapaxes(np.array(variances), 0, 1)
         h = lmkan_cupy.forward(h, array)
+
+
+def _weights(coordinates: NDArray[Any], num_knots: int) -> NDArray[np.float64]:
+    """Return the weights [N, S] of the knots for coordinates [N]; they add up to 1 exactly.
+
+    In float32 they are off by roundings, which would look like an effect.
+    """
+    weights = hats(coordinates, num_knots).astype(np.float64)
+    exact: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+    return exact

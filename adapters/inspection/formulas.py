@@ -149,7 +149,7 @@ def formula(
         if data is None or viewed.is_classifier:
             raise ValueError("formula: targets must be numbers that stand beside data")
         targets = _checked(targets, (len(features), len(viewed.outputs)))
-    names = np.array(viewed.encoder.names)[selected].tolist()
+    names = viewed.taken
 
     symbols = [*map(sympy.Symbol, names)]
     values, expressions, parts = features, symbols, list[Part]()

@@ -60,7 +60,7 @@ def draw(viewed: View, layers: Sequence[Layer]) -> "Figure":
     counts = [layers[0].sizes[0], *(each.sizes[1] for each in layers)]
     maps = [each.carried.size if _has_maps(each) else 0 for each in layers]
     height = np.clip(0.26 * max(counts), 0.55 * max(*maps, 6), 14.0) + 0.8
-    left, right = (0.7 + 0.08 * max(map(len, each)) for each in (viewed.names, viewed.outputs))
+    left, right = (0.7 + 0.08 * max(map(len, each)) for each in (viewed.taken, viewed.outputs))
     figure = Figure(figsize=(left + _LAYER * len(layers) + right, height), dpi=130)
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(-left / _LAYER, len(layers) + right / _LAYER), ylim=(-0.03, 1.06))
@@ -86,7 +86,7 @@ def draw(viewed: View, layers: Sequence[Layer]) -> "Figure":
             linewidths=0.8,
         )
     size = float(np.clip(200 / counts[0], 5, 9))
-    for name, share, y in zip(viewed.names, shares[0], _heights(counts[0]), strict=True):
+    for name, share, y in zip(viewed.taken, shares[0], _heights(counts[0]), strict=True):
         text = f"{name}  {share:.0%}"
         ax.text(-0.07, y, text, ha="right", va="center", size=size, parse_math=False)
     for name, y in zip(viewed.outputs, _heights(counts[-1]), strict=True):

@@ -68,6 +68,12 @@ class View:
         return self.encoder.names
 
     @property
+    def taken(self) -> list[str]:
+        """Names of the features that the first layer takes."""
+        selection = self.network.selection
+        return self.names if selection is None else [self.names[k] for k in selection.columns]
+
+    @property
     def columns(self) -> list[str]:
         """Names of the columns that the model reads."""
         return [column["name"] for column in self.encoder.columns]

@@ -92,6 +92,12 @@ def _seams(model: nn.Module, x: Tensor, with_inputs: bool) -> "Iterator[_Seam]":
     sized = [part for _, part in parts if type(part) in (LMKANLinear, nn.BatchNorm1d)]
     if len({*map(id, sized)}) < len(sized):
         raise ValueError("prune_: model must not hold a layer twice")
+    for path, part in parts:
+        if type(part) is LMKANLinear and part.dimension != 2:
+            raise ValueError(
+                f"prune_: {path or 'the model'} must have functions of two variables, "
+                f"got dimension={part.dimension}"
+            )
     is_seam, giver, norms = with_inputs, None, list[nn.BatchNorm1d]()
     for path, part in parts:
         kind = type(part)

@@ -96,10 +96,21 @@ def test_a_map_is_its_function() -> None:
 
 
 def test_a_pruned_network() -> None:
-    layers = [LMKANBlock(i, o, 4, init_scale=2.0) for i, o in ((4, 6), (6, 1))]
-    model, rows = nn.Sequential(*layers), torch.randn(100, 4)
-    prune_(model, rows, 0.9)
-    assert texts(plot_network(model, rows))
+    """With the features that are left; x3 is not read."""
+    model = nn.Sequential(known(), LMKANBlock(1, 1, 6, residual="linear")).eval()
+    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((100, 5))).float()
+    prune_(model, rows, 1e-6)
+    names = [each.split("  ")[0] for each in texts(plot_network(model, rows)) if "%" in each]
+    assert sorted(names) == ["x0", "x1", "x2", "x4"]
+
+
+@pytest.mark.parametrize("dimension", [1, 3])
+def test_functions_of_one_and_three_variables_are_refused(dimension: int) -> None:
+    model, rows = nn.Sequential(LMKANLinear(4, 2, 4, dimension=dimension)), torch.zeros(3, 4)
+    with pytest.raises(ValueError, match="plot_network: model must have functions of two var"):
+        plot_network(model, rows)
+    with pytest.raises(ValueError, match=f"prune_: 0 must have .* got dimension={dimension}"):
+        prune_(model, rows, 0.1)
 
 
 def test_the_command(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:

@@ -57,6 +57,7 @@ def test_penalty_in_plain_torch(rng: np.random.Generator, dimension: int) -> Non
     torch.testing.assert_close(layer.tables.grad.numpy(), grad)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("residual", ["linear", "relu"])
 @DIMENSIONS
 def test_linear_layer(dimension: int, residual: str) -> None:
@@ -118,6 +119,7 @@ def network_of_all_dimensions() -> Any:
     )
 
 
+@pytest.mark.long
 def test_a_network_trains_and_is_fused() -> None:
     model, x = network_of_all_dimensions(), torch.randn(200, 5)
     target = torch.stack([x[:, 0] * x[:, 1], x.sin().sum(1)], 1)
@@ -143,7 +145,8 @@ def test_a_network_trains_and_is_fused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # of torch itself
-@pytest.mark.parametrize("is_fused", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("is_fused", [False, True])
 def test_onnx(is_fused: bool, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

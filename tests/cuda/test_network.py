@@ -120,6 +120,7 @@ def test_samples_do_not_depend_on_each_other(engine_of_networks: None) -> None:
 
 
 @emulates
+@pytest.mark.long
 def test_the_way_does_not_change_a_bit(engine_of_networks: None) -> None:
     """Blocks of every size, tables resident or in stages."""
     row = NetworkRow((5, 20, 9, 3), 4)
