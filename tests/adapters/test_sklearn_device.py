@@ -92,7 +92,7 @@ def to_meta(monkeypatch: pytest.MonkeyPatch, stays: str = "") -> list[set[str]]:
         if label != stays:
             for each in network.to_empty(device="cpu").state_dict().values():
                 each.zero_()
-        return training.Training(True, 1, torch.zeros(1), 0.0)
+        return training.Training(True, 1, torch.zeros(1), 0.0, ())
 
     monkeypatch.setattr(training.Trainer, "train", recorded)
     for module in (estimators, fit_module()):

@@ -33,7 +33,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         training.Trainer,
         "train",
-        lambda *_: training.Training(True, 0, torch.zeros(0), None),
+        lambda *_: training.Training(True, 0, torch.zeros(0), None, ()),
     )
 
 
@@ -126,9 +126,9 @@ def test_categories_are_encoded_as_in_the_fit_before(kind: Any) -> None:
     colours = pd.Categorical(np.array(["red", "green", "blue"])[np.arange(100) % 3])
     frame = pd.DataFrame({"a": x[:, 0], "colour": colours})
     fitted = kind(**QUICK, warm_start=True).fit(frame, y)
-    encoder = fitted._encoder
+    encoder = fitted.encoder_
     fitted.fit(frame[frame["colour"] != "red"], y[colours != "red"])
-    assert fitted._encoder is encoder
+    assert fitted.encoder_ is encoder
 
 
 @BOTH
