@@ -15,7 +15,7 @@ from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
 from .. import installation
-from . import corners, kernels, network_kernels, penalty_kernel, vectors
+from . import corners, kernels, layout, network_kernels, penalty_kernel, vectors
 
 if obstacle := installation.cpu_obstacle():
     raise RuntimeError(f"the CPU engine cannot run: {obstacle}")
@@ -24,7 +24,7 @@ _log = logging.getLogger("lmkan_cupy")
 
 
 #: All that is compiled.
-_SOURCES = (vectors, corners, kernels, network_kernels, penalty_kernel)
+_SOURCES = (vectors, corners, layout, kernels, network_kernels, penalty_kernel)
 
 
 class _Cache(FunctionCache):
