@@ -65,7 +65,8 @@ def prune_(model: nn.Module, data: Tensor, tolerance: float, *, keep_inputs: boo
         raise ValueError("prune_: the output of model must not be the same for all rows of data")
 
     def error() -> float:
-        return (model(data) - expected).square().mean().sqrt().item() / spread
+        change: float = (model(data) - expected).square().mean().sqrt().item()
+        return change / spread
 
     costs = []
     for number, seam in enumerate(seams):
@@ -192,6 +193,7 @@ class _Seam:
                     is_buffer = not isinstance(value, nn.Parameter)
                     setattr(norm, name, some if is_buffer else nn.Parameter(some))
         if self._giver is None:
+            assert isinstance(self._model, nn.Sequential)
             first = self._model[0]
             self._model[0] = nn.Sequential(Selection(self._in_features, order), first).eval()
             return
