@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,11 @@ def _run(command: str, arguments: dict[str, Any]) -> int:
     try:
         from .adapters import fitting
 
+        run: Callable[..., int]
         if command == "show":
-            from .adapters.inspection import run_show as run
+            from .adapters import inspection
+
+            run = inspection.run_show
         else:
             run = fitting.run_fit if command == "fit" else fitting.run_predict
     except ModuleNotFoundError as error:

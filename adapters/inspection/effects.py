@@ -151,7 +151,7 @@ class _Column:
         present = days_or_numbers[is_missing == 0]
         self.places = np.unique(present)
         if len(self.places) > _MOST_DISTINCT:
-            self.places = np.linspace(*np.quantile(present, _RANGE), points)
+            self.places = np.linspace(*np.quantile(present, _RANGE).tolist(), points)
         self.values = self.places
         if self.is_date:
             self.values = np.datetime64(0, "us") + (self.places * 86_400e6).astype("m8[us]")
@@ -167,11 +167,11 @@ class _Column:
             rotation = 90 if len("".join(self.labels)) > 40 and axis.axis_name == "x" else 0
             axis.set_ticks(self.places, labels, rotation=rotation, parse_math=False)
         elif self.is_date:
-            from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+            from matplotlib import dates
 
-            locator = AutoDateLocator()
+            locator: Any = dates.AutoDateLocator()  # type: ignore[no-untyped-call]
             axis.set_major_locator(locator)
-            axis.set_major_formatter(ConciseDateFormatter(locator))
+            axis.set_major_formatter(dates.ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
 
 
 class _Effect:
@@ -241,7 +241,7 @@ def _draw_one(figure: "Figure", found: _Effect) -> None:
         counts, *_ = beside.hist(
             column.of_rows, 30, range=limits, color="0.5", alpha=0.4, label="rows"
         )
-        beside.set(ylim=(0, 5 * max(counts.max(), 1)), yticks=[])
+        beside.set(ylim=(0, 5 * max(np.max(counts), 1)), yticks=[])
     ax.set_ylabel(found.target, parse_math=False)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize="small")
 

@@ -106,7 +106,7 @@ def _evaluated(viewed: View, data: Any) -> Iterator[tuple[Any, ...]]:
     for array, bound in zip(arrays, network.bounds, strict=False):  # a linear layer has two
         in_features = h.shape[1]
         if array.ndim == 2:
-            groups = [(i,) for i in range(in_features)]
+            groups: list[tuple[int, ...]] = [(i,) for i in range(in_features)]
             alone = np.square(array.T) * h.var(axis=0)[:, None]
             yield h, groups, None, np.stack([alone, 0 * alone, 0 * alone]).astype(np.float64)
             h = h @ array.T + next(arrays)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import sympy
+import sympy  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from scipy.optimize import least_squares, minimize  # type: ignore[import-untyped]
 
@@ -353,8 +353,8 @@ def _best(forms: Sequence[Form], values: NDArray[np.float64], axes: Sequence[_Ax
 
 def _coefficients(columns: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the constant and the coefficients of the columns by least squares."""
-    found: NDArray[np.float64] = np.linalg.lstsq(_with_ones(columns), values.ravel())[0]
-    return found
+    found = np.linalg.lstsq(_with_ones(columns), values.ravel())[0]
+    return found.astype(np.float64)
 
 
 def _unexplained(columns: NDArray[np.float64], values: NDArray[np.float64]) -> float:
@@ -392,7 +392,10 @@ def _refitted(
     def residual(values: NDArray[np.float64]) -> NDArray[np.float64]:
         with np.errstate(all="ignore"):
             difference = function(values, features.T) - target
-        return np.where(np.isfinite(difference), difference, 10 * target.std())
+        finite: NDArray[np.float64] = np.where(
+            np.isfinite(difference), difference, 10 * target.std()
+        )
+        return finite
 
     solution = least_squares(residual, [*map(float, numbers)]).x
     return general.xreplace(dict(zip(free, map(sympy.Float, solution), strict=True)))

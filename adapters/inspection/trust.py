@@ -80,9 +80,8 @@ def intervals(
         targets, ``targets`` has another shape, ``coverage`` is not between 0 and 1, or there are
         too few rows for it.
     """
-    from mapie.regression import (  # type: ignore[import-untyped]  # takes long to import
-        SplitConformalRegressor,
-    )
+    # Only here, because its import takes long.
+    from mapie.regression import SplitConformalRegressor  # type: ignore[import-untyped]
 
     viewed = view("intervals", model)
     if viewed.is_classifier or len(viewed.outputs) > 1:
