@@ -216,9 +216,11 @@ def evaluate(tables: AnyArray, pair: int, output: int, *x: Any) -> Array:
     def at(knots: tuple[Array, ...]) -> Array:
         """Interpolate along the axes that follow those whose ``knots`` are chosen."""
         if len(knots) == variables:
-            return function[knots]
-        interval, u = located[len(knots)]
-        return (1 - u) * at((*knots, interval)) + u * at((*knots, interval + 1))
+            values: Array = function[knots]
+        else:
+            interval, u = located[len(knots)]
+            values = (1 - u) * at((*knots, interval)) + u * at((*knots, interval + 1))
+        return values
 
     return at(())
 
@@ -233,7 +235,8 @@ def flops(in_features: int, out_features: int, *, dimension: int = 2) -> int:
     in_features = array_checks.check_size("flops", "in_features", in_features)
     out_features = array_checks.check_size("flops", "out_features", out_features)
     dimension = array_checks.check_dimension("flops", dimension)
-    return 2**dimension * array_checks.num_pairs(in_features, dimension) * out_features
+    corners: int = 2**dimension
+    return corners * array_checks.num_pairs(in_features, dimension) * out_features
 
 
 def num_parameters(

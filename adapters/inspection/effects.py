@@ -151,7 +151,8 @@ class _Column:
         present = days_or_numbers[is_missing == 0]
         self.places = np.unique(present)
         if len(self.places) > _MOST_DISTINCT:
-            self.places = np.linspace(*np.quantile(present, _RANGE).tolist(), points)
+            least, largest = np.quantile(present, _RANGE)
+            self.places = np.linspace(least, largest, points)
         self.values = self.places
         if self.is_date:
             self.values = np.datetime64(0, "us") + (self.places * 86_400e6).astype("m8[us]")

@@ -88,7 +88,8 @@ def hessian_penalty(tables: Tensor) -> Tensor:
             total = total + curvature(values).square().sum()
         else:
             total = total + 2 * central(central(values).transpose(1, last)).square().sum()
-    return total / len(span) ** dimension
+    num_nodes: int = len(span) ** dimension
+    return total / num_nodes
 
 
 def _cells(x: Tensor, tables: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

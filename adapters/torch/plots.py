@@ -137,7 +137,9 @@ def _draw_curve(ax: "Axes", tables: NDArray[Any], far: float, samples: NDArray[A
     """Draw the one function of ``tables`` [1, S, 1], and bands that hold ``_SHARES`` of samples."""
     points = np.linspace(-far, far, _CURVE_POINTS)
     ax.plot(points, lmkan_cupy.evaluate(tables, 0, 0, points))
-    for share in _SHARES if samples is not None else ():
+    if samples is None:
+        return
+    for share in _SHARES:
         ends = np.quantile(samples, [0.5 - share / 2, 0.5 + share / 2])
         ax.axvspan(*ends, color="black", alpha=0.1, linewidth=0)
 

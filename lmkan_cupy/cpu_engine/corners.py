@@ -13,6 +13,8 @@ those of u, of v and of u v. The constant c_0 is not needed for derivatives.
 Compiled by Numba, whose types are not Python's, so this is not type-checked.
 """
 
+from typing import Any
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -34,13 +36,13 @@ from .vectors import (
 
 
 @register_jitable
-def dimension_of(tables):
+def dimension_of(tables: Any) -> int:
     """Return d."""
     return tables.ndim - 2
 
 
 @register_jitable
-def num_nodes(tables):
+def num_nodes(tables: Any) -> int:
     """Return the number of nodes of a table, S^d."""
     return tables.shape[1] ** (tables.ndim - 2)
 

@@ -22,6 +22,7 @@ The types are Numba's, not Python's, so this is not type-checked.
 """
 
 from collections import namedtuple
+from typing import Any
 
 import numpy as np
 from numba.extending import overload, register_jitable
@@ -99,13 +100,13 @@ MOST_SAMPLES = 4096
 
 
 @register_jitable
-def pair_tile(tables):
+def pair_tile(tables: Any) -> int:
     """How many pairs are fetched together."""
     return _FEATURE_TILE // dimension_of(tables)
 
 
 @register_jitable
-def num_grouped(nodes):
+def num_grouped(nodes: int) -> int:
     """How many samples to group by so many nodes: several per cell, no more than caches hold."""
     return min(max(1024, 16 * nodes), MOST_SAMPLES)
 
