@@ -302,7 +302,7 @@ class _Category:
 
     def unseen(self, cells: _Cells) -> NDArray[np.bool_]:
         """Return in which rows [N] the level is unknown; where there were others it is known."""
-        is_unknown = [text not in self.levels for text in _texts(cells)]
+        is_unknown = [text not in self._row_of for text in _texts(cells)]
         return np.array(is_unknown, bool) & (self.others == 0)
 
 

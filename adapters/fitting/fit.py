@@ -229,7 +229,7 @@ def fit(
         loss = loss or "squared_error"
         make = partial(LMKANRegressor, loss=loss, **options)
         function = loss_function(loss)
-    usual = penalty_for(len(training))
+    usual = penalty_for(len(training), layers)
     first = {
         "num_grids": num_grids,
         "penalty": usual if penalty is None else penalty,

@@ -37,8 +37,8 @@ def effect(
 
     The columns are set to each of some values in up to 300 rows: to evenly spaced ones between the
     0.5 % and the 99.5 % quantile of the data, to each level of a category, to each of up to ten
-    numbers. The means of the
-    predictions are what ``sklearn.inspection.partial_dependence`` computes.
+    numbers. The means of the predictions are what ``sklearn.inspection.partial_dependence``
+    computes.
 
     Parameters
     ----------
@@ -135,9 +135,7 @@ class _Column:
             levels = [*known["levels"], *[_ANOTHER] * bool(known["others"])]
             self.labels = ["(missing)" if level is None else level for level in levels]
             self.values = np.array(levels, object)
-            encoded = Encoder([known])(
-                frame
-            )  # one feature for each, but of two levels one for both
+            encoded = Encoder([known])(frame)  # a feature for each level, of two levels one
             is_level = np.column_stack([1 - encoded, encoded]) if len(levels) == 2 else encoded
             self.of_rows = is_level.argmax(axis=1).astype(np.float64)
             self.places = np.arange(len(levels), dtype=np.float64)

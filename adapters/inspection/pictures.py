@@ -21,6 +21,9 @@ _MOST_MAPS, _MOST_LINES = 20, 150
 #: Points per axis of a map; share of the rows that it reaches over; its largest height in inches.
 _POINTS, _REACH, _HIGHEST = 41, 0.98, 0.9
 
+#: In place of a largest share of 0.
+_TINY = np.finfo(np.float64).tiny
+
 #: Inches from the inputs of a layer to its outputs.
 _LAYER = 3.2
 
@@ -75,7 +78,7 @@ def draw(viewed: View, layers: Sequence[Layer]) -> "Figure":
     shares = [each.of_inputs for each in layers]
     shares.append(np.full(counts[-1], 1 / counts[-1]))
     for number, share in enumerate(shares):
-        sizes = 14 + 260 * np.sqrt(share / share.max()) * min(1, 12 / len(share))
+        sizes = 14 + 260 * np.sqrt(share / max(share.max(), _TINY)) * min(1, 12 / len(share))
         ax.scatter(
             np.full(len(share), number),
             _heights(len(share)),
@@ -108,8 +111,8 @@ def _draw_layer(ax: "Axes", number: int, layer: Layer) -> None:
     inputs, outputs = layer.sizes
     of_inputs, of_outputs = _heights(inputs), _heights(outputs)
     of_groups = np.array([of_inputs[[*group]].mean() for group in layer.groups])
-    strongest = max(layer.carried.max(), np.finfo(np.float64).tiny)
-    strongest_input = max(layer.of_inputs.max(), np.finfo(np.float64).tiny)
+    strongest = max(layer.carried.max(), _TINY)
+    strongest_input = max(layer.of_inputs.max(), _TINY)
     for group, y in zip(layer.groups, of_groups, strict=True):
         if layer.functions is None:
             continue

@@ -150,7 +150,7 @@ def split(data: Dataset) -> tuple[Any, Any]:
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"penalty": 1.0, "num_grids": 5, "loss": "huber"},
-    {"patience": 2},
+    {"patience": 2, "layers": 1},
 ]
 
 
