@@ -72,10 +72,12 @@ class NetworkPlan:
 def network_shape(network: Network) -> NetworkShape | None:
     """Return the shape of a network, or None if it is none that the kernel knows."""
     kinds = network.kinds
-    of_tables = {(kind.shape[1], kind.dtype) for kind in kinds if not kind.is_linear}
+    of_tables = {(kind.shape[1:-1], kind.dtype) for kind in kinds if not kind.is_linear}
     if len(of_tables) != 1:
         return None
-    ((knots, table),) = of_tables
+    (((knots, *others), table),) = of_tables
+    if len(others) != 1:  # functions of one or three variables
+        return None
     features = (network.in_features, *(kind.out_features for kind in kinds))
     linear = frozenset(k for k, kind in enumerate(kinds) if kind.is_linear)
     return NetworkShape(features, knots - 1, network.dtype.name, table.name, linear)

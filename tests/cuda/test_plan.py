@@ -90,7 +90,9 @@ def test_functions_of_one_and_of_three_variables_are_refused(dimension: int) -> 
         with pytest.raises(NotImplementedError, match=f"dimension {dimension} are computed on the"):
             each()
     network = check_network("test", x, [tables], None, None, None)
-    assert not cuda_engine.network_forward(network, x, np.empty((2, 3), np.float32))
+    y, grad_x = np.empty((2, 3), np.float32), np.empty_like(x)
+    assert not cuda_engine.network_forward(network, x, y)
+    assert not cuda_engine.network_value_and_grad(network, x, np.ones_like(y), y, grad_x)
 
 
 def test_nothing_is_started_for_an_empty_batch(device: Device) -> None:
