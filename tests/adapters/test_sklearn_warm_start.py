@@ -12,7 +12,7 @@ pytest.importorskip("sklearn")
 torch = pytest.importorskip("torch")
 
 from lmkan_cupy.adapters.sklearn import LMKANClassifier, LMKANRegressor  # noqa: E402
-from lmkan_cupy.adapters.torch import training  # noqa: E402
+from lmkan_cupy.adapters.torch import prune_, training  # noqa: E402
 
 QUICK: dict[str, Any] = {"width": 4, "layers": 2, "epochs": 3, "random_state": 0}
 BOTH = pytest.mark.parametrize("kind", [LMKANRegressor, LMKANClassifier])
@@ -170,3 +170,17 @@ def test_other_columns_are_refused() -> None:
     with pytest.raises(ValueError, match=r"labels of the fit before, \[0, 1\], got \[0, 2\]"):
         classifier.fit(x, 2 * y)
     assert classifier.classes_.tolist() == [0, 1]
+
+
+def test_a_pruned_network_is_trained_further() -> None:
+    x, y = rows()
+    regressor = LMKANRegressor(**QUICK, warm_start=True).fit(x, y)
+    prune_(regressor.model_.network, regressor.model_.standardised(x), 0.5, keep_inputs=True)
+    _, width, _ = regressor.model_.sizes
+    assert width < QUICK["width"]
+    with pytest.raises(ValueError, match=rf"must be as in the fit before, \[3, {width}, 1\], got"):
+        regressor.fit(x, y)
+    before = output(regressor, x)
+    regressor.set_params(width=width).fit(x, y)
+    assert regressor.model_.sizes == [3, width, 1]
+    assert (output(regressor, x) != before).any()

@@ -58,7 +58,7 @@ class TableNetwork(nn.Module):
 
     Attributes
     ----------
-    sizes, num_grids, bound
+    num_grids, bound
         As given.
     network : nn.Sequential
         The blocks: from standardised features [N, I] to standardised targets [N, K].
@@ -83,7 +83,7 @@ class TableNetwork(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.sizes, self.num_grids, self.bound = [*sizes], num_grids, bound
+        self.num_grids, self.bound = num_grids, bound
         generator = torch.Generator().manual_seed(seed)
         self.network = block_chain(sizes, num_grids, bound, residual=residual, generator=generator)
         for name, size in (("feature", sizes[0]), ("target", sizes[-1])):
@@ -110,6 +110,12 @@ class TableNetwork(nn.Module):
             )
         output: Tensor = self.network(_relative(x, self.feature_mean, self.feature_scale))
         return (self.target_mean + self.target_scale * output).to(x.dtype)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of features before, between and after the layers; pruning makes some smaller."""
+        outputs = (each.tables.shape[-1] for each in lmkan_layers(self.network))
+        return [len(self.feature_mean), *outputs]
 
     def standardise_features_by(self, features: NDArray[np.float64]) -> None:
         """Take mean and scale of the features from rows [N, I]."""
