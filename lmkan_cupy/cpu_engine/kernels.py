@@ -124,7 +124,7 @@ def new_block(size, tables, dtype):
         np.empty((dimension, room), dtype),
     )
     groups = Groups(
-        np.empty(room + 1, np.int64),
+        np.empty(room + 1, np.uint32),
         np.empty(room + 1, np.int64),
         np.empty(room, np.uint32),
         np.empty((room, 2**dimension), dtype),

@@ -202,7 +202,8 @@ def tables_backward(dtype, stored_dtype, dimension):
         block = new_block(size, tables, dtype)
         slopes = np.empty((size, 2**dimension), dtype)
         numbers = np.arange(size + 1)
-        each_alone = Groups(block.positions.node, numbers, numbers, block.groups.weights)
+        samples = numbers.astype(np.uint32)
+        each_alone = Groups(block.positions.node, numbers, samples, block.groups.weights)
         for pair in range(tables.shape[0]):
             tile = pair % pair_tile(tables)
             if tile == 0:

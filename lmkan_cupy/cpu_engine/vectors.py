@@ -6,6 +6,7 @@ Compiled by Numba, whose types are not Python's, so this is not type-checked.
 
 import operator
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import numba
@@ -485,14 +486,17 @@ def chunked(*widths: int) -> Callable[[Callable[[int], Any]], Any]:
     def decorate(make):
         # Written out, as Numba cannot loop over functions. If each loop called the next one, that
         # would be compiled again as a part of it.
-        lines = ["def walk(first, num_outputs, *arguments):"]
+        walks = {width: jit(make(width)) for width in widths}
+        _, *others = signature(make(1)).parameters
+        arguments = ", ".join(others)
+        lines = [f"def walk(first, num_outputs, {arguments}):"]
         for width in widths:
             lines += [
                 f"    while first + {width} <= num_outputs:",
-                f"        walk_{width}(first, *arguments)",
+                f"        walk_{width}(first, {arguments})",
                 f"        first += {width}",
             ]
-        names = {"__name__": __name__} | {f"walk_{width}": jit(make(width)) for width in widths}
+        names = {"__name__": __name__} | {f"walk_{width}": walk for width, walk in walks.items()}
         exec("\n".join(lines), names)
         return jit(names["walk"])
 

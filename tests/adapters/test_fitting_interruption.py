@@ -24,6 +24,7 @@ from lmkan_cupy.adapters.fitting import command as commands
 from lmkan_cupy.adapters.sklearn import LMKANRegressor
 from lmkan_cupy.adapters.torch import training
 from lmkan_cupy.adapters.torch.training import held_back
+from problems import first_short
 from torch import nn
 
 Command = Callable[..., tuple[int, str, str]]
@@ -249,12 +250,14 @@ def test_a_signal_during_the_training_of_the_mlp_leaves_it_out(
 
 @pytest.mark.parametrize(
     ("place", "stage"),
-    [
-        (FittedModel, "save"),
-        (safetensors.numpy, "save"),
-        (pictures, "save_parity_picture"),
-        (pictures, "save_functions_picture"),
-    ],
+    first_short(
+        [
+            (safetensors.numpy, "save"),
+            (FittedModel, "save"),
+            (pictures, "save_parity_picture"),
+            (pictures, "save_functions_picture"),
+        ]
+    ),
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_a_signal_while_all_is_saved_does_not_disturb_it(

@@ -34,9 +34,10 @@ def onnx_values(path: Path, **inputs: Any) -> Any:
     return values
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "dtype"),
-    first_short([(LMKANRegressor, "float64"), (LMKANClassifier, "float32")]),
+    [(LMKANRegressor, "float64"), (LMKANClassifier, "float32")],
 )
 def test_the_model_of_an_estimator_is_a_module(
     kind: Any, dtype: Any, rng: np.random.Generator, tmp_path: Path

@@ -15,6 +15,7 @@ from fits import quick_fit, table
 from lmkan_cupy.adapters.fitting import FittedModel, pictures
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from problems import first_short
 
 TITLES = ["lmKAN", "MLP"]
 WORDS = "concentration of dissolved organic carbon, in mg per litre, 24 hours"
@@ -62,7 +63,9 @@ PARITY: dict[str, tuple[int, list[str], float, float]] = {
 }
 
 
-@pytest.mark.parametrize(("rows", "names", "scale", "mean"), PARITY.values(), ids=PARITY)
+@pytest.mark.parametrize(
+    ("rows", "names", "scale", "mean"), first_short(PARITY.values()), ids=PARITY
+)
 def test_parity(
     drawn: list[Figure], rows: int, names: list[str], scale: float, mean: float
 ) -> None:
@@ -82,7 +85,7 @@ CLASSES: dict[str, tuple[list[Any], int]] = {
 }
 
 
-@pytest.mark.parametrize(("labels", "rows"), CLASSES.values(), ids=CLASSES)
+@pytest.mark.parametrize(("labels", "rows"), first_short(CLASSES.values()), ids=CLASSES)
 def test_confusion(drawn: list[Figure], labels: list[Any], rows: int) -> None:
     values = np.arange(rows) % len(labels)
     logits = np.eye(len(labels))[(values + (values % 7 == 0)) % len(labels)]

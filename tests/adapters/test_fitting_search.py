@@ -64,6 +64,7 @@ def test_the_first_of_the_least_losses_is_kept(
         assert len(lines) == len(losses) + 1
 
 
+@pytest.mark.long
 def test_the_kept_setting_gives_the_same_numbers_alone(
     tmp_path: Path, command: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

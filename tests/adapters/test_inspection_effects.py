@@ -100,6 +100,7 @@ def drawn(figure: Any) -> Any:
     return figure.axes[0]
 
 
+@pytest.mark.long
 def test_pictures() -> None:
     model, frame = mixed()
     ax = drawn(plot_effect(model, frame, "number"))

@@ -14,6 +14,7 @@ from lmkan_cupy.adapters.fitting import Dataset, fit
 from lmkan_cupy.adapters.inspection import Formula, formula
 from lmkan_cupy.adapters.sklearn import LMKANRegressor
 from lmkan_cupy.adapters.torch import LMKANLinear
+from problems import first_short
 from scipy.stats import norm  # type: ignore[import-untyped]
 
 import lmkan_cupy
@@ -45,6 +46,7 @@ def fitted() -> tuple[LMKANRegressor, Any, Any]:
     return LMKANRegressor(layers=1, num_grids=16, epochs=30, **options).fit(x, y), x, y
 
 
+@pytest.mark.long
 def test_what_data_were_made_of() -> None:
     found = formula(*fitted())
     assert same(found.rounded(2)["y0"], "x0*x1 + sin(3*x2) + 0.5*x4**2")
@@ -91,7 +93,7 @@ def functions_in(expression: Any) -> set[Any]:
     return {each.func for each in expression.atoms(sympy.Function)}
 
 
-@pytest.mark.parametrize("text", NAMED)
+@pytest.mark.parametrize("text", first_short(NAMED, 3))
 def test_named_functions(text: str) -> None:
     expected = sympy.sympify(text)
     found = formula(layer(at(expected, U, V)))

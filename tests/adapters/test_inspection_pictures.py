@@ -77,6 +77,7 @@ def test_a_small_network_with_its_functions() -> None:
     assert len(maps(figure)) == 2 * 8 + 4
 
 
+@pytest.mark.long
 def test_a_large_network() -> None:
     layers = [LMKANBlock(i, o, 4) for i, o in ((10, 32), (32, 32), (32, 1))]
     figure = plot_network(nn.Sequential(*layers).eval())

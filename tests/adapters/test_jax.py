@@ -250,6 +250,7 @@ def test_no_deadlock_on_few_threads(tmp_path: Path) -> None:
     fresh_process.run(code, tmp_path)
 
 
+@pytest.mark.long
 def test_sharded_batches(tmp_path: Path) -> None:
     code = """
         import jax, lmkan_cupy, numpy as np

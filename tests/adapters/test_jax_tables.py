@@ -107,6 +107,7 @@ class TestInitTables:
         assert abs(np.mean(relative)) < five_errors * np.sqrt(1 / 3)
         assert abs(np.mean(relative**2) - 1 / 3) < five_errors * np.sqrt(4 / 45)
 
+    @pytest.mark.long
     def test_key_decides(self) -> None:
         keys = jax.random.split(jax.random.key(0))
         one, other = (init_tables(key, 4, 3, 5) for key in keys)

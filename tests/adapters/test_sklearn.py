@@ -86,6 +86,7 @@ def test_regressor_beats_a_linear_model_of_products() -> None:
     assert LMKANRegressor(random_state=0).fit(*given).score(*held_out) > other.score(*held_out)
 
 
+@pytest.mark.long
 def test_classifier_beats_a_linear_model_of_products() -> None:
     x, y = make_moons(1300, noise=0.2, random_state=0)
     given, held_out = (x[:300], y[:300]), (x[300:], y[300:])
@@ -93,6 +94,7 @@ def test_classifier_beats_a_linear_model_of_products() -> None:
     assert LMKANClassifier(random_state=0).fit(*given).score(*held_out) > other.score(*held_out)
 
 
+@pytest.mark.long
 def test_several_targets_in_their_own_units() -> None:
     x, _ = rows(400)
     y = np.stack([x[:, 0] * x[:, 1], 1e6 + 1e3 * np.sin(x[:, 2])], axis=1)
@@ -158,6 +160,7 @@ def test_a_larger_penalty_gives_smoother_functions() -> None:
     assert roughness[0] > roughness[1] > roughness[2]
 
 
+@pytest.mark.long
 def test_the_penalty_suits_one_layer() -> None:
     """Whose functions cannot become small before a normalisation: it fits what it can express."""
     x, y = make_friedman1(1200, n_features=6, noise=0.5, random_state=0)
@@ -214,6 +217,7 @@ def test_names_of_features(kind: Any) -> None:
 # Randomness
 
 
+@pytest.mark.long
 @REGRESSOR_FIRST
 def test_random_state(kind: Any) -> None:
     x, y = rows()
@@ -306,6 +310,7 @@ def test_rows_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counts == [(180, 20), (140, 60), (200, None), (9, None), (150, 50), (2, 8), (5, 5)]
 
 
+@pytest.mark.long
 @REGRESSOR_FIRST
 def test_training_stops_when_it_gets_no_better(kind: Any) -> None:
     """Labels that are independent of the features cannot be predicted."""
@@ -319,6 +324,7 @@ def test_training_stops_when_it_gets_no_better(kind: Any) -> None:
     assert kind(**options).fit(x[:9], noise[:9]).n_iter_ == 50  # no rows to validate on
 
 
+@pytest.mark.long
 @REGRESSOR_FIRST
 def test_the_state_that_is_best_on_the_given_rows_is_kept(kind: Any) -> None:
     x, _ = rows(300)

@@ -27,7 +27,8 @@ def repeatable() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("engine", first_short(["torch", None]))
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["torch", None])
 @DIMENSIONS
 def test_derivatives_of_both_orders(
     rng: np.random.Generator, dimension: int, engine: str | None
@@ -45,6 +46,7 @@ def test_derivatives_of_both_orders(
     assert torch.autograd.gradgradcheck(layer, (x, tables))
 
 
+@pytest.mark.long
 @DIMENSIONS
 def test_penalty_in_plain_torch(rng: np.random.Generator, dimension: int) -> None:
     tables = make_problem(rng, Sizes(0, 5, 3, 6), FLOAT64, dimension=dimension).tables
@@ -81,6 +83,7 @@ def test_linear_layer(dimension: int, residual: str) -> None:
     optimizer.step()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("groups", [1, 2])
 @DIMENSIONS
 def test_convolution(dimension: int, groups: int) -> None:

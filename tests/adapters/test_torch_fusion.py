@@ -244,6 +244,7 @@ class TestCompilers:
         x = _rows(33)
         _equal(torch.export.load(file).module()(x), fused(x))
 
+    @pytest.mark.long
     @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # of torch itself
     def test_onnx(self, fused: Any, tmp_path: Path) -> None:
         onnx, onnxruntime = map(pytest.importorskip, ("onnx", "onnxruntime"))

@@ -62,7 +62,7 @@ def hosts(tensors: Iterable[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("dtypes", first_short(DTYPES, 2), ids=str)
 class TestNumbers:
     """Both engines, through autograd, against the oracle."""
 

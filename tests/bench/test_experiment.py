@@ -36,6 +36,7 @@ def finished(few_students: None, tmp_path_factory: pytest.TempPathFactory) -> di
     return smoke_runs.run(approximation, tmp_path_factory.mktemp("finished"))
 
 
+@pytest.mark.long
 def test_an_experiment_resumes_where_it_stopped(
     finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

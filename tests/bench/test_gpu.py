@@ -372,6 +372,7 @@ def run(monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> Callable[..., dict[str
     return run
 
 
+@pytest.mark.long
 def test_everything_is_written_and_not_repeated(
     monkeypatch: pytest.MonkeyPatch, run: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def test_fashion_mnist(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_cifar10(tmp_path: Path) -> None:
     write_packed_cifar10(tmp_path)
     check_image_results(smoke_runs.run(cifar10, tmp_path, "--data", str(tmp_path)), [3, 32, 32])

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import smoke_runs
 import torch
-from problems import first_short
 from smoke_runs import made_up_molecules
 
 from bench.experiments import methane, methane_data
 from bench.experiments.models import LEARNING_RATES, MORE_LEARNING_RATES
 
 
-@pytest.mark.parametrize("inputs", first_short(["distances", "cartesian", "forces"]))
+@pytest.mark.long
+@pytest.mark.parametrize("inputs", ["distances", "cartesian", "forces"])
 def test_every_input(tmp_path: Path, inputs: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the variants, which test_approximation trains."""
     monkeypatch.setattr(methane, "variants", lambda sizes: [])

@@ -39,6 +39,7 @@ def run(module: Any, folder: Path, *arguments: str) -> dict[str, Any]:
     return results
 
 
+@pytest.mark.long
 def test_the_teacher(tmp_path: Path) -> None:
     results = run(approximation, tmp_path)
     assert len(np.load(tmp_path / "teacher_4-2x16.npy")) == 3 * paper_teacher.BLOCK
@@ -66,6 +67,7 @@ def test_networks_can_be_added(tmp_path: Path) -> None:
     assert len(both["rows_per_second"]) == len(both["runs"]) == 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("module", first_short([methane, approximation]))
 def test_sweeps(tmp_path: Path, module: Any) -> None:
     np.savez(tmp_path / "methane_xtb.npz", **made_up_molecules())

@@ -77,6 +77,7 @@ def test_fastkans_are_compared_by_their_parameters(tmp_path: Path) -> None:
     assert cell == "2"
 
 
+@pytest.mark.long
 def test_pictures(tmp_path: Path) -> None:
     write_made_up_file(tmp_path / "methane-paper-cpu-cpu.json", RUNS)
     swept = [

@@ -12,6 +12,7 @@ from bench import readme
 BENCH = readme.ROOT / "bench"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("file", readme.FILES, ids=lambda file: str(file.relative_to(readme.ROOT)))
 def test_tables_are_those_of_the_results(file: Path) -> None:
     text = file.read_text()

@@ -30,6 +30,7 @@ def run(path: Path) -> dict[str, Any]:
     return results
 
 
+@pytest.mark.long
 def test_all_estimators_are_fitted_to_all_tables(finished: dict[str, Any]) -> None:
     fits = [(fit["table"], fit["model"]) for fit in finished["fits"]]
     models = ["lmKAN", "MLP", "linear", "HistGradientBoosting"]

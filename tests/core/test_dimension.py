@@ -94,12 +94,22 @@ def test_a_cell_of_one_variable_by_hand() -> None:
     np.testing.assert_allclose(lmkan_cupy.hessian_penalty(tables), np.mean(curvatures**2), RTOL)
 
 
-def test_a_cell_of_three_variables_by_hand() -> None:
-    """The product of three coordinates is its own interpolant, its mixed derivatives are theirs."""
+def product_of_three_coordinates() -> tuple[Array, Array]:
+    """Their product is its own interpolant, its mixed derivatives are theirs."""
     knots = lmkan_cupy.sigma_grid(4)
     tables = np.einsum("i,j,k->ijk", knots, knots, knots)[None, ..., None]
-    x, one = np.array([[0.3, -0.5, 1.1]], "float32"), np.ones((1, 1), "float32")
+    return np.array([[0.3, -0.5, 1.1]], "float32"), tables
+
+
+def test_a_cell_of_three_variables_by_hand() -> None:
+    x, tables = product_of_three_coordinates()
     np.testing.assert_allclose(lmkan_cupy.forward(x, tables), [[0.3 * -0.5 * 1.1]], RTOL)
+
+
+@pytest.mark.long
+def test_derivatives_of_a_cell_of_three_variables_by_hand() -> None:
+    x, tables = product_of_three_coordinates()
+    one = np.ones((1, 1), "float32")
     grad_x, _ = lmkan_cupy.backward(one, x, tables)
     np.testing.assert_allclose(grad_x, [[-0.5 * 1.1, 0.3 * 1.1, 0.3 * -0.5]], RTOL)
     ggx = np.array([[1.0, 10.0, 100.0]], "float32")
@@ -270,6 +280,7 @@ class TestErrors:
                 lmkan_cupy.hessian_penalty(np.zeros(shape, "float32"))
 
 
+@pytest.mark.long
 @DIMENSIONS
 def test_warmup(dimension: int) -> None:
     from lmkan_cupy.cpu_engine import compiling

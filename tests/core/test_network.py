@@ -65,7 +65,7 @@ def _one_by_one(x: Any, layers: list[Any], grad_y: Any, **options: Any) -> tuple
 
 @pytest.mark.parametrize("bound", [None, 1.5, (None, 2.0, 0.5, None, 1.0)], ids=str)
 @pytest.mark.parametrize("batch", _BATCHES)
-@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("dtypes", first_short(DTYPES), ids=str)
 def test_same_bits_as_the_steps_one_by_one(
     xp: Any, rng: np.random.Generator, dtypes: Dtypes, batch: int, bound: Any
 ) -> None:
@@ -86,7 +86,7 @@ def test_same_bits_as_the_steps_one_by_one(
     _equal(grad_x, expected_grad)
 
 
-@pytest.mark.parametrize("dtypes", [FLOAT32, FLOAT64], ids=str)
+@pytest.mark.parametrize("dtypes", first_short([FLOAT32, FLOAT64]), ids=str)
 def test_linear_layers(xp: Any, rng: np.random.Generator, dtypes: Dtypes) -> None:
     """First, between tables, last, and without a bias; in float64 they are NumPy's."""
     weight, _ = _linear(rng, 5, 21, dtypes)

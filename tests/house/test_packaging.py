@@ -54,6 +54,7 @@ def test_package_list_is_the_tree() -> None:
     assert set(listed) == holding_files
 
 
+@pytest.mark.long
 def test_wheel_holds_the_tree(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}

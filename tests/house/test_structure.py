@@ -138,19 +138,20 @@ def imports(root: Path) -> list[Import]:
     known = modules(root)
     found = []
     for module in known.values():
-        in_functions = {
-            node
-            for function in ast.walk(module.tree)
-            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-            for node in ast.walk(function)
-        }
-        for node in ast.walk(module.tree):
+        nodes = [*ast.walk(module.tree)]
+        functions = [
+            range(each.lineno, (each.end_lineno or each.lineno) + 1)
+            for each in nodes
+            if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
+        for node in nodes:
             for base, name, local in imported(node, module.package):
                 taken = "" if f"{base}.{name}" in known else name
                 target = known.get(base if taken or not name else f"{base}.{name}")
                 if target is not None:
                     line = getattr(node, "lineno", 0)
-                    found.append(Import(module, target, line, taken, local, node in in_functions))
+                    in_function = any(line in each for each in functions)
+                    found.append(Import(module, target, line, taken, local, in_function))
     return found
 
 
