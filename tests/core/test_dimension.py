@@ -220,6 +220,7 @@ def test_a_network_of_all_dimensions(rng: np.random.Generator, dtypes: Dtypes, b
     np.testing.assert_array_equal(grad_x, grad)
 
 
+@pytest.mark.long
 def test_a_network_of_tables_too_large_for_the_caches(rng: np.random.Generator) -> None:
     """They are evaluated cell by cell."""
     layers = [lmkan_cupy.init_tables(16, 520, 260, dimension=1, rng=rng)]

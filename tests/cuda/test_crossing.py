@@ -9,16 +9,14 @@ import emulated
 import emulator
 import numpy as np
 import pytest
-from crossing import CASES, NETWORKS, Case, row_cases
+from crossing import CASES, Case, row_cases
 from emulated import ROW
 from problems import HALF_TABLES
 
 pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools", "engine")
 
-SHORT = row_cases(ROW)
-SHORT += row_cases(ROW, HALF_TABLES, ["y", "gradient of tables"], ["short"])
-SHORT += NETWORKS[:1]
+SHORT = row_cases(ROW, lengths=["short"]) + row_cases(ROW, HALF_TABLES, ["y"], ["short"])
 NAMES = {each.name for each in SHORT}
 
 

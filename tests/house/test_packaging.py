@@ -71,6 +71,7 @@ def unpacked(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / sdist.name.removesuffix(".tar.gz")
 
 
+@pytest.mark.long
 def test_sdist_holds_what_is_tracked(unpacked: Path) -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
