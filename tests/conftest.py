@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import zlib
 from collections import Counter
@@ -72,6 +73,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[LEFT_OUT].update(
         item.path.relative_to(config.rootpath).as_posix() for item in left_out
     )
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays, so the garbage collector need not look at it again and again."""
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -95,6 +95,7 @@ class TestHessianPenalty:
 
 
 class TestInitTables:
+    @pytest.mark.long
     @pytest.mark.parametrize("dtype", first_short(["float32", "float64", "float16", "bfloat16"]))
     def test_uniform_in_the_bounds(self, dtype: str) -> None:
         tables = init_tables(jax.random.key(0), 7, 50, 20, init_scale=3, dtype=dtype)

@@ -214,6 +214,7 @@ class TestPictures:
         ]
         np.testing.assert_allclose(shares, [0.95, 0.5], atol=1e-3)
 
+    @pytest.mark.long
     def test_a_layer(self) -> None:
         assert len(adapter.plot_layer(LMKANLinear(3, 4, 20, dimension=1), most=5).axes) == 5
 

@@ -99,6 +99,7 @@ def test_against_the_oracle(
         expected.check(same.detach().numpy())
 
 
+@pytest.mark.long
 def test_half_tables_in_operators(rng: np.random.Generator) -> None:
     """Where operators get them as they are, tangents have their dtype, too."""
     problem = make_problem(rng, SMALL, HALF_TABLES)

@@ -305,6 +305,7 @@ class TestEveryLayer:
         for key, each in layer.state_dict().items():
             torch.testing.assert_close(each, expected[key], rtol=0, atol=0)
 
+    @pytest.mark.long
     def test_compiles_without_a_break(self, name: str) -> None:
         """With its penalty, and with symbolic sizes."""
         layer, x = LAYERS[name](), torch.randn(INPUTS[name])

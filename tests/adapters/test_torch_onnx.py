@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tolerances
-from problems import first_short
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -46,10 +45,11 @@ def convolutions() -> tuple[Any, Any]:
     return model, (3, 12, 12)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # of torch itself
 @pytest.mark.parametrize(
     "make",
-    first_short([lambda: network(None), lambda: network("torch"), folded_network, convolutions]),
+    [lambda: network(None), lambda: network("torch"), folded_network, convolutions],
     ids=["network", "torch-engine", "folded", "convolutions"],
 )
 def test_same_numbers(make: Callable[[], tuple[Any, Any]], tmp_path: Path) -> None:

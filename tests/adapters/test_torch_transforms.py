@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-from problems import first_short
 
 torch = pytest.importorskip("torch")
 adapter = pytest.importorskip("lmkan_cupy.adapters.torch")
@@ -144,7 +143,8 @@ class TestCompilers:
             for result, expected in zip(grads_of(compiled, x), grads_of(layer, x), strict=True):
                 assert torch.equal(result, expected)
 
-    @pytest.mark.parametrize("dynamic", first_short([False, True]), ids=["static", "dynamic"])
+    @pytest.mark.long
+    @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
     def test_plain_torch(self, dynamic: bool) -> None:
         """Tables are an argument, so their sizes are symbolic; the knots must still be right."""
         compiled = torch.compile(

@@ -151,6 +151,7 @@ def test_a_model_weighs_the_penalty() -> None:
     assert errors(1.0, 0.5) == errors(0.5, 1.0) != errors(1.0, 1.0)
 
 
+@pytest.mark.long
 def test_the_setting_names_adams_betas(
     finished: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

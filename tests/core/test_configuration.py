@@ -9,7 +9,6 @@ import numba
 import numpy as np
 import pytest
 import safetensors
-from problems import first_short
 
 import lmkan_cupy
 from lmkan_cupy.installation import install_extra
@@ -56,6 +55,7 @@ def test_versions_and_threads(tmp_path: Path) -> None:
         assert part in shown
 
 
+@pytest.mark.long
 def test_what_is_missing_comes_with_its_command(tmp_path: Path) -> None:
     hidden = f"""
         import importlib.metadata as metadata
@@ -76,11 +76,10 @@ def test_what_is_missing_comes_with_its_command(tmp_path: Path) -> None:
     assert line.endswith(f": {install_extra('torch')}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("cuda", "text"),
-    first_short(
-        [("12.8", ", for CUDA 12.8"), (None, ", without CUDA"), ("13.0", ", for CUDA 13.0")]
-    ),
+    [("12.8", ", for CUDA 12.8"), (None, ", without CUDA"), ("13.0", ", for CUDA 13.0")],
 )
 def test_cuda_majors_of_torch_and_cupy(tmp_path: Path, cuda: str | None, text: str) -> None:
     """With CuPy for CUDA 13, and a stand-in for torch that has only the file of its version."""

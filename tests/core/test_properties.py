@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tolerances
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from oracle import Array
 from problems import (
     DTYPES,
+    HALF_TABLES,
     LAYOUTS,
     SMALL,
     Dtypes,
@@ -41,7 +42,12 @@ def draw_problems(
     in_features: st.SearchStrategy[int] = FEATURES,
     smooth: bool = False,
 ) -> Problem:
-    """Arguments as NumPy arrays; some of x are outside the grid, and on knots unless `smooth`."""
+    """Arguments as NumPy arrays; some of x are outside the grid, and on knots unless `smooth`.
+
+    Half tables only in the long run: theirs are kernels of their own, which take long to compile.
+    """
+    if settings.get_current_profile_name() == "short":
+        dtypes = [each for each in dtypes if each != HALF_TABLES]
     sizes = Sizes(
         batch=draw(st.integers(0, 40)),
         in_features=draw(in_features),

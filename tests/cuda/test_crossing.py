@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from crossing import CASES, Case, row_cases
 from emulated import ROW
-from problems import HALF_TABLES
+from problems import FLOAT32, HALF_TABLES
 
 pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools", "engine")
 
-SHORT = row_cases(ROW, lengths=["short"]) + row_cases(ROW, HALF_TABLES, ["y"], ["short"])
+WANTED = ["y", "gradient of x", "gradient of tables", "double backward"]
+SHORT = row_cases(ROW, FLOAT32, WANTED, ["short"]) + row_cases(ROW, HALF_TABLES, ["y"], ["short"])
 NAMES = {each.name for each in SHORT}
 
 

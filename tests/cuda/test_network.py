@@ -69,8 +69,9 @@ ROWS = {
 """
 
 
+@pytest.mark.long
 @emulates
-@pytest.mark.parametrize("name", first_short(ROWS))
+@pytest.mark.parametrize("name", ROWS)
 def test_same_bits_as_the_steps_one_by_one(engine_of_networks: None, name: str) -> None:
     given, x = network_problem(ROWS[name], 33)
     expected = network.features_of_layers(given, x)[-1]

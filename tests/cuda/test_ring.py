@@ -205,7 +205,8 @@ class TestForwardRing:
             emulated.install(monkeypatch, order=order, seed=7, arch=arch)
             np.testing.assert_array_equal(lmkan_cupy.forward(x, tables), y)
 
-    @pytest.mark.parametrize("arch", first_short([900, 800, 750]))
+    @pytest.mark.long
+    @pytest.mark.parametrize("arch", [900, 800, 750])
     def test_two_stages(
         self, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, way: str, arch: int
     ) -> None:

@@ -79,6 +79,7 @@ def test_sdist_holds_what_is_tracked(unpacked: Path) -> None:
     assert [each for each in listed.stdout.splitlines() if not (unpacked / each).exists()] == []
 
 
+@pytest.mark.long
 def test_sdist_holds_nothing_generated(unpacked: Path) -> None:
     generated = ("*.pyc", "__pycache__", "*.so", "*-smoke-*", "results/report.html")
     assert [each for pattern in generated for each in unpacked.rglob(pattern)] == []
