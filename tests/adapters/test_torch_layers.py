@@ -322,7 +322,7 @@ class TestEveryLayer:
         ):
             torch.testing.assert_close(grad, same)
 
-    @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("half", first_short([torch.bfloat16, torch.float16]), ids=str)
     @pytest.mark.parametrize("engine", ENGINES)
     def test_in_half_precision(self, name: str, half: Any, engine: str | None) -> None:
         """Computed in float32. Rounded are the tables' part, the branch and their sum."""

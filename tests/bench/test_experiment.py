@@ -168,6 +168,7 @@ def test_the_setting_names_adams_betas(
     assert errors() != before
 
 
+@pytest.mark.long
 def test_more_runs_leave_the_circumstances_of_the_timings(
     finished: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_tests_run_from_the_sdist(unpacked: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.long
 def test_descriptions_pass_twine(built: Path) -> None:
     pytest.importorskip("twine")
     command = [sys.executable, "-m", "twine", "check", "--strict", *built.iterdir()]
