@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
+from problems import first_short
 
 import lmkan_cupy
 
