@@ -9,36 +9,39 @@ struct CellSums {
 
     __device__ __forceinline__ void clear(int column) {
 #pragma unroll
-        for (int n = column; n < CORNERS; n += 2) {
+        for (int n = 0; n < CORNERS; n += 2) {
 #pragma unroll
-            for (int k = 0; k < LANE_OUTPUTS; ++k) row[n][k] = 0;
+            for (int k = 0; k < LANE_OUTPUTS; ++k) row[column + n][k] = 0;
         }
     }
 
     // The right column becomes the left one.
     __device__ __forceinline__ void shift() {
 #pragma unroll
-        for (int n = 0; n < CORNERS; n += 2) {
+        for (int k = 0; k < LANE_OUTPUTS; ++k) {
 #pragma unroll
-            for (int k = 0; k < LANE_OUTPUTS; ++k) row[n][k] = row[n + 1][k];
+            for (int n = 0; n < CORNERS; n += 2) row[n][k] = row[n + 1][k];
         }
         clear(1);
     }
 
-    // Adds a column to rows of the tables' gradient; `rows` is the lane's first output of row 0.
+    // Adds a column to rows of the tables' gradient; `rows` is the lane's first output of row 0. Of
+    // one variable it is one row. (Two arrays, as ptxas spills those of an array of rows.)
     __device__ __forceinline__ void add_column_to(REAL* rows, int column, const Share& share,
                                                   long long out_features) const {
-        REAL sum[CORNERS][LANE_OUTPUTS];
+        constexpr bool HAS_HIGH = DIMENSION > 1;
+        REAL* low = rows + corner_offset(column, out_features);
+        REAL* high = rows + corner_offset(column + 2, out_features);
+        REAL low_sum[LANE_OUTPUTS], high_sum[LANE_OUTPUTS];
+        share.read(low, low_sum);
+        if (HAS_HIGH) share.read(high, high_sum);
 #pragma unroll
-        for (int n = column; n < CORNERS; n += 2) {
-            share.read(rows + corner_offset(n, out_features), sum[n]);
+        for (int k = 0; k < LANE_OUTPUTS; ++k) {
+            low_sum[k] += row[column][k];
+            if (HAS_HIGH) high_sum[k] += row[column + 2][k];
         }
-#pragma unroll
-        for (int n = column; n < CORNERS; n += 2) {
-#pragma unroll
-            for (int k = 0; k < LANE_OUTPUTS; ++k) sum[n][k] += row[n][k];
-            share.write(rows + corner_offset(n, out_features), sum[n]);
-        }
+        share.write(low, low_sum);
+        if (HAS_HIGH) share.write(high, high_sum);
     }
 };
 

@@ -43,6 +43,9 @@ struct Factors {
 
 __device__ __forceinline__ bool is_inner(int i) { return i > 0 && i < NUM_GRIDS; }
 
+// The single column of a function of one variable counts as an inner one.
+__device__ __forceinline__ bool is_inner_column(int j) { return DIMENSION == 1 || is_inner(j); }
+
 __device__ __forceinline__ Factors factors_at(int i) {
     if (!is_inner(i)) return {0, 0, 0};
     const REAL mixed = GRID[i][2];
@@ -67,10 +70,16 @@ __device__ __forceinline__ double block_sum(double value) {
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, double scale,
                 long long pairs, long long out_features, long long accumulate) {
+    struct Shared {
+        Values value, f_yy, mixed;
+    };
+    __shared__ Shared shared[2][COLUMNS][VECTORS];
     const REAL factor = static_cast<REAL>(2 * scale / INNER);
     const int column = min(static_cast<int>(threadIdx.x) / VECTORS, COLUMNS - 1);
     const int own_vector = threadIdx.x % VECTORS;
     const bool in_tile = threadIdx.x < COLUMNS * VECTORS;
+    // At an edge of the tile the factors are zero or the column is in the halo: any value will do.
+    const int left = max(column - 1, 0), right = min(column + 1, COLUMNS - 1);
     const long long row_vectors = out_features / VECTOR;
     const long long output_tiles = (row_vectors + VECTORS - 1) / VECTORS;
 
@@ -95,57 +104,44 @@ hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, d
             return value;
         };
 
-#if DIMENSION > 1
-        struct Shared {
-            Values value, f_yy, mixed;
-        };
-        __shared__ Shared shared[2][COLUMNS][VECTORS];
-        // At an edge of the tile the factors are zero or the column is in the halo: any value will
-        // do.
-        const int left = max(column - 1, 0), right = min(column + 1, COLUMNS - 1);
         const Factors along_j = factors_at(j);
         const REAL from_left = factors_at(j - 1).forward, from_right = factors_at(j + 1).backward;
+        Values before = {}, before_2 = {};              // T of rows i-1 and i-2
         Values across = {}, across_2 = {};              // T[., j+1] - T[., j-1] of rows i-1, i-2
         Values f_yy = {};                               // of row i-1
         Values mixed = {};                              // M_i M_j f_xy of row i-2
-#endif
-        const bool inner_column = DIMENSION == 1 || is_inner(j);
-        Values before = {}, before_2 = {};              // T of rows i-1 and i-2
         Values grad_1 = {}, grad_2 = {}, grad_3 = {};   // of rows i-1, i-2, i-3, incomplete
         Values arriving = load(0);
         double sum = 0;
         for (int i = 0; i < NUM_KNOTS + 3; ++i) {
             const Values here = arriving;
             arriving = load(i + 1);
-            const Factors along_i = factors_at(i - 1);
-            const REAL forward = inner_column ? along_i.forward : 0;
-            const REAL backward = inner_column ? along_i.backward : 0;
-            REAL squares = 0;
-            Values grad_0;
-#if DIMENSION == 1
-#pragma unroll
-            for (int n = 0; n < VECTOR; ++n) {
-                const REAL f_xx = forward * (here.at[n] - before.at[n]) -
-                                  backward * (before.at[n] - before_2.at[n]);
-                squares += f_xx * f_xx;
-                grad_0.at[n] = forward * f_xx;
-                grad_1.at[n] -= (forward + backward) * f_xx;
-                grad_2.at[n] += backward * f_xx;
-            }
-#else
             Shared(*row)[VECTORS] = shared[i % 2];
             if (in_tile) row[column][own_vector] = {here, f_yy, mixed};
-            __syncthreads();  // the row is there, and nobody reads the one before the last
+            // The row is there, and nobody reads the one before the last.
+            if (DIMENSION > 1) __syncthreads();
             const Shared at_left = row[left][own_vector], at_right = row[right][own_vector];
 
+            const Factors along_i = factors_at(i - 1);
+            const REAL forward = is_inner_column(j) ? along_i.forward : 0;
+            const REAL backward = is_inner_column(j) ? along_i.backward : 0;
             const REAL to_right = is_inner(i) ? along_j.forward : 0;
             const REAL to_left = is_inner(i) ? along_j.backward : 0;
             const REAL product = along_i.mixed * along_j.mixed;
+            REAL squares = 0;
+            Values grad_0;
 #pragma unroll
             for (int n = 0; n < VECTOR; ++n) {
-                const REAL beside = at_right.value.at[n] - at_left.value.at[n];
                 const REAL f_xx = forward * (here.at[n] - before.at[n]) -
                                   backward * (before.at[n] - before_2.at[n]);
+                if (DIMENSION == 1) {
+                    squares += f_xx * f_xx;
+                    grad_0.at[n] = forward * f_xx;
+                    grad_1.at[n] -= (forward + backward) * f_xx;
+                    grad_2.at[n] += backward * f_xx;
+                    continue;
+                }
+                const REAL beside = at_right.value.at[n] - at_left.value.at[n];
                 const REAL f_xy = product * (beside - across_2.at[n]);
                 squares += f_xx * f_xx + f_yy.at[n] * f_yy.at[n] + 2 * f_xy * f_xy;
 
@@ -165,7 +161,6 @@ hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, d
                 across_2.at[n] = across.at[n];
                 across.at[n] = beside;
             }
-#endif
             before_2 = before;
             before = here;
             if (owned) sum += squares;
