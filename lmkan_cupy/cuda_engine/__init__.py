@@ -138,8 +138,10 @@ def launches(layer: LayerShape, device: Device) -> list[Launch]:
     found = list(plan_penalty(layer, device, aligned=True).launches)
     # The kernel of a network with such a layer is that of a network of it alone.
     features = (layer.in_features, layer.out_features)
-    network = NetworkShape(features, layer.num_grids, layer.real, layer.table)
-    for gradient in (False, True) if layer.dimension == 2 else ():
+    network = NetworkShape(
+        features, layer.num_grids, layer.real, layer.table, dimension=layer.dimension
+    )
+    for gradient in (False, True):
         plans = network_candidates(network, 1, device, gradient=gradient)
         found += [possible.kernel for possible in plans]
     # The double backward takes cotangents of the tables through the layer, in the dtype of x.

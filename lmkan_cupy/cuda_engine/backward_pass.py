@@ -37,8 +37,13 @@ MOST_WALK_OUTPUTS = {"float32": 8, "float64": 4}
 #: where shared memory has less room, only as many as fit.
 WALK_BLOCKS, NARROW_WALK_BLOCKS, FEWEST_WALK_BLOCKS = 3, 4, 2
 
-#: dtype of x -> bytes of shared memory of a block of the walk that has everything to do.
-WALK_BYTES = {"float32": 25728, "float64": 48256}
+#: d and dtype of x -> bytes of shared memory of a block of the walk that has everything to do.
+WALK_BYTES = {
+    (1, "float32"): 14976,
+    (1, "float64"): 25728,
+    (2, "float32"): 25728,
+    (2, "float64"): 48256,
+}
 
 #: Bytes of shared memory that the hardware adds to each block; a single block may take all the rest
 #: that its multiprocessor has. Before sm_80 it adds none, so this counts too many there.
@@ -134,7 +139,7 @@ def plan_backward(
     paired = device.capability >= PAIRED_OPERATIONS
     usual = WALK_BLOCKS if outputs == MOST_WALK_OUTPUTS[layer.real] else NARROW_WALK_BLOCKS
     wanted = max(usual - wide - paired, FEWEST_WALK_BLOCKS)
-    resident = _resident(wanted, WALK_BYTES[layer.real], device)
+    resident = _resident(wanted, WALK_BYTES[layer.dimension, layer.real], device)
     halves = layer.dimension if need_tables else 1
     parts = _parts(chunk, layer.pairs * tiles, resident * device.multiprocessors, halves)
     walk = make_source(

@@ -149,6 +149,8 @@ class NetworkShape:
         dtype names: of x and results, and of the tables.
     linear : frozenset of int
         The numbers of the layers that are linear ones.
+    dimension : int
+        Of all tables.
     """
 
     features: tuple[int, ...]
@@ -156,6 +158,7 @@ class NetworkShape:
     real: str
     table: str
     linear: frozenset[int] = frozenset()
+    dimension: int = 2
 
     @property
     def layers(self) -> list[LayerShape]:
@@ -164,7 +167,7 @@ class NetworkShape:
             self.real if k in self.linear else self.table for k in range(len(self.features) - 1)
         ]
         return [
-            LayerShape(inputs, outputs, self.num_grids, self.real, table)
+            LayerShape(inputs, outputs, self.num_grids, self.real, table, self.dimension)
             for (inputs, outputs), table in zip(pairwise(self.features), tables, strict=True)
         ]
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import tolerances
 from emulated import check, cotangents, expected_twice
-from problems import DTYPES, FLOAT32, Dtypes, Problem, Sizes, first_short, make_problem
+from problems import DTYPES, Dtypes, Problem, Sizes, first_short, make_problem
 from special_values import around_knots
 
 import lmkan_cupy
+from lmkan_cupy import cuda_engine, network
 
 pytest_plugins = ["emulator.fixtures"]
 pytestmark = pytest.mark.usefixtures("emulator_tools", "engine")
@@ -54,7 +55,9 @@ def test_functions_of_one_variable(
 
 @OF_DTYPES
 @pytest.mark.parametrize(
-    "sizes", first_short([SMALL, Sizes(0, 1, 1, 3), Sizes(0, 2, 68, 8), Sizes(0, 2, 3, 200)]), ids=str
+    "sizes",
+    first_short([SMALL, Sizes(0, 1, 1, 3), Sizes(0, 2, 68, 8), Sizes(0, 2, 3, 200)]),
+    ids=str,
 )
 def test_penalty(run: Any, rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes) -> None:
     """With vectors of every length, one and two tiles of outputs."""
@@ -99,15 +102,21 @@ def test_empty_batch(run: Any, rng: np.random.Generator) -> None:
     assert not grad_tables.any()
 
 
+@pytest.mark.long
 @OF_DTYPES
-def test_networks_go_layer_by_layer(rng: np.random.Generator, dtypes: Dtypes) -> None:
+def test_networks_go_layer_by_layer(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, dtypes: Dtypes
+) -> None:
+    monkeypatch.setattr(network, "engine_for", lambda xp: cuda_engine)
     layers = [
         make_problem(rng, Sizes(0, *widths, 8), dtypes, dimension=1).tables
         for widths in ((5, 7), (7, 2))
     ]
     x = rng.normal(size=(20, 5)).astype(dtypes.x)
     y = lmkan_cupy.network_forward(x, layers)
-    np.testing.assert_array_equal(y, lmkan_cupy.forward(lmkan_cupy.forward(x, layers[0]), layers[1]))
+    np.testing.assert_array_equal(
+        y, lmkan_cupy.forward(lmkan_cupy.forward(x, layers[0]), layers[1])
+    )
     grad_y = rng.normal(size=y.shape).astype(dtypes.x)
     again, grad_x = lmkan_cupy.network_value_and_grad(x, layers, grad_y=grad_y)
     np.testing.assert_array_equal(again, y)
