@@ -49,10 +49,10 @@ WALK_BYTES = {
 #: that its multiprocessor has. Before sm_80 it adds none, so this counts too many there.
 RESERVED_BYTES = 1024
 
-#: Up to G intervals -> samples of a chunk, which the backward sorts and walks at a time; for larger
-#: G, MOST_CHUNK. Few enough that a tile of their rows of grad_y stays in the L2 cache; so many that
+#: Up to G^d cells -> samples of a chunk, which the backward sorts and walks at a time; for more,
+#: MOST_CHUNK. Few enough that a tile of their rows of grad_y stays in the L2 cache; so many that
 #: a cell's samples make up for reading its rows of the tables.
-CHUNKS = {26: 16384}
+CHUNKS = {26**2: 16384}
 MOST_CHUNK = 32768
 
 #: A digit of the sort's keys has at most so many values, and fewer if their counts would take more
@@ -126,9 +126,7 @@ def plan_backward(
         MOST_WALK_OUTPUTS[layer.real],
     )
     tiles = ceil_div(layer.out_features, LANES * outputs)
-    most_chunk = next(
-        (size for limit, size in CHUNKS.items() if layer.num_grids <= limit), MOST_CHUNK
-    )
+    most_chunk = next((size for limit, size in CHUNKS.items() if layer.cells <= limit), MOST_CHUNK)
     # The sort reads no tables: one source serves all their dtypes.
     of_x = replace(layer, table=layer.real)
     in_vectors = aligned and layer.dimension == 2 and layer.in_features % 2 == 0
@@ -194,7 +192,7 @@ def _sort(layer: LayerShape, chunk: int, device: Device, in_vectors: bool) -> tu
 
     ``in_vectors`` tells whether the two coordinates of a pair can be read as one vector.
     """
-    cells = layer.num_grids**layer.dimension
+    cells = layer.cells
     most_digits = min(MOST_DIGITS, device.shared_bytes // (2 * _bytes_per_digit()))
     passes = next(n for n in range(1, 32) if most_digits**n >= cells)
     digits = next(

@@ -125,6 +125,10 @@ class LayerShape:
         return int((self.num_grids + 1) ** self.dimension)
 
     @property
+    def cells(self) -> int:
+        return int(self.num_grids**self.dimension)
+
+    @property
     def lane_outputs(self) -> int:
         """Outputs per lane of a warp in forward.cu."""
         most = max(LANE_OUTPUTS.values())
