@@ -47,9 +47,8 @@ __device__ __forceinline__ Point point_of(const REAL* sample, long long pair,
                                           long long in_features) {
     const long long first = DIMENSION * pair;
     Point point = {{sample[first]}};
-#pragma unroll
-    for (int axis = 1; axis < DIMENSION; ++axis) {
-        point.x[axis] = first + axis < in_features ? sample[first + axis] : REAL(0);
+    if (DIMENSION > 1) {
+        point.x[DIMENSION - 1] = first + 1 < in_features ? sample[first + 1] : REAL(0);
     }
     return point;
 }
