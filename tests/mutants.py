@@ -23,7 +23,7 @@ SORT, BACKWARD, PENALTY = "sort.cu", "backward.cu", "hessian_penalty.cu"
 CHAIN, NETWORK = "chain.cuh", "network.cu"
 STRETCH, SUMS, DIFFERENCES = "stretch.cuh", "cell_sums.cuh", "differences.cuh"
 
-POISON = "REAL poison = 0 * own.fraction.at[0];"
+POISON = "0 * own.fraction.at[0]"
 OF_WEIGHTS = "static_cast<long long>(layer.in_features)"
 ADDED_CHUNK = "row + Pairs::chunk_of_lane(t, N);\n#pragma unroll"
 DOTTED_CHUNK = "row + Pairs::chunk_of_lane(t, N);\n        Pairs::CHUNK value"
@@ -173,7 +173,7 @@ THOUGHT_OUT = [
     (BACKWARD, "begin + IN_FLIGHT + lane", "begin + lane", "rows of grad_y"),
     (BACKWARD, "entered & 1u << k", "entered & 1u", "cell of the second"),
     (BACKWARD, "(tile * pairs + pair) * chunk", "pair * chunk", "tiles of slopes"),
-    (BACKWARD, POISON, "REAL poison = 0;", "not finite: second coordinate only"),
+    (BACKWARD, POISON, "0", "not finite: second coordinate only"),
     (BACKWARD, "poison += 0 * own.fraction.at[axis];", "", "not finite: first coordinate only"),
     (BACKWARD, "merger.row[n] += left.last[n][o];", "merger.row[n] = left.last[n][o];", "a warp"),
     (
@@ -187,8 +187,8 @@ THOUGHT_OUT = [
     (BACKWARD, "records.cell(range.end - 1)", "records.cell(range.begin)", "slots: cell"),
     (BACKWARD, "merger.enter(-1, out_features);", "", "slots: last cell lost"),
     (BACKWARD, "sum.at[axis] += part.at[axis];", "sum.at[0] += part.at[axis];", "slopes: axes"),
-    (STENCIL, "{{-h.along, h.along}}", "{{h.along, h.along}}", "one variable: sign of a slope"),
-    (STENCIL, "{{h.lower, h.upper}}", "{{h.upper, h.lower}}", "one variable: weights exchanged"),
+    (STENCIL, "-h.along", "h.along", "one variable: sign of a slope"),
+    (STENCIL, "h.lower", "h.upper", "one variable: weight of the other", "{{h.lower"),
     (DIFFERENCES, "return {{dot(g, across)}};", "return {};", "one variable: no slope"),
     (PENALTY, "squares += f_xx * f_xx;", "", "one variable: no squares"),
     (PENALTY, "grad_1.at[n] -= (forward + backward) * f_xx;", "", "one variable: middle"),
