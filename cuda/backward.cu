@@ -7,7 +7,11 @@
 // with the differences of a cell's rows L = T[i+1,j] - T[i,j], R = T[i+1,j+1] - T[i,j+1] and
 // A = T[i,j+1] - T[i,j]. With DIRECTION (a, b) = (X1/h_i, X2/h_j) the brackets are b (R - L) and
 // a (R - L). With both DIRECTION and LAYER, the double backward, they are the sum of these, of
-// `direction_tables`, and of those above, of `layer_tables`.
+// `direction_tables`, and of those above, of `layer_tables`. For functions of one variable,
+//
+//     dx[b, p] = 1/h sum over o of g[b, o] A        with A = T[i+1] - T[i]
+//
+// which along a direction is 0. Their cells are walked as one row of cells j of even i.
 //
 // A warp walks a stretch of the samples of a chunk, sorted by cell, for a tile of outputs:
 // differences and sums of a cell stay in registers while its samples pass by, and from (i, j) to
@@ -22,10 +26,11 @@
 //   - Cells (i, j) and (i+1, j) share rows, too: a launch takes only cells of even i, or of odd i.
 // So a row is read, added to and written without atomics, and always in the same order.
 //
-//     half 0, 1, 2      the samples in cells of even i; of odd i; all (where dT is not needed)
+//     half 0, 1, 2      the samples in cells of even i; of odd i; all (where dT is not needed); of
+//                       one variable there is no half 1, and half 0 has all, too
 //     parts             blocks of a half, a pair and a tile: each has WARPS stretches
-//     slots             [2, P, parts, 4, O]: sums of the last cell of a part
-//     slopes            [tiles, P, chunk, 2]: each tile's part of dx; with a single tile dx itself
+//     slots             [HALVES, P, parts, CORNERS, O]: sums of the last cell of a part
+//     slopes            [tiles, P, chunk, d]: each tile's part of dx; with a single tile dx itself
 #include "cell_sums.cuh"
 #include "differences.cuh"
 #include "stretch.cuh"
@@ -34,8 +39,8 @@
 // Warp     one stretch.
 // Lane     prepares every 32nd sample for the whole warp and stores its slopes; owns LANE_OUTPUTS
 //          outputs.
-// Reads    sorted_samples, fractions, X: once per tile. grad_y: once. tables: three or four rows
-//          per cell and stretch.
+// Reads    sorted_samples, fractions, X: once per tile. grad_y: once. tables: the rows
+//          of a cell, once per stretch.
 // Writes   slopes; grad_tables and slots as said above.
 // Order    the sums of a cell run over its samples ascending, after what its left neighbour left,
 //          then over stretches ascending; a slope is summed within a lane, then over lanes of each
@@ -51,7 +56,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
     __shared__ Work work_of_warp[WARPS];
     Work& work = work_of_warp[threadIdx.x / LANES];
     const int lane = lane_index();
-    const long long pairs = (in_features + 1) / 2;
+    const long long pairs = pairs_of(in_features);
     const long long tiles = (out_features + TILE - 1) / TILE;
 
     for (long long number = blockIdx.x; number < tiles * pairs * parts; number += gridDim.x) {
@@ -74,7 +79,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
         const char* own_grad_y =
             reinterpret_cast<const char*>(grad_y + first_sample * out_features + share.begin);
         const long long row_bytes = out_features * static_cast<int>(sizeof(REAL));
-        const long long own_table = pair * (NUM_KNOTS * NUM_KNOTS * out_features) + share.begin;
+        const long long own_table = pair * (NUM_NODES * out_features) + share.begin;
         const Records records = {sorted_samples, fractions};
         const auto record_index = [&](int place) {
             return work.pair * chunk + max(min(place, work.end - 1), 0);
@@ -99,7 +104,6 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
                 if (!next_to_it) {
                     sums.add_column_to(rows, 1, share, out_features);
                     sums.clear(1);
-                    sums.clear(3);
                 }
                 sums.shift();
             }
@@ -114,7 +118,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
         };
 
         // One sample: `value` is its row of grad_y and becomes that of the sample IN_FLIGHT later.
-        const auto pass = [&](const Prepared& at, REAL(&value)[LANE_OUTPUTS], Real2& part) {
+        const auto pass = [&](const Prepared& at, REAL(&value)[LANE_OUTPUTS], PerAxis& part) {
             if (TABLES_GRADIENT) {
 #pragma unroll
                 for (int corner = 0; corner < CORNERS; ++corner) {
@@ -124,24 +128,14 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
                 }
             }
             if (X_GRADIENT) {
-                Real2 slope = {0, 0};
-#if LAYER
-                const REAL left = dot(value, differences.left);
-                const REAL mixed = dot(value, differences.right) - left;
-#if DIRECTION
-                const Real2 factor = at.layer_factor;
-#else
-                const Real2 factor = at.mixed_factor;
+                PerAxis slopes = {};
+#if LAYER && DIRECTION
+                slopes = differences.slopes(value, at.layer_factor);
+#elif LAYER
+                slopes = differences.slopes(value, at.mixed_factor);
 #endif
-                slope = {left + factor.first * mixed,
-                         dot(value, differences.across) + factor.second * mixed};
-#endif
-#if DIRECTION
-                const REAL mixed_along = dot(value, mixed_difference.mixed);
-                slope.first += at.mixed_factor.first * mixed_along;
-                slope.second += at.mixed_factor.second * mixed_along;
-#endif
-                part = slope;
+                if (DIRECTION) mixed_difference.add_slopes(value, at.mixed_factor, slopes);
+                part = slopes;
             }
             share.read(reinterpret_cast<const REAL*>(own_grad_y + at.bytes_to_fetch), value);
         };
@@ -171,7 +165,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
                 }
                 if (X_GRADIENT) {
                     __syncwarp();
-                    const Real2 total = work.parts.total(samples);
+                    const PerAxis total = work.parts.total(samples);
                     if (lane < samples) work.prepared[group + lane].mixed_factor = total;
                     __syncwarp();
                 }
@@ -180,18 +174,27 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             if (X_GRADIENT && begin + lane < work.end) {
                 const long long pair = work.pair, tile = work.tile;
                 const Record own = work.record[lane];
-                const Real2 slope = work.prepared[lane].mixed_factor;  // overwritten above
-                // NaN where a coordinate is not finite, else 0
-                const REAL poison = 0 * own.fraction.first + 0 * own.fraction.second;
-                const Real2 scaled = {GRID[own.cell / NUM_KNOTS][1] * slope.first + poison,
-                                    GRID[own.cell % NUM_KNOTS][1] * slope.second + poison};
+                const PerAxis slope = work.prepared[lane].mixed_factor;  // overwritten above
+                const Intervals intervals = intervals_of_cell(own.cell);
+                REAL poison = 0 * own.fraction.at[0];  // NaN where a coordinate is not finite
+#pragma unroll
+                for (int axis = 1; axis < DIMENSION; ++axis) poison += 0 * own.fraction.at[axis];
+                PerAxis scaled;
+#pragma unroll
+                for (int axis = 0; axis < DIMENSION; ++axis) {
+                    scaled.at[axis] = GRID[intervals.at[axis]][1] * slope.at[axis] + poison;
+                }
                 if (SEVERAL_TILES) {
-                    reinterpret_cast<Real2*>(slopes)[(tile * pairs + pair) * chunk + own.sample] =
+                    reinterpret_cast<PerAxis*>(slopes)[(tile * pairs + pair) * chunk + own.sample] =
                         scaled;
                 } else {
-                    REAL* target = slopes + (first_sample + own.sample) * in_features + 2 * pair;
-                    target[0] = scaled.first;
-                    if (2 * pair + 1 < in_features) target[1] = scaled.second;
+                    const long long first = DIMENSION * pair;
+                    REAL* target = slopes + (first_sample + own.sample) * in_features + first;
+                    target[0] = scaled.at[0];
+#pragma unroll
+                    for (int axis = 1; axis < DIMENSION; ++axis) {
+                        if (first + axis < in_features) target[axis] = scaled.at[axis];
+                    }
                 }
             }
             __syncwarp();  // the next batch overwrites this one
@@ -209,7 +212,7 @@ backward(const REAL* __restrict__ grad_y, const REAL* __restrict__ direction,
             const long long slot = (half * pairs + work.pair) * parts + work.part;
             for (int o = threadIdx.x; o < outputs; o += WARPS * LANES) {
                 Merger merger = {grad_tables + first + o +
-                                 work.pair * (NUM_KNOTS * NUM_KNOTS * out_features)};
+                                 work.pair * (NUM_NODES * out_features)};
 #pragma unroll 1  // unrolled, it takes registers that the walk needs
                 for (const Work& left : work_of_warp) {
                     if (left.last_cell < 0) continue;
@@ -234,7 +237,7 @@ backward_slots(const int* __restrict__ sorted_samples, const int* __restrict__ e
                REAL* grad_tables, const REAL* __restrict__ slots, long long count, long long chunk,
                long long parts, long long in_features, long long out_features) {
     constexpr int THREADS = WARPS * LANES;
-    const long long pairs = (in_features + 1) / 2;
+    const long long pairs = pairs_of(in_features);
     const long long groups = (out_features + THREADS - 1) / THREADS;
 
     for (long long task = blockIdx.x; task < pairs * groups; task += gridDim.x) {
@@ -242,14 +245,14 @@ backward_slots(const int* __restrict__ sorted_samples, const int* __restrict__ e
         const long long o = task % groups * THREADS + threadIdx.x;
         if (o >= out_features) continue;
         const Records records = {sorted_samples + 2 * pair * chunk, nullptr};
-        Merger merger = {grad_tables + pair * (NUM_KNOTS * NUM_KNOTS * out_features) + o};
+        Merger merger = {grad_tables + pair * (NUM_NODES * out_features) + o};
         struct Slot {
             int cell = -1;  // none
             REAL row[CORNERS];
         };
         const auto slot_at = [&](int n) {
             Slot slot;
-            if (n == 2 * parts) return slot;
+            if (n == HALVES * parts) return slot;
             const int half = n >= parts, part = n - half * static_cast<int>(parts);
             const Range range(part, static_cast<int>(parts), half, evens[pair],
                               static_cast<int>(count));
@@ -260,7 +263,7 @@ backward_slots(const int* __restrict__ sorted_samples, const int* __restrict__ e
             return slot;
         };
         Slot next = slot_at(0);
-        for (int n = 0; n < 2 * parts; ++n) {
+        for (int n = 0; n < HALVES * parts; ++n) {
             const Slot slot = next;
             next = slot_at(n + 1);  // on its way while this one is added
             if (slot.cell < 0) continue;
@@ -273,20 +276,20 @@ backward_slots(const int* __restrict__ sorted_samples, const int* __restrict__ e
 
 // Adds up the tiles' parts of dx, where there are several, and writes dx.
 //
-// Block    32 samples, 16 pairs at a time, through shared memory, so that neighbouring lanes have
+// Block    32 samples and 32 features at a time, through shared memory, so that neighbouring lanes have
 //          neighbouring samples of a pair when they read, neighbouring features when they write.
 // Order    tiles ascending.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 backward_slopes(const REAL* __restrict__ slopes, REAL* __restrict__ grad_x,
                 long long first_sample, long long count, long long chunk, long long in_features,
                 long long out_features) {
-    constexpr int SOME_PAIRS = LANES / 2;
+    constexpr int SOME_PAIRS = LANES / DIMENSION;
     __shared__ REAL of_feature[LANES][LANES + 1];
-    const long long pairs = (in_features + 1) / 2;
+    const long long pairs = pairs_of(in_features);
     const long long tiles = (out_features + TILE - 1) / TILE;
     const long long pair_groups = (pairs + SOME_PAIRS - 1) / SOME_PAIRS;
     const long long tasks = (count + LANES - 1) / LANES * pair_groups;
-    const Real2* parts = reinterpret_cast<const Real2*>(slopes);
+    const PerAxis* parts = reinterpret_cast<const PerAxis*>(slopes);
     const int lane = lane_index(), warp = threadIdx.x / LANES;
 
     for (long long task = blockIdx.x; task < tasks; task += gridDim.x) {
@@ -294,19 +297,21 @@ backward_slopes(const REAL* __restrict__ slopes, REAL* __restrict__ grad_x,
         const long long begin = task / pair_groups * LANES;
         for (int n = warp; n < SOME_PAIRS; n += WARPS) {
             if (first_pair + n < pairs && begin + lane < count) {
-                Real2 sum = {0, 0};
+                PerAxis sum = {};
                 for (long long tile = 0; tile < tiles; ++tile) {
-                    const Real2 part =
+                    const PerAxis part =
                         parts[(tile * pairs + first_pair + n) * chunk + begin + lane];
-                    sum.first += part.first;
-                    sum.second += part.second;
+#pragma unroll
+                    for (int axis = 0; axis < DIMENSION; ++axis) sum.at[axis] += part.at[axis];
                 }
-                of_feature[2 * n][lane] = sum.first;
-                of_feature[2 * n + 1][lane] = sum.second;
+#pragma unroll
+                for (int axis = 0; axis < DIMENSION; ++axis) {
+                    of_feature[DIMENSION * n + axis][lane] = sum.at[axis];
+                }
             }
         }
         __syncthreads();
-        const long long feature = 2 * first_pair + lane;
+        const long long feature = DIMENSION * first_pair + lane;
         for (int n = warp; n < LANES; n += WARPS) {
             if (begin + n < count && feature < in_features) {
                 grad_x[(first_sample + begin + n) * in_features + feature] = of_feature[lane][n];

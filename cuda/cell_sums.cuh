@@ -2,42 +2,46 @@
 #include "row_vectors.cuh"
 #include "stencil.cuh"
 
-// The lane's part of the sums over the samples of a cell, for each of its rows. Corners 0 and 2 are
-// the left node column, 1 and 3 the right one.
+// The lane's part of the sums over the samples of a cell, for each of its rows. Even corners are the
+// left node column, odd ones the right one.
 struct CellSums {
     REAL row[CORNERS][LANE_OUTPUTS];
 
-    __device__ __forceinline__ void clear(int corner) {
+    __device__ __forceinline__ void clear(int column) {
 #pragma unroll
-        for (int k = 0; k < LANE_OUTPUTS; ++k) row[corner][k] = 0;
+        for (int n = 0; n < CORNERS; n += 2) {
+#pragma unroll
+            for (int k = 0; k < LANE_OUTPUTS; ++k) row[column + n][k] = 0;
+        }
     }
 
     // The right column becomes the left one.
     __device__ __forceinline__ void shift() {
 #pragma unroll
         for (int k = 0; k < LANE_OUTPUTS; ++k) {
-            row[0][k] = row[1][k];
-            row[2][k] = row[3][k];
+#pragma unroll
+            for (int n = 0; n < CORNERS; n += 2) row[n][k] = row[n + 1][k];
         }
         clear(1);
-        clear(3);
     }
 
-    // Adds a column to rows of the tables' gradient; `rows` is the lane's first output of row 0.
+    // Adds a column to rows of the tables' gradient; `rows` is the lane's first output of row 0. Of
+    // one variable it is one row. (Two arrays, as ptxas spills those of an array of rows.)
     __device__ __forceinline__ void add_column_to(REAL* rows, int column, const Share& share,
                                                   long long out_features) const {
+        constexpr bool HAS_HIGH = DIMENSION > 1;
         REAL* low = rows + corner_offset(column, out_features);
         REAL* high = rows + corner_offset(column + 2, out_features);
         REAL low_sum[LANE_OUTPUTS], high_sum[LANE_OUTPUTS];
         share.read(low, low_sum);
-        share.read(high, high_sum);
+        if (HAS_HIGH) share.read(high, high_sum);
 #pragma unroll
         for (int k = 0; k < LANE_OUTPUTS; ++k) {
             low_sum[k] += row[column][k];
-            high_sum[k] += row[column + 2][k];
+            if (HAS_HIGH) high_sum[k] += row[column + 2][k];
         }
         share.write(low, low_sum);
-        share.write(high, high_sum);
+        if (HAS_HIGH) share.write(high, high_sum);
     }
 };
 

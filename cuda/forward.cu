@@ -12,9 +12,9 @@
 // Lane     locates every 32nd pair of the run, 32 pairs at a time by the whole warp, and passes
 //          cell and weights on by shuffles; owns LANE_OUTPUTS outputs of the tile, in vectors
 //          (row_vectors.cuh).
-// Reads    x, X: once per tile. tables: four rows of a tile per pair, from L2 or farther.
+// Reads    x, X: once per tile. tables: the rows of a cell per pair, of a tile, from L2 or farther.
 // Writes   y: each element once.
-// Order    one sum per output and run, over pairs ascending and corners 0 .. 3; runs ascending.
+// Order    one sum per output and run, over pairs and corners ascending; runs ascending.
 #include "row_vectors.cuh"
 #include "stencil.cuh"
 
@@ -26,10 +26,10 @@ forward(const REAL* __restrict__ x, const REAL* __restrict__ direction,
         long long in_features, long long out_features, long long accumulate) {
     __shared__ __align__(16) REAL parts[SAMPLES][SPLIT][TILE];
     const int warp = threadIdx.x / LANES, slot = warp / SPLIT, part = warp % SPLIT;
-    const long long pairs = (in_features + 1) / 2;
+    const long long pairs = pairs_of(in_features);
     const long long run = (pairs + SPLIT - 1) / SPLIT;
     const long long first_pair = min(part * run, pairs), last_pair = min(first_pair + run, pairs);
-    const long long table_size = NUM_KNOTS * NUM_KNOTS * out_features;
+    const long long table_size = NUM_NODES * out_features;
     const long long tiles = (out_features + TILE - 1) / TILE;
     const long long tasks = (batch + SAMPLES - 1) / SAMPLES * tiles;
 

@@ -41,7 +41,7 @@ __device__ __forceinline__ LocalPoint local_point_of(float2 point, float2 along,
 __device__ __forceinline__ void add_pair(float4* sum, unsigned tile, LocalPoint at) {
     Hats hats_1 = hats_at(at.u, at.a), hats_2 = hats_at(at.v, at.b);
     const Rows rows = rows_of(at.cell, threadIdx.x % 32, hats_1, hats_2);
-    const Factors factors = factors_of(weights_of(hats_1, hats_2));
+    const Factors factors = factors_of(weights_of({hats_1, hats_2}));
     const unsigned first = tile + rows.first;
 #pragma unroll
     for (int t = 0; t < CHUNKS; ++t) {

@@ -8,6 +8,8 @@
 //     f_xx = F_i (T[i+1,j] - T[i,j]) - B_i (T[i,j] - T[i-1,j])                f_yy likewise
 //     f_xy = M_i M_j (T[i+1,j+1] - T[i+1,j-1] - T[i-1,j+1] + T[i-1,j-1])
 //
+// A function of one variable has f_xx alone, and 1 / (G-1): a table is then a single column.
+//
 // Block    a tile of VECTORS vectors of outputs and of COLUMNS columns j of one pair; where a grid
 //          has more columns, neighbouring tiles share HALO of them on either side. It goes from row
 //          to row i: what lies in other rows is in registers, in other columns in shared memory.
@@ -28,10 +30,11 @@
 
 using Values = Vector<REAL, VECTOR>;
 
-constexpr int INNER = (NUM_GRIDS - 1) * (NUM_GRIDS - 1);
-constexpr int HALO = NUM_KNOTS > COLUMNS ? 2 : 0;  // a gradient depends on two columns either side
+constexpr int INNER = power(NUM_GRIDS - 1);
+constexpr int TABLE_COLUMNS = NUM_NODES / NUM_KNOTS;
+constexpr int HALO = TABLE_COLUMNS > COLUMNS ? 2 : 0;  // a gradient depends on two columns either side
 constexpr int OWN_COLUMNS = COLUMNS - 2 * HALO;
-constexpr int COLUMN_TILES = (NUM_KNOTS + OWN_COLUMNS - 1) / OWN_COLUMNS;
+constexpr int COLUMN_TILES = (TABLE_COLUMNS + OWN_COLUMNS - 1) / OWN_COLUMNS;
 
 // F, B and M of a knot.
 struct Factors {
@@ -39,6 +42,9 @@ struct Factors {
 };
 
 __device__ __forceinline__ bool is_inner(int i) { return i > 0 && i < NUM_GRIDS; }
+
+// The single column of a function of one variable counts as an inner one.
+__device__ __forceinline__ bool is_inner_column(int j) { return DIMENSION == 1 || is_inner(j); }
 
 __device__ __forceinline__ Factors factors_at(int i) {
     if (!is_inner(i)) return {0, 0, 0};
@@ -83,10 +89,10 @@ hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, d
         const int j = static_cast<int>(task / output_tiles % COLUMN_TILES) * OWN_COLUMNS - HALO +
                       column;
         const long long pair = task / output_tiles / COLUMN_TILES;
-        const bool exists = in_tile && vector < row_vectors && j >= 0 && j < NUM_KNOTS;
+        const bool exists = in_tile && vector < row_vectors && j >= 0 && j < TABLE_COLUMNS;
         const bool owned = exists && column >= HALO && column < COLUMNS - HALO;
-        const long long own_table = (pair * NUM_KNOTS * NUM_KNOTS + j) * row_vectors + vector;
-        const auto offset_of = [&](int i) { return own_table + i * NUM_KNOTS * row_vectors; };
+        const long long own_table = (pair * NUM_KNOTS * TABLE_COLUMNS + j) * row_vectors + vector;
+        const auto offset_of = [&](int i) { return own_table + i * TABLE_COLUMNS * row_vectors; };
         const auto load = [&](int i) {
             Values value = {};
             if (exists && i < NUM_KNOTS) {
@@ -112,12 +118,13 @@ hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, d
             arriving = load(i + 1);
             Shared(*row)[VECTORS] = shared[i % 2];
             if (in_tile) row[column][own_vector] = {here, f_yy, mixed};
-            __syncthreads();  // the row is there, and nobody reads the one before the last
+            // The row is there, and nobody reads the one before the last.
+            if (DIMENSION > 1) __syncthreads();
             const Shared at_left = row[left][own_vector], at_right = row[right][own_vector];
 
             const Factors along_i = factors_at(i - 1);
-            const REAL forward = is_inner(j) ? along_i.forward : 0;
-            const REAL backward = is_inner(j) ? along_i.backward : 0;
+            const REAL forward = is_inner_column(j) ? along_i.forward : 0;
+            const REAL backward = is_inner_column(j) ? along_i.backward : 0;
             const REAL to_right = is_inner(i) ? along_j.forward : 0;
             const REAL to_left = is_inner(i) ? along_j.backward : 0;
             const REAL product = along_i.mixed * along_j.mixed;
@@ -125,9 +132,16 @@ hessian_penalty(const TABLE* tables, REAL* grad, double* __restrict__ partial, d
             Values grad_0;
 #pragma unroll
             for (int n = 0; n < VECTOR; ++n) {
-                const REAL beside = at_right.value.at[n] - at_left.value.at[n];
                 const REAL f_xx = forward * (here.at[n] - before.at[n]) -
                                   backward * (before.at[n] - before_2.at[n]);
+                if (DIMENSION == 1) {
+                    squares += f_xx * f_xx;
+                    grad_0.at[n] = forward * f_xx;
+                    grad_1.at[n] -= (forward + backward) * f_xx;
+                    grad_2.at[n] += backward * f_xx;
+                    continue;
+                }
+                const REAL beside = at_right.value.at[n] - at_left.value.at[n];
                 const REAL f_xy = product * (beside - across_2.at[n]);
                 squares += f_xx * f_xx + f_yy.at[n] * f_yy.at[n] + 2 * f_xy * f_xy;
 

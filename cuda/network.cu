@@ -66,8 +66,8 @@ template <int N>
 __device__ __forceinline__ void add_term(const Layer& layer, int pair, const REAL* column,
                                          const Pairs::CHUNK* table, Tile<Pairs, N>& sum) {
     const Place place = place_of(layer, pair, column);
-    const Stencil at =
-        stencil_in(place.i, place.j, place.u, place.v, nullptr, pair, layer.in_features);
+    const Stencil at = stencil_in({{place.i, place.j}}, {{place.u, place.v}}, nullptr, pair,
+                                  layer.in_features);
     const Pairs::CHUNK* row = table + at.cell * N;
 #pragma unroll
     for (int t = 0; t < N; ++t) {

@@ -51,7 +51,7 @@ pack_x(const float* __restrict__ x, float* __restrict__ packed, long long batch,
             if (pair < pairs) {
                 tile[lane][n] = sample < batch
                                     ? point_of(x + sample * in_features, pair, in_features)
-                                    : Point{0, 0};
+                                    : Point{};
             }
         }
         __syncthreads();

@@ -2,9 +2,10 @@
 // samples of the same cell keep their order: a stable radix sort in shared memory.
 //
 // The order of the cells (i, j): even i before odd i, then by i, then by j. Cells of even i share
-// no node row, nor do those of odd i, so that backward.cu can treat each half in one launch. A key
-// is the number of a cell in this order; it has PASSES digits below DIGITS, least significant
-// first, and only one unless G is large.
+// no node row, nor do those of odd i, so that backward.cu can treat each half in one launch. Cells
+// of one variable are a single row of cells j, which is even. A key is the number of a cell in this
+// order; it has PASSES digits below DIGITS, least significant first, and only one unless G is
+// large.
 //
 // Block    one pair at a time.
 // Warp     a run of neighbouring places, 32 at a time; has its own counts of digits, so that the
@@ -18,7 +19,7 @@
 //
 // Shared memory, added up in backward_pass.py, too: the counts, 2 bytes for each warp and digit;
 // the first place of each digit, 4 bytes (both for an even number of digits); 4 bytes per warp;
-// then arrays [chunk]: the keys, 2 bytes (4 for G > 256); the sample of each place, 2 bytes, of one
+// then arrays [chunk]: the keys, 2 bytes (4 for more than 65536 cells); the sample of each place, 2 bytes, of one
 // pass and of the next.
 #include "grid.cuh"
 #include "lanes.cuh"
@@ -28,7 +29,7 @@ constexpr int THREADS = WARPS * LANES;
 constexpr int WORDS = (DIGITS + 1) / 2;
 constexpr int DIGITS_OF_THREAD = (DIGITS + THREADS - 1) / THREADS;
 constexpr int AT_ONCE = 4;  // samples of a thread whose x is on its way
-constexpr int EVEN_ROWS = (NUM_GRIDS + 1) / 2;
+constexpr int EVEN_ROWS = DIMENSION > 1 ? (NUM_GRIDS + 1) / 2 : 1;
 
 template <bool WIDE>
 struct Unsigned {
@@ -38,11 +39,24 @@ template <>
 struct Unsigned<true> {
     using type = unsigned;
 };
-using Key = Unsigned<(NUM_GRIDS > 256)>::type;
+using Key = Unsigned<(NUM_CELLS > 65536)>::type;
 
-__device__ __forceinline__ Key key_of(Point point) {
-    const int i = interval_of(point.x1), j = interval_of(point.x2);
+__device__ __forceinline__ Key key_of(Intervals intervals) {
+#if DIMENSION == 1
+    return static_cast<Key>(intervals.at[0]);
+#else
+    const int i = intervals.at[0], j = intervals.at[1];
     return static_cast<Key>((i / 2 + i % 2 * EVEN_ROWS) * NUM_GRIDS + j);
+#endif
+}
+
+__device__ __forceinline__ Intervals intervals_of_key(Key key) {
+#if DIMENSION == 1
+    return {{key}};
+#else
+    const int rank = key / NUM_GRIDS, j = key % NUM_GRIDS;
+    return {{rank < EVEN_ROWS ? 2 * rank : 2 * (rank - EVEN_ROWS) + 1, j}};
+#endif
 }
 
 __device__ __forceinline__ bool is_even(Key key) { return key < EVEN_ROWS * NUM_GRIDS; }
@@ -117,19 +131,19 @@ sort_by_cell(const REAL* __restrict__ x, int* __restrict__ sorted_samples,
     const int begin = min(warp * run, size), end = min(begin + run, size);
     const REAL* chunk_x = x + first_sample * in_features;
 
-    for (long long pair = blockIdx.x; pair < (in_features + 1) / 2; pair += gridDim.x) {
+    for (long long pair = blockIdx.x; pair < pairs_of(in_features); pair += gridDim.x) {
         const auto point_at = [&](int sample) {
             const REAL* row = chunk_x + sample * in_features;
 #if IN_VECTORS
-            const Real2 both = reinterpret_cast<const Real2*>(row)[pair];
-            return Point{both.first, both.second};
+            const PerAxis both = reinterpret_cast<const PerAxis*>(row)[pair];
+            return Point{both.at[0], both.at[1]};
 #else
             return point_of(row, pair, in_features);
 #endif
         };
 #pragma unroll AT_ONCE
         for (int sample = threadIdx.x; sample < size; sample += THREADS) {
-            keys[sample] = key_of(point_at(sample));
+            keys[sample] = key_of(intervals_of(point_at(sample)));
         }
         unsigned unit = 1;  // of the digit
         for (int pass = 0; pass < PASSES; ++pass, unit *= DIGITS) {
@@ -166,16 +180,15 @@ sort_by_cell(const REAL* __restrict__ x, int* __restrict__ sorted_samples,
         }
 
         int2* own_samples = reinterpret_cast<int2*>(sorted_samples) + pair * chunk;
-        Real2* own_fractions = reinterpret_cast<Real2*>(fractions) + pair * chunk;
+        PerAxis* own_fractions = reinterpret_cast<PerAxis*>(fractions) + pair * chunk;
 #pragma unroll AT_ONCE
         for (int place = threadIdx.x; place < size; place += THREADS) {
             const int sample = sample_at[place];
             const Point point = point_at(sample);
             const Key key = keys[sample];
-            const int rank = key / NUM_GRIDS, j = key % NUM_GRIDS;
-            const int i = rank < EVEN_ROWS ? 2 * rank : 2 * (rank - EVEN_ROWS) + 1;
-            own_samples[place] = make_int2(sample, i * NUM_KNOTS + j);
-            own_fractions[place] = {fraction_of(point.x1, i), fraction_of(point.x2, j)};
+            const Intervals intervals = intervals_of_key(key);
+            own_samples[place] = make_int2(sample, cell_of(intervals));
+            own_fractions[place] = fractions_of(point, intervals);
             const bool last = place + 1 == size || !is_even(keys[sample_at[place + 1]]);
             if (is_even(key) && last) evens[pair] = place + 1;
             if (!is_even(key) && place == 0) evens[pair] = 0;

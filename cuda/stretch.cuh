@@ -5,7 +5,10 @@
 
 constexpr int IN_FLIGHT = 4;  // rows of grad_y on their way while one is worked on
 constexpr int GROUP = LANES / 2;  // samples whose slopes are summed over the lanes at a time
-constexpr int PITCH = LANES + 16 / sizeof(Real2);  // reads of neighbouring rows hit different banks
+constexpr int PITCH = LANES + 16 / sizeof(PerAxis);  // reads of neighbouring rows hit different banks
+
+// Sets of cells that share no rows.
+constexpr int HALVES = DIMENSION > 1 ? 2 : 1;
 
 // The sorted samples of a pair from begin to end: one of `number` equal parts of a half.
 struct Range {
@@ -22,11 +25,11 @@ struct Range {
 // What all lanes need of a sample, prepared by one of them.
 struct alignas(16) Prepared {
     REAL weight[CORNERS];
-    Real2 mixed_factor;        // of R - L in the two brackets: v, u, or with DIRECTION b, a
+    PerAxis mixed_factor;      // of R - L in the two brackets: v, u, or with DIRECTION b, a
     long long bytes_to_fetch;  // where grad_y of the sample IN_FLIGHT places later begins
     int cell;
 #if DIRECTION && LAYER
-    Real2 layer_factor;  // v, u
+    PerAxis layer_factor;  // v, u
 #endif
 };
 
@@ -34,43 +37,44 @@ struct alignas(16) Prepared {
 __device__ __forceinline__ void prepare(Prepared& prepared, Record record, bool real,
                                         const REAL* direction, long long pair,
                                         long long in_features) {
-    const REAL u = record.fraction.first, v = record.fraction.second;
-    const Stencil stencil = stencil_in(record.cell / NUM_KNOTS, record.cell % NUM_KNOTS, u, v,
-                                       direction, pair, in_features);
+    const Stencil stencil = stencil_in(intervals_of_cell(record.cell), record.fraction, direction,
+                                       pair, in_features);
 #pragma unroll
     for (int corner = 0; corner < CORNERS; ++corner) {
         prepared.weight[corner] = real ? stencil.weights.corner[corner] : 0;
     }
     prepared.cell = record.cell;
-    prepared.mixed_factor = {stencil.mixed[0], stencil.mixed[1]};
+    prepared.mixed_factor = stencil.mixed;
 #if DIRECTION && LAYER
-    prepared.layer_factor = {v, u};
+    prepared.layer_factor = mixed_factors(record.fraction);
 #endif
 }
 
 // Each lane's part of the slopes of GROUP samples.
 struct alignas(16) Parts {
-    Real2 of[GROUP][PITCH];
+    PerAxis of[GROUP][PITCH];
 
     // Sums the parts of each of `samples` samples: lanes l and GROUP + l return that of sample l.
-    __device__ __forceinline__ Real2 total(int samples) const {
+    __device__ __forceinline__ PerAxis total(int samples) const {
         struct alignas(16) Several {
-            Real2 at[16 / sizeof(Real2)];
+            PerAxis at[16 / sizeof(PerAxis)];
         };
-        const Real2* half =
+        const PerAxis* half =
             of[min(lane_index() % GROUP, samples - 1)] + lane_index() / GROUP * GROUP;
-        Real2 sum = {0, 0};
+        PerAxis sum = {};
 #pragma unroll 2
-        for (int k = 0; k < GROUP; k += 16 / sizeof(Real2)) {
+        for (int k = 0; k < GROUP; k += 16 / sizeof(PerAxis)) {
             const Several several = *reinterpret_cast<const Several*>(half + k);
 #pragma unroll
-            for (const Real2& part : several.at) {
-                sum.first += part.first;
-                sum.second += part.second;
+            for (const PerAxis& part : several.at) {
+#pragma unroll
+                for (int axis = 0; axis < DIMENSION; ++axis) sum.at[axis] += part.at[axis];
             }
         }
-        sum.first += __shfl_xor_sync(ALL_LANES, sum.first, GROUP);
-        sum.second += __shfl_xor_sync(ALL_LANES, sum.second, GROUP);
+#pragma unroll
+        for (int axis = 0; axis < DIMENSION; ++axis) {
+            sum.at[axis] += __shfl_xor_sync(ALL_LANES, sum.at[axis], GROUP);
+        }
         return sum;
     }
 };

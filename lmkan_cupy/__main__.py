@@ -46,7 +46,13 @@ def _run(command: str, arguments: dict[str, Any]) -> int:
 
         *features, num_grids, batch = sizes
         try:
-            show_plan(features, num_grids, batch, table_dtype=arguments["dtype"])
+            show_plan(
+                features,
+                num_grids,
+                batch,
+                table_dtype=arguments["dtype"],
+                dimension=arguments["dimension"],
+            )
         except ValueError as error:
             return _fail(str(error))
         return 0
@@ -130,6 +136,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=COMPUTE_DTYPE,
         default="float32",
         help="dtype of the tables, for --plan; default: %(default)s",
+    )
+    info.add_argument(
+        "--dimension",
+        type=int,
+        choices=(1, 2),
+        default=2,
+        help="inputs of an inner function, for --plan; default: %(default)s",
     )
 
     fit = commands.add_parser(

@@ -86,7 +86,7 @@ def forward(x: AnyArray, tables: AnyArray, *, out: AnyArray | None = None) -> Ar
     ValueError
         If shapes do not fit, or ``out`` is not contiguous or overlaps an input.
     NotImplementedError
-        For CuPy arrays, if ``tables`` have not two axes of knots.
+        For CuPy arrays, if ``tables`` have three axes of knots.
 
     Notes
     -----
@@ -416,7 +416,7 @@ def warmup(
     RuntimeError
         If there is no such device or its kernels cannot be compiled; the text says what to do.
     NotImplementedError
-        For CUDA, if ``dimension`` is not 2.
+        For CUDA, if ``dimension`` is 3.
     """
     in_features = array_checks.check_size("warmup", "in_features", in_features)
     out_features = array_checks.check_size("warmup", "out_features", out_features)

@@ -117,22 +117,25 @@ def with_special_values(problem: Problem) -> tuple[Problem, Problem, Hit]:
     """The problem with special values; the same with finite ones in these cells; what they hit."""
     bad, good = problem.x.copy(), problem.x.copy()
     pairs, num_knots, *_ = problem.tables.shape
+    dimension = problem.tables.ndim - 2
     knots = sigma_grid(num_knots - 1, dtype=bad.dtype).astype(float)
     hit = Hit(*(np.zeros(each.shape, bool) for each in (problem.grad_y, bad, problem.tables)))
     in_pairs = [(pair % pairs, values) for pair, values in enumerate(SPECIAL)]
     in_pairs.append((pairs - 1, SPECIAL[0]))  # the last of an odd number of features has no partner
     samples = range(2, len(bad), 5)
-    for sample, (pair, (first, second)) in zip(samples, in_pairs, strict=False):
-        own = slice(2 * pair, 2 * pair + 2)
-        for feature, value in enumerate((first, second)[: bad[sample, own].size], 2 * pair):
+    for sample, (pair, values) in zip(samples, in_pairs, strict=False):
+        begin = dimension * pair
+        own = slice(begin, begin + dimension)
+        for feature, value in enumerate(values[: bad[sample, own].size], begin):
             if value is not None:
                 bad[sample, feature] = value
                 outermost = slice(-2, None) if value > 0 else slice(0, 2)
                 good[sample, feature] = knots[outermost].mean()
         if not np.isfinite(bad[sample, own]).all():
-            point = oracle.by_group(good, 2)[:, sample, pair]
-            i, j = np.searchsorted(knots[1:-1], point, side="right")
-            hit.y[sample] = hit.x[sample, own] = hit.tables[pair, i : i + 2, j : j + 2] = True
+            point = oracle.by_group(good, dimension)[:, sample, pair]
+            cell = np.searchsorted(knots[1:-1], point, side="right")
+            corners = tuple(slice(each, each + 2) for each in cell)
+            hit.y[sample] = hit.x[sample, own] = hit.tables[(pair, *corners)] = True
     return problem._replace(x=bad), problem._replace(x=good), hit
 
 
@@ -174,8 +177,12 @@ def check_double_backward(without: str, problem: Problem) -> list[Array]:
     if without:
         finite = finite._replace(**{without: np.zeros_like(getattr(finite, without))})
         given = given._replace(**{without: None})
-    if without == "ggx":  # then the gradient of the tables is zero
+    of_one_variable = problem.tables.ndim == 3
+    # Then the gradient of the tables is zero; of one variable no position counts along ggx.
+    if without == "ggx" or of_one_variable:
         hit.tables[...] = False
+    if without == "ggt" and of_one_variable:
+        hit.y[...] = False
     results = unwritten(problem.grad_y, problem.x, problem.tables)
     cuda_engine.backward_backward(*cotangents(given), *results)
     return list(map(checked, results, expected_twice(finite), hit))
@@ -192,9 +199,11 @@ WANTED: dict[str, tuple[tuple[str, ...], Callable[[Problem], list[Array]]]] = {
 }
 
 
-def check_row(sizes: Sizes, dtypes: Dtypes, wanted: str, length: str) -> list[Array]:
+def check_row(
+    sizes: Sizes, dtypes: Dtypes, dimension: int, wanted: str, length: str
+) -> list[Array]:
     most = LENGTHS[length]
-    problem = row_problem(sizes._replace(batch=most.batch or sizes.batch), dtypes)
+    problem = row_problem(sizes._replace(batch=most.batch or sizes.batch), dtypes, dimension)
     if length == "long":
         problem = problem._replace(x=concentrated(problem.x, sizes.num_grids))
     with limits(most):
@@ -202,9 +211,9 @@ def check_row(sizes: Sizes, dtypes: Dtypes, wanted: str, length: str) -> list[Ar
 
 
 @cache
-def row_problem(sizes: Sizes, dtypes: Dtypes) -> Problem:
+def row_problem(sizes: Sizes, dtypes: Dtypes, dimension: int = 2) -> Problem:
     rng = np.random.default_rng(zlib.crc32(f"{sizes} {dtypes}".encode()))
-    return problem_with(rng, sizes, dtypes)
+    return problem_with(rng, sizes, dtypes, dimension)
 
 
 def concentrated(x: Array, num_grids: int) -> Array:
@@ -221,12 +230,13 @@ def row_cases(
     dtypes: Dtypes = FLOAT32,
     wanted: Iterable[str] = WANTED,
     lengths: Iterable[str] = LENGTHS,
+    dimension: int = 2,
 ) -> list[Case]:
     return [
         Case(
-            f"{sizes}-{dtypes}-{each}-{length}",
+            f"{sizes}-{dtypes}-{each}-{length}" + "-of-one-variable" * (dimension == 1),
             WANTED[each][0],
-            partial(check_row, sizes, dtypes, each, length),
+            partial(check_row, sizes, dtypes, dimension, each, length),
         )
         for each, length in product(wanted, lengths)
     ]
@@ -329,8 +339,8 @@ PENALTY_SIZES = [Sizes(0, 1, 1, 5), Sizes(0, 5, 9, 7)]
 """One tile, and several along both axes, which are more than a warp has lanes."""
 
 
-def check_penalty(sizes: Sizes, dtypes: Dtypes, blocks: int) -> list[Array]:
-    tables = row_problem(sizes, dtypes).tables
+def check_penalty(sizes: Sizes, dtypes: Dtypes, blocks: int, dimension: int = 2) -> list[Array]:
+    tables = row_problem(sizes, dtypes, dimension).tables
     penalty, grad = (np.full(shape, np.nan, np.float32) for shape in ((), tables.shape))
     of_penalty, of_grad = tolerances.hessian_penalty(tables, "float32")
     with pytest.MonkeyPatch.context() as patch:
@@ -498,5 +508,20 @@ NETWORKS = [
     for name, row in NETWORK_ROWS.items()
     for gradient in (False, True)
 ]
+#: Functions of one variable: one and two digits of the sort, one and several tiles.
+ONE_VARIABLE = [
+    case
+    for sizes, dtypes in ((ROW, FLOAT32), (Sizes(40, 3, 260, 4), HALF_TABLES))
+    for case in row_cases(sizes, dtypes, dimension=1)
+]
+ONE_VARIABLE += row_cases(Sizes(65, 3, 2, 3000), FLOAT64, ["both gradients"], dimension=1)
+ONE_VARIABLE += [
+    Case(
+        f"penalty-{PENALTY_SIZES[1]}-of-one-variable-in-{most}-blocks",
+        ("hessian_penalty.cu",),
+        partial(check_penalty, PENALTY_SIZES[1], FLOAT32, most, 1),
+    )
+    for most in (1, 1000)
+]
 CASES = [case for row in ROWS for case in row_cases(*row)]
-CASES += MANY_PAIRS + RINGS + PENALTIES + NETWORKS
+CASES += MANY_PAIRS + RINGS + PENALTIES + NETWORKS + ONE_VARIABLE

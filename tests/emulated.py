@@ -129,11 +129,13 @@ that are no multiple of the chunk of 32 samples."""
 BFLOAT16_TABLES = Dtypes("float32", "bfloat16")
 
 
-def problem_with(rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes) -> Problem:
+def problem_with(
+    rng: np.random.Generator, sizes: Sizes, dtypes: Dtypes, dimension: int = 2
+) -> Problem:
     """As `make_problem`, but also with bfloat16, which NumPy does not have."""
     if dtypes != BFLOAT16_TABLES:
-        return make_problem(rng, sizes, dtypes)
-    problem = make_problem(rng, sizes)
+        return make_problem(rng, sizes, dtypes, dimension=dimension)
+    problem = make_problem(rng, sizes, dimension=dimension)
     bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
     return problem._replace(tables=problem.tables.astype(bfloat16))
 

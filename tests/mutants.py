@@ -23,7 +23,7 @@ SORT, BACKWARD, PENALTY = "sort.cu", "backward.cu", "hessian_penalty.cu"
 CHAIN, NETWORK = "chain.cuh", "network.cu"
 STRETCH, SUMS, DIFFERENCES = "stretch.cuh", "cell_sums.cuh", "differences.cuh"
 
-POISON = "0 * own.fraction.first + 0 * own.fraction.second"
+POISON = "0 * own.fraction.at[0]"
 OF_WEIGHTS = "static_cast<long long>(layer.in_features)"
 ADDED_CHUNK = "row + Pairs::chunk_of_lane(t, N);\n#pragma unroll"
 DOTTED_CHUNK = "row + Pairs::chunk_of_lane(t, N);\n        Pairs::CHUNK value"
@@ -40,8 +40,8 @@ THOUGHT_OUT = [
     ),
     (
         STENCIL,
-        "return {cell, weights_of(hats_at(u, 0), hats_at(v, 0)), {v, u}};",
-        "return {cell, weights_of(hats_at(u, 0), hats_at(v, 0)), {u, v}};",
+        "return {{of.at[1], of.at[0]}};",
+        "return of;",
         "slopes: u and v exchanged",
     ),
     (STENCIL, "(corner >> 1) * NUM_KNOTS", "(corner >> 1) * NUM_GRIDS", "row above"),
@@ -136,8 +136,8 @@ THOUGHT_OUT = [
     (SORT, "keys[sample] / unit % DIGITS", "keys[sample] % DIGITS", "first digit twice"),
     (
         SORT,
-        "return Point{both.first, both.second};",
-        "return Point{both.second, both.first};",
+        "return Point{both.at[0], both.at[1]};",
+        "return Point{both.at[1], both.at[0]};",
         "i and j exchanged",
     ),
     (SORT, "if (!is_even(key) && place == 0) evens[pair] = 0;", "", "no evens"),
@@ -145,14 +145,14 @@ THOUGHT_OUT = [
     (STRETCH, "half == 0 ? evens : count", "count", "even half ends behind"),
     (
         STRETCH,
-        "prepared.mixed_factor = {stencil.mixed[0], stencil.mixed[1]};",
-        "prepared.mixed_factor = {stencil.mixed[1], stencil.mixed[1]};",
+        "prepared.mixed_factor = stencil.mixed;",
+        "prepared.mixed_factor = {};",
         "factors along",
     ),
     (
         STRETCH,
-        "prepared.layer_factor = {v, u};",
-        "prepared.layer_factor = {u, v};",
+        "prepared.layer_factor = mixed_factors(record.fraction);",
+        "prepared.layer_factor = record.fraction;",
         "factors of the layer",
     ),
     (STRETCH, "lane_index() / GROUP * GROUP", "0", "half the parts"),
@@ -165,7 +165,7 @@ THOUGHT_OUT = [
     ),
     (SUMS, "neighbours ? row[corner + 1] : 0", "0", "merger: column not carried"),
     (SUMS, "low_sum[k] += row[column][k];", "low_sum[k] = row[column][k];", "overwrites"),
-    (SUMS, "row[2][k] = row[3][k];", "row[2][k] = 0;", "column not carried"),
+    (SUMS, "row[n][k] = row[n + 1][k];", "row[n][k] = 0;", "column not carried"),
     (DIFFERENCES, "left[k] = right[k];", "", "difference kept"),
     (DIFFERENCES, "row_2[k] - row_0[k]", "row_2[k] - row_1[k]", "wrong difference"),
     (BACKWARD, "part * WARPS", "part", "stretches overlap"),
@@ -173,8 +173,8 @@ THOUGHT_OUT = [
     (BACKWARD, "begin + IN_FLIGHT + lane", "begin + lane", "rows of grad_y"),
     (BACKWARD, "entered & 1u << k", "entered & 1u", "cell of the second"),
     (BACKWARD, "(tile * pairs + pair) * chunk", "pair * chunk", "tiles of slopes"),
-    (BACKWARD, POISON, "0 * own.fraction.first", "not finite: first coordinate only"),
-    (BACKWARD, POISON, "0 * own.fraction.second", "not finite: second coordinate only"),
+    (BACKWARD, POISON, "0", "not finite: second coordinate only"),
+    (BACKWARD, "poison += 0 * own.fraction.at[axis];", "", "not finite: first coordinate only"),
     (BACKWARD, "merger.row[n] += left.last[n][o];", "merger.row[n] = left.last[n][o];", "a warp"),
     (
         BACKWARD,
@@ -186,7 +186,12 @@ THOUGHT_OUT = [
     (BACKWARD, "n >= parts", "0", "slots: even half twice"),
     (BACKWARD, "records.cell(range.end - 1)", "records.cell(range.begin)", "slots: cell"),
     (BACKWARD, "merger.enter(-1, out_features);", "", "slots: last cell lost"),
-    (BACKWARD, "sum.second += part.second;", "", "slopes: second coordinate"),
+    (BACKWARD, "sum.at[axis] += part.at[axis];", "sum.at[0] += part.at[axis];", "slopes: axes"),
+    (STENCIL, "-h.along", "h.along", "one variable: sign of a slope"),
+    (STENCIL, "h.lower", "h.upper", "one variable: weight of the other", "{{h.lower"),
+    (DIFFERENCES, "return {{dot(g, across)}};", "return {};", "one variable: no slope"),
+    (PENALTY, "squares += f_xx * f_xx;", "", "one variable: no squares"),
+    (PENALTY, "grad_1.at[n] -= (forward + backward) * f_xx;", "", "one variable: middle"),
     (
         PENALTY,
         "2 * (at_left.mixed.at[n] - at_right.mixed.at[n])",

@@ -127,7 +127,7 @@ def warmup(
     """Compile, or load from the disk cache, what layers with tables of ``dtype`` need."""
     check_dimension(dimension)
     real = compute_dtype_of(dtype)
-    layer = LayerShape(in_features, out_features, num_grids, real.name, dtype.name)
+    layer = LayerShape(in_features, out_features, num_grids, real.name, dtype.name, dimension)
     with kernel_cache.on_device(device):
         for launch in launches(layer, kernel_cache.device()):
             kernel_cache.kernel(launch)
@@ -138,7 +138,9 @@ def launches(layer: LayerShape, device: Device) -> list[Launch]:
     found = list(plan_penalty(layer, device, aligned=True).launches)
     # The kernel of a network with such a layer is that of a network of it alone.
     features = (layer.in_features, layer.out_features)
-    network = NetworkShape(features, layer.num_grids, layer.real, layer.table)
+    network = NetworkShape(
+        features, layer.num_grids, layer.real, layer.table, dimension=layer.dimension
+    )
     for gradient in (False, True):
         plans = network_candidates(network, 1, device, gradient=gradient)
         found += [possible.kernel for possible in plans]

@@ -37,17 +37,22 @@ MOST_WALK_OUTPUTS = {"float32": 8, "float64": 4}
 #: where shared memory has less room, only as many as fit.
 WALK_BLOCKS, NARROW_WALK_BLOCKS, FEWEST_WALK_BLOCKS = 3, 4, 2
 
-#: dtype of x -> bytes of shared memory of a block of the walk that has everything to do.
-WALK_BYTES = {"float32": 25728, "float64": 48256}
+#: d and dtype of x -> bytes of shared memory of a block of the walk that has everything to do.
+WALK_BYTES = {
+    (1, "float32"): 14976,
+    (1, "float64"): 25728,
+    (2, "float32"): 25728,
+    (2, "float64"): 48256,
+}
 
 #: Bytes of shared memory that the hardware adds to each block; a single block may take all the rest
 #: that its multiprocessor has. Before sm_80 it adds none, so this counts too many there.
 RESERVED_BYTES = 1024
 
-#: Up to G intervals -> samples of a chunk, which the backward sorts and walks at a time; for larger
-#: G, MOST_CHUNK. Few enough that a tile of their rows of grad_y stays in the L2 cache; so many that
+#: Up to G^d cells -> samples of a chunk, which the backward sorts and walks at a time; for more,
+#: MOST_CHUNK. Few enough that a tile of their rows of grad_y stays in the L2 cache; so many that
 #: a cell's samples make up for reading its rows of the tables.
-CHUNKS = {26: 16384}
+CHUNKS = {26**2: 16384}
 MOST_CHUNK = 32768
 
 #: A digit of the sort's keys has at most so many values, and fewer if their counts would take more
@@ -121,20 +126,20 @@ def plan_backward(
         MOST_WALK_OUTPUTS[layer.real],
     )
     tiles = ceil_div(layer.out_features, LANES * outputs)
-    most_chunk = next(
-        (size for limit, size in CHUNKS.items() if layer.num_grids <= limit), MOST_CHUNK
-    )
+    most_chunk = next((size for limit, size in CHUNKS.items() if layer.cells <= limit), MOST_CHUNK)
     # The sort reads no tables: one source serves all their dtypes.
     of_x = replace(layer, table=layer.real)
-    sort, most_chunk = _sort(of_x, most_chunk, device, aligned and layer.in_features % 2 == 0)
+    in_vectors = aligned and layer.dimension == 2 and layer.in_features % 2 == 0
+    sort, most_chunk = _sort(of_x, most_chunk, device, in_vectors)
     chunk = min(max(batch, 1), most_chunk)
 
     wide = layer.real == "float64" or direction
     paired = device.capability >= PAIRED_OPERATIONS
     usual = WALK_BLOCKS if outputs == MOST_WALK_OUTPUTS[layer.real] else NARROW_WALK_BLOCKS
     wanted = max(usual - wide - paired, FEWEST_WALK_BLOCKS)
-    resident = _resident(wanted, WALK_BYTES[layer.real], device)
-    parts = _parts(chunk, layer.pairs * tiles, resident * device.multiprocessors, need_tables)
+    resident = _resident(wanted, WALK_BYTES[layer.dimension, layer.real], device)
+    halves = layer.dimension if need_tables else 1
+    parts = _parts(chunk, layer.pairs * tiles, resident * device.multiprocessors, halves)
     walk = make_source(
         "backward.cu",
         layer,
@@ -149,7 +154,7 @@ def plan_backward(
         TABLES_GRADIENT=need_tables,
     )
     slot_tasks = layer.pairs * ceil_div(layer.out_features, LANES * WALK_WARPS)
-    slope_tasks = ceil_div(chunk, LANES) * ceil_div(layer.pairs, LANES // 2)
+    slope_tasks = ceil_div(chunk, LANES) * ceil_div(layer.pairs, LANES // layer.dimension)
     return BackwardPlan(
         chunk,
         parts,
@@ -167,7 +172,7 @@ def _resident(wanted: int, shared_bytes: int, device: Device) -> int:
     return max(min(wanted, fitting), 1)
 
 
-def _parts(chunk: int, walks: int, resident: int, need_tables: bool) -> int:
+def _parts(chunk: int, walks: int, resident: int, halves: int) -> int:
     """Return how many blocks share the samples of each of the ``walks``, one per pair and tile.
 
     ``resident`` blocks run at a time. The smallest candidate gives work to all of these, and a warp
@@ -175,7 +180,7 @@ def _parts(chunk: int, walks: int, resident: int, need_tables: bool) -> int:
     which the blocks are idle least is chosen. None leaves a warp fewer than ``SHORTEST_STRETCH``
     samples.
     """
-    samples = ceil_div(chunk, 2 if need_tables else 1)  # half of them lie in cells of even rows
+    samples = ceil_div(chunk, halves)  # half of them lie in cells of even rows, or all
     most = ceil_div(samples, WALK_WARPS * SHORTEST_STRETCH)
     fewest = min(max(ceil_div(samples, WALK_WARPS * STRETCH), resident // walks), most)
     possible = range(fewest, min(2 * fewest, most) + 1)
@@ -187,7 +192,7 @@ def _sort(layer: LayerShape, chunk: int, device: Device, in_vectors: bool) -> tu
 
     ``in_vectors`` tells whether the two coordinates of a pair can be read as one vector.
     """
-    cells = layer.num_grids**2
+    cells = layer.cells
     most_digits = min(MOST_DIGITS, device.shared_bytes // (2 * _bytes_per_digit()))
     passes = next(n for n in range(1, 32) if most_digits**n >= cells)
     digits = next(
@@ -209,7 +214,7 @@ def _sort_bytes(source: Source, chunk: int) -> int:
     """Return the bytes of shared memory of a block, as listed in sort.cu."""
     constants = dict(source.constants)
     digits = 2 * ceil_div(constants["DIGITS"], 2)
-    key = 2 if source.num_grids <= 256 else 4
+    key = 2 if source.num_grids**source.dimension <= 65536 else 4
     places = 2 * min(constants["PASSES"], 2)
     return digits * _bytes_per_digit() + 4 * constants["WARPS"] + chunk * (key + places)
 
@@ -271,16 +276,17 @@ class _PullBack:
         )
         pairs, outputs = layer.pairs, layer.out_features
         number, index = ITEM_BYTES[layer.real], 4
-        of_records = pairs * plan.chunk * 2
+        records, corners = pairs * plan.chunk, 2**layer.dimension
+        # Cells that share rows of the tables' gradient lie in different halves, see backward.cu;
+        # those of one variable are a single half.
+        halves = range(layer.dimension) if need_tables else (2,)
         self._workspace = Workspace(
-            of_records * index,  # sorted samples
-            of_records * number,  # fractions
+            records * 2 * index,  # sorted samples
+            records * layer.dimension * number,  # fractions
             pairs * index,  # evens
-            plan.tiles * of_records * number if plan.slopes else 0,
-            2 * pairs * plan.parts * 4 * outputs * number if plan.slots else 0,
+            plan.tiles * records * layer.dimension * number if plan.slopes else 0,
+            len(halves) * pairs * plan.parts * corners * outputs * number if plan.slots else 0,
         )
-        # Cells that share rows of the tables' gradient lie in different halves, see backward.cu.
-        halves = (0, 1) if need_tables else (2,)
         sizes = (layer.in_features, outputs)
         self._chunks = []
         for first in range(0, batch, plan.chunk):

@@ -128,9 +128,9 @@ def from_global(layer: LayerShape, batch: int, device: Device, split: int) -> Pr
     ``split`` warps share the pairs of a sample.
     """
     item = ITEM_BYTES[layer.table]
-    rows = 4 * item * batch * layer.pairs * layer.out_features
+    rows = 2**layer.dimension * item * batch * layer.pairs * layer.out_features
     rounds = ceil_div(batch * layer.tiles * split, GLOBAL_WARPS * device.multiprocessors)
-    table_bytes = item * layer.pairs * (layer.num_grids + 1) ** 2 * layer.out_features
+    table_bytes = item * layer.pairs * layer.nodes * layer.out_features
     beyond_l2 = max(0.0, 1 - device.l2_bytes / table_bytes)
     bounds = {
         "L2": rows / (GLOBAL_BYTES * device.multiprocessors * device.clock_hz),

@@ -103,7 +103,7 @@ def candidates(
     blocks = ceil_div(batch, WARPS // split) * layer.tiles
     prediction = forward_model.from_global(layer, batch, device, split)
     found = [ForwardPlan(launch_tasks("forward", blocks, source), None, prediction)]
-    if layer.real == "float32" and batch:
+    if layer.real == "float32" and layer.dimension == 2 and batch:
         found += _through_rings(layer, batch, device, direction, aligned)
     return found
 

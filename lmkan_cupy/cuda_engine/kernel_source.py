@@ -52,6 +52,7 @@ def _preamble(source: Source) -> str:
         "TABLE": table,
         "TABLE_IS_FLOAT16": int(source.table == "float16"),
         "TABLE_IS_BFLOAT16": int(source.table == "bfloat16"),
+        "DIMENSION": source.dimension,
         "NUM_GRIDS": source.num_grids,
         **dict(source.constants),
     }

@@ -1,8 +1,8 @@
 """A network in one kernel (``network.cu``): plan, launch.
 
-The kernel takes networks of up to ``MOST_LAYERS`` layers, linear ones among them, whose tables have
-one grid and one dtype, if shared memory has room; compiled for a gradient, it also pulls one back
-to x. Whether it is faster than layer by layer, the model says.
+The kernel takes networks of up to ``MOST_LAYERS`` layers, linear ones among them, whose tables are
+of functions of two variables with one grid and one dtype, if shared memory has room; compiled for a
+gradient, it also pulls one back to x. Whether it is faster than layer by layer, the model says.
 """
 
 from collections.abc import Callable
@@ -75,12 +75,12 @@ def network_shape(network: Network) -> NetworkShape | None:
     of_tables = {(kind.shape[1:-1], kind.dtype) for kind in kinds if not kind.is_linear}
     if len(of_tables) != 1:
         return None
-    (((knots, *others), table),) = of_tables
-    if len(others) != 1:  # functions of one or three variables
-        return None
+    ((axes, table),) = of_tables
     features = (network.in_features, *(kind.out_features for kind in kinds))
     linear = frozenset(k for k, kind in enumerate(kinds) if kind.is_linear)
-    return NetworkShape(features, knots - 1, network.dtype.name, table.name, linear)
+    return NetworkShape(
+        features, axes[0] - 1, network.dtype.name, table.name, linear, dimension=len(axes)
+    )
 
 
 def plan_network(
@@ -114,7 +114,7 @@ def candidates(
     shape: NetworkShape, batch: int, device: Device, *, gradient: bool
 ) -> list[NetworkPlan]:
     """Return a plan for every size of a block with which shared memory has room."""
-    if len(shape.layers) > MOST_LAYERS:
+    if len(shape.layers) > MOST_LAYERS or shape.dimension != 2:
         return []
     plans = (
         through_shared(shape, batch, device, warps, gradient=gradient)

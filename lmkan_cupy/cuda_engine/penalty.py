@@ -54,8 +54,10 @@ def plan_penalty(layer: LayerShape, device: Device, *, aligned: bool) -> Penalty
     """
     knots = layer.num_grids + 1
     vector = vector_outputs(layer, aligned)
-    columns = min(knots, MOST_COLUMNS)
-    own_columns = columns if columns == knots else columns - 4  # two on either side are shared
+    all_columns = layer.nodes // knots
+    columns = min(all_columns, MOST_COLUMNS)
+    # Two on either side are shared.
+    own_columns = columns if columns == all_columns else columns - 4
     vectors = min(
         2 ** ((MOST_THREADS // columns).bit_length() - 1), ceil_div(layer.out_features, vector)
     )
@@ -71,7 +73,7 @@ def plan_penalty(layer: LayerShape, device: Device, *, aligned: bool) -> Penalty
         VECTORS=vectors,
         COLUMNS=columns,
     )
-    tiles = ceil_div(knots, own_columns) * ceil_div(layer.out_features, vector * vectors)
+    tiles = ceil_div(all_columns, own_columns) * ceil_div(layer.out_features, vector * vectors)
     partials = layer.pairs * tiles
     return PenaltyPlan(
         partials,

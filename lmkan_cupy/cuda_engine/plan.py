@@ -3,7 +3,8 @@
 A plan says which kernels a call launches, and how. It is a pure function of shapes, dtypes and
 limits of the device; each pass has its own: `forward_pass`, `backward_pass`, `penalty`.
 
-Symbols: B samples, I inputs, O outputs, P = ceil(I / 2) pairs, G grid intervals, S = G + 1 knots.
+Symbols: B samples, I inputs, O outputs, d inputs of an inner function, P = ceil(I / d) groups of
+them, called pairs for any d, G grid intervals, S = G + 1 knots; tables are [P, S, ..., S, O].
 """
 
 import math
@@ -70,7 +71,7 @@ class Source:
     file : str
     real, table : str
         dtype names: of all arithmetic, and of the tables.
-    num_grids : int
+    num_grids, dimension : int
     constants : tuple of (str, int)
         Further constants by name.
     """
@@ -79,6 +80,7 @@ class Source:
     real: str
     table: str
     num_grids: int
+    dimension: int
     constants: tuple[tuple[str, int], ...]
 
 
@@ -102,6 +104,8 @@ class LayerShape:
     in_features, out_features, num_grids : int
     real, table : str
         dtype names: of x, cotangents and results, and of the tables.
+    dimension : int
+        d, the inputs of an inner function.
     """
 
     in_features: int
@@ -109,10 +113,20 @@ class LayerShape:
     num_grids: int
     real: str
     table: str
+    dimension: int = 2
 
     @property
     def pairs(self) -> int:
-        return ceil_div(self.in_features, 2)
+        return ceil_div(self.in_features, self.dimension)
+
+    @property
+    def nodes(self) -> int:
+        """Rows of a table."""
+        return int((self.num_grids + 1) ** self.dimension)
+
+    @property
+    def cells(self) -> int:
+        return int(self.num_grids**self.dimension)
 
     @property
     def lane_outputs(self) -> int:
@@ -139,6 +153,8 @@ class NetworkShape:
         dtype names: of x and results, and of the tables.
     linear : frozenset of int
         The numbers of the layers that are linear ones.
+    dimension : int
+        Of all tables.
     """
 
     features: tuple[int, ...]
@@ -146,6 +162,7 @@ class NetworkShape:
     real: str
     table: str
     linear: frozenset[int] = frozenset()
+    dimension: int = 2
 
     @property
     def layers(self) -> list[LayerShape]:
@@ -154,34 +171,36 @@ class NetworkShape:
             self.real if k in self.linear else self.table for k in range(len(self.features) - 1)
         ]
         return [
-            LayerShape(inputs, outputs, self.num_grids, self.real, table)
+            LayerShape(inputs, outputs, self.num_grids, self.real, table, self.dimension)
             for (inputs, outputs), table in zip(pairwise(self.features), tables, strict=True)
         ]
 
 
 def check_dimension(dimension: int) -> None:
-    """Require functions of two variables."""
-    if dimension != 2:
+    """Require functions of one or two variables."""
+    if dimension > 2:
         raise NotImplementedError(
-            "the CUDA engine computes functions of two variables only, with tables [P, S, S, O]: "
-            f"those of dimension {dimension} are computed on the CPU, for NumPy arrays"
+            "the CUDA engine computes functions of one and of two variables, with tables [P, S, O] "
+            f"and [P, S, S, O]: those of dimension {dimension} are computed on the CPU, for NumPy "
+            "arrays"
         )
 
 
 def layer_shape(x: Any, tables: Any) -> LayerShape:
-    """Return the shapes and dtypes of checked arrays ``x`` [B, I] and ``tables`` [P, S, S, O]."""
+    """Return the shapes and dtypes of checked arrays ``x`` [B, I] and ``tables``."""
     return _layer_shape(x.shape[1], tables.shape, x.dtype, tables.dtype)
 
 
 def layer_shape_of_tables(tables: Any, real: Any) -> LayerShape:
-    """Return the same for ``tables`` [P, S, S, O] alone, as if for 2 P inputs of dtype ``real``."""
-    return _layer_shape(2 * tables.shape[0], tables.shape, real, tables.dtype)
+    """Return the same for ``tables`` alone, as if for d P inputs of dtype ``real``."""
+    return _layer_shape((tables.ndim - 2) * tables.shape[0], tables.shape, real, tables.dtype)
 
 
 @cache
 def _layer_shape(in_features: int, shape: tuple[int, ...], real: Any, table: Any) -> LayerShape:
-    check_dimension(len(shape) - 2)
-    return LayerShape(in_features, shape[3], shape[1] - 1, real.name, table.name)
+    dimension = len(shape) - 2
+    check_dimension(dimension)
+    return LayerShape(in_features, shape[-1], shape[1] - 1, real.name, table.name, dimension)
 
 
 def make_source(file: str, layer: LayerShape, **constants: int) -> Source:
@@ -190,7 +209,7 @@ def make_source(file: str, layer: LayerShape, **constants: int) -> Source:
     Every kernel has the constant ``WARPS``, the warps of a block. True and False become 1 and 0.
     """
     numbers = tuple((name, int(number)) for name, number in constants.items())
-    return Source(file, layer.real, layer.table, layer.num_grids, numbers)
+    return Source(file, layer.real, layer.table, layer.num_grids, layer.dimension, numbers)
 
 
 def launch_tasks(kernel: str, tasks: int, source: Source, shared_bytes: int = 0) -> Launch:

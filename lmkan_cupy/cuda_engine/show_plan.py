@@ -12,7 +12,9 @@ from .network_pass import NetworkPlan, plan_network
 from .plan import H100, VECTOR_BYTES, Device, Launch, NetworkShape
 
 
-def show_plan(features: Sequence[int], num_grids: int, batch: int, *, table_dtype: str) -> None:
+def show_plan(
+    features: Sequence[int], num_grids: int, batch: int, *, table_dtype: str, dimension: int = 2
+) -> None:
     """Print how the CUDA engine computes a forward, and the time that its model predicts.
 
     For the current device; where there is none, for an H100, to which the model is fitted.
@@ -23,19 +25,23 @@ def show_plan(features: Sequence[int], num_grids: int, batch: int, *, table_dtyp
         Inputs and outputs of a layer; or of a network the inputs, then the outputs of every layer.
     num_grids, batch : int
     table_dtype : str
+    dimension : int
+        Inputs of an inner function, 1 or 2.
 
     Raises
     ------
     ValueError
         If a size is out of range.
     """
-    for name, value in _rows(features, num_grids, batch, table_dtype).items():
+    for name, value in _rows(features, num_grids, batch, table_dtype, dimension).items():
         print(f"{name:<14} {value}")
 
 
-def _rows(features: Sequence[int], num_grids: int, batch: int, table_dtype: str) -> dict[str, str]:
+def _rows(
+    features: Sequence[int], num_grids: int, batch: int, table_dtype: str, dimension: int
+) -> dict[str, str]:
     for inputs, outputs in pairwise(features):
-        tables.tables_shape("info --plan", inputs, outputs, num_grids)
+        tables.tables_shape("info --plan", inputs, outputs, num_grids, dimension)
     array_checks.check_size("info --plan", "batch", batch, at_least=0)
     if cuda_obstacle() is None:
         device, where = kernel_cache.device(), "this machine's"
@@ -45,7 +51,7 @@ def _rows(features: Sequence[int], num_grids: int, batch: int, table_dtype: str)
     if batch == 0:
         return rows | {"kernel": "none: there is nothing to do for 0 samples"}
     real = array_checks.COMPUTE_DTYPE[table_dtype]
-    shape = NetworkShape(tuple(features), num_grids, real, table_dtype)
+    shape = NetworkShape(tuple(features), num_grids, real, table_dtype, dimension=dimension)
     of_kind = _of_layer if len(features) == 2 else _of_network
     return rows | of_kind(shape, batch, device)
 
@@ -63,6 +69,8 @@ def _of_layer(shape: NetworkShape, batch: int, device: Device) -> dict[str, str]
         rows["pairs"] = f"{ring.run} per block" + f", {ring.splits} parts" * (ring.splits > 1)
     else:
         rows["tables"] = "in global memory"
+        if layer.dimension == 1:
+            rows["tables"] += ": tiles in shared memory are for functions of two variables"
     return rows | _of_prediction(plan.prediction, "packing, parts and launches")
 
 
@@ -94,6 +102,8 @@ def _of_network(shape: NetworkShape, batch: int, device: Device) -> dict[str, st
 
 
 def _why_by_layers(shape: NetworkShape, batch: int, device: Device, *, gradient: bool) -> str:
+    if shape.dimension == 1:
+        return "one kernel takes functions of two variables only"
     if len(shape.layers) > network_pass.MOST_LAYERS:
         return f"a kernel takes at most {network_pass.MOST_LAYERS} layers"
     if network_pass.candidates(shape, batch, device, gradient=gradient):

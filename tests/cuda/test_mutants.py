@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import emulated
 import emulator
 import pytest
-from crossing import MANY_PAIRS, NETWORKS, PENALTIES, RINGS, Case, row_cases
+from crossing import MANY_PAIRS, NETWORKS, ONE_VARIABLE, PENALTIES, RINGS, Case, row_cases
 from emulated import ROW, SMALL_CHUNK_SIZES
 from emulator.mutate import Mutant, with_switches
 from mutants import MUTANTS, SOURCES, with_headers
@@ -19,7 +19,7 @@ CASES = row_cases(ROW)
 for sizes in SMALL_CHUNK_SIZES:
     if sizes != ROW:
         CASES += row_cases(sizes, wanted=["both gradients"])
-CASES += [*NETWORKS, *RINGS, *PENALTIES, *MANY_PAIRS]
+CASES += [*NETWORKS, *RINGS, *PENALTIES, *MANY_PAIRS, *ONE_VARIABLE]
 """First those in which most mutants fail."""
 
 SWITCHED = with_switches(SOURCES, MUTANTS)

@@ -15,7 +15,13 @@ from fresh_process import ROOT
 
 from lmkan_cupy import cuda_engine, init_tables
 from lmkan_cupy.array_checks import check_network
-from lmkan_cupy.cuda_engine import backward_pass, forward_model, forward_pass, penalty
+from lmkan_cupy.cuda_engine import (
+    backward_pass,
+    forward_model,
+    forward_pass,
+    kernel_cache,
+    penalty,
+)
 from lmkan_cupy.cuda_engine.backward_pass import BackwardPlan
 from lmkan_cupy.cuda_engine.forward_pass import ForwardPlan
 from lmkan_cupy.cuda_engine.plan import ITEM_BYTES, LANES, MOST_BLOCKS, Device, Launch, LayerShape
@@ -82,13 +88,20 @@ def test_limits(device: Device) -> None:
                 check_limits(launch, device)
 
 
-@pytest.mark.parametrize("dimension", [1, 3])
-def test_functions_of_one_and_of_three_variables_are_refused(dimension: int) -> None:
-    x, tables = np.ones((2, 6), np.float32), init_tables(6, 3, 8, dimension=dimension)
+def test_functions_of_three_variables_are_refused() -> None:
+    x, tables = np.ones((2, 6), np.float32), init_tables(6, 3, 8, dimension=3)
     call = partial(cuda_engine.forward, x, tables, np.empty((2, 3), np.float32))
-    for each in (call, partial(cuda_engine.warmup, 6, 3, 8, dimension, tables.dtype, 0)):
-        with pytest.raises(NotImplementedError, match=f"dimension {dimension} are computed on the"):
+    for each in (call, partial(cuda_engine.warmup, 6, 3, 8, 3, tables.dtype, 0)):
+        with pytest.raises(NotImplementedError, match="dimension 3 are computed on the CPU"):
             each()
+
+
+@pytest.mark.parametrize("dimension", [1, 3])
+def test_networks_of_one_and_of_three_variables_go_layer_by_layer(
+    monkeypatch: pytest.MonkeyPatch, dimension: int
+) -> None:
+    monkeypatch.setattr(kernel_cache, "device", lambda: DEVICES["sm_90"])
+    x, tables = np.ones((2, 6), np.float32), init_tables(6, 3, 8, dimension=dimension)
     network = check_network("test", x, [tables], None, None, None)
     y, grad_x = np.empty((2, 3), np.float32), np.empty_like(x)
     assert not cuda_engine.network_forward(network, x, y)
@@ -416,7 +429,7 @@ def test_blocks_of_the_walk_fit_into_shared_memory(name: str, real: str, blocks:
 @pytest.mark.parametrize(("spare", "blocks"), [(1023, 1), (1024, 2)])
 def test_the_hardware_takes_shared_memory_of_each_block(spare: int, blocks: int) -> None:
     """Two blocks need what the hardware takes for the second, too."""
-    device = Device(90, 10, 2 * backward_pass.WALK_BYTES["float32"] + spare)
+    device = Device(90, 10, 2 * backward_pass.WALK_BYTES[2, "float32"] + spare)
     plan = plan_backward(LayerShape(64, 32, 8, "float32", "float32"), 2**14, device)
     assert dict(plan.walk.source.constants)["BLOCKS"] == blocks
 

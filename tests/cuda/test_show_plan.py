@@ -15,8 +15,9 @@ def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     """Rows that `info --plan` prints where there is no GPU."""
     monkeypatch.setattr(show_plan, "cuda_obstacle", lambda: "no GPU")
 
-    def rows(*sizes: int, dtype: str = "float32") -> dict[str, str]:
-        arguments = ["info", "--dtype", dtype, "--plan", *map(str, sizes)]
+    def rows(*sizes: int, dtype: str = "float32", dimension: int = 2) -> dict[str, str]:
+        arguments = ["info", "--dtype", dtype, "--dimension", str(dimension)]
+        arguments += ["--plan", *map(str, sizes)]
         monkeypatch.setattr("sys.argv", ["lmkan_cupy", *arguments])
         assert main() == 0
         lines = capsys.readouterr().out.splitlines()
@@ -43,6 +44,13 @@ def test_plan_of_a_large_batch(plan: Any) -> None:
 def test_plan_of_a_small_batch(plan: Any) -> None:
     assert plan(512, 512, 16, 1024)["pairs"] == "32 per block, 8 parts"
     assert plan(128, 128, 26, 1024)["tables"] == "in global memory"
+
+
+def test_plan_of_functions_of_one_variable(plan: Any) -> None:
+    why = "tiles in shared memory are for functions of two variables"
+    assert plan(512, 512, 200, 2**17, dimension=1)["tables"] == f"in global memory: {why}"
+    why = "one kernel takes functions of two variables only"
+    assert plan(12, 16, 1, 8, 100, dimension=1)["kernel"] == f"one for each layer: {why}"
 
 
 @pytest.mark.parametrize(

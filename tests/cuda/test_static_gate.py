@@ -38,6 +38,8 @@ DTYPES = [
 LAYERS = [
     *(LayerShape(512, 512, 40, *dtypes) for dtypes in DTYPES),
     *(LayerShape(512, 1, 3, *dtypes) for dtypes in DTYPES),
+    *(LayerShape(512, 512, 200, *dtypes, dimension=1) for dtypes in DTYPES),
+    *(LayerShape(512, 1, 3, *dtypes, dimension=1) for dtypes in DTYPES),
 ]
 """At both ends of the plan's choices: O decides the outputs per lane."""
 
@@ -112,7 +114,7 @@ def compile_source(core: Any, source: Source, architecture: int) -> tuple[list[C
 @pytest.mark.parametrize(
     "layer",
     first_short(LAYERS),
-    ids=lambda layer: f"O{layer.out_features}-G{layer.num_grids}-{layer.table}",
+    ids=lambda layer: f"O{layer.out_features}-G{layer.num_grids}-d{layer.dimension}-{layer.table}",
 )
 def test_kernels_fit(core: Any, table: list[str], layer: LayerShape, device: Device) -> None:
     """All kernels but the ring, which has a test of its own."""
@@ -127,7 +129,7 @@ def test_kernels_fit(core: Any, table: list[str], layer: LayerShape, device: Dev
         for kernel in check_source(core, table, launch, device)
     ]
     of_walks = [each.shared_bytes for each in kernels if each.kernel == "backward"]
-    assert max(of_walks) == WALK_BYTES[layer.real]
+    assert max(of_walks) == WALK_BYTES[layer.dimension, layer.real]
 
 
 @pytest.mark.long
