@@ -37,7 +37,6 @@ from .corners import (
     scatter,
 )
 from .kernels import (
-    GATHERED,
     LANES,
     ROOM,
     Cells,
@@ -49,7 +48,6 @@ from .kernels import (
     group_located,
     locate,
     new_block,
-    pair_tile,
 )
 from .vectors import jit, load, store
 
@@ -67,6 +65,13 @@ Planes = namedtuple("Planes", "interval, position, scale, direction")
 #: Windows side by side in a block: run r has the samples from ``start[r]`` to ``start[r + 1]``; the
 #: others say which window is its first one, and where that begins in the planes.
 _Runs = namedtuple("_Runs", "start, image, row, column, place")
+
+
+#: Windows and pairs that are gathered together. Their table rows, cells and results stay in the
+#: second cache; more pairs at once would leave less room for windows that share the rows.
+_WINDOWS = 512
+_PAIRS = 4
+assert _WINDOWS * _PAIRS + LANES <= ROOM
 
 
 @jit
@@ -159,7 +164,7 @@ def _read_cells(begin, end, count, runs, places, tables, planes, cells):
     """Read the cells of windows for the pairs from ``begin`` to ``end``, one after the other."""
     num_knots = tables.shape[1]
     for pair in range(begin, end):
-        first = (pair - begin) * GATHERED
+        first = (pair - begin) * _WINDOWS
         starts = column(places, pair, tables)
         for run in range(count):
             for n in range(runs.start[run], runs.start[run + 1], LANES):
@@ -221,26 +226,26 @@ def convolve_kernel(begin, end, tables, places, geometry, planes, accumulate, ou
 
 def convolve_gather_kernel(begin, end, tables, places, geometry, planes, accumulate, out):
     """Compute the same as :func:`convolve_kernel`, to the bit, for any number of windows."""
-    num_pairs, tile, dtype = tables.shape[0], pair_tile(tables), planes.position.dtype
-    runs, rows = _new_runs(GATHERED), np.empty((GATHERED, out.shape[1]), dtype)
+    num_pairs, dtype = tables.shape[0], planes.position.dtype
+    runs, rows = _new_runs(_WINDOWS), np.empty((_WINDOWS, out.shape[1]), dtype)
     cells = Cells(
         np.empty(ROOM, np.uint32),
         np.empty((2 ** dimension_of(tables), ROOM), dtype),
         planes.direction[:0],
         planes.direction[:0],
     )
-    for first in range(begin, end, GATHERED):
-        size = min(GATHERED, end - first)
+    for first in range(begin, end, _WINDOWS):
+        size = min(_WINDOWS, end - first)
         count = _find_runs(first, first + size, geometry, runs)
         if accumulate:
             _read_rows(count, runs, out, rows)
         else:
             rows[:] = 0
-        for pair in range(0, num_pairs, tile):
-            end_pair = min(pair + tile, num_pairs)
+        for pair in range(0, num_pairs, _PAIRS):
+            end_pair = min(pair + _PAIRS, num_pairs)
             _read_cells(pair, end_pair, count, runs, places, tables, planes, cells)
             gather_rows(
-                *(0, out.shape[1], pair, end_pair, 1, GATHERED),
+                *(0, out.shape[1], pair, end_pair, 1, _WINDOWS),
                 *(cells.node, cells.weights, tables, rows[:size]),
             )
         _write_rows(count, runs, rows, out)
