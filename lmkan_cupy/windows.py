@@ -85,6 +85,18 @@ def check_groups(function: str, groups: Any, in_channels: int, out_channels: int
             )
 
 
+def check_reach(function: str, window: Window, height: int, width: int) -> None:
+    """Require images that are large enough, with their margins, for one window."""
+    for axis, size, reach in zip(
+        (-2, -1), window.padded(height, width), window.reach(), strict=True
+    ):
+        if size < reach:
+            raise ValueError(
+                f"{function}: the kernel reaches over {reach} pixels of axis {axis}, "
+                f"where x has {size} with its padding"
+            )
+
+
 def check_images_like(
     function: str,
     x_shape: tuple[int, ...],
@@ -112,14 +124,7 @@ def check_images_like(
     array_checks.check_tables_like(function, tables_shape, tables_dtype)
     out_channels = groups * tables_shape[-1]
     check_groups(function, groups, channels, out_channels)
-    for axis, size, reach in zip(
-        (-2, -1), window.padded(height, width), window.reach(), strict=True
-    ):
-        if size < reach:
-            raise ValueError(
-                f"{function}: the kernel reaches over {reach} pixels of axis {axis}, "
-                f"where x has {size} with its padding"
-            )
+    check_reach(function, window, height, width)
     in_features = channels // groups * window.num_pixels
     array_checks.check_layer_like(
         function, (*leading, in_features), x_dtype, tables_shape, tables_dtype

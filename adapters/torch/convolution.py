@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from lmkan_cupy.windows import check_groups, check_pair
+from lmkan_cupy.windows import Window, check_groups, check_pair, check_reach
 
 from . import functional
 from .functional import Engine, to_onnx
@@ -100,9 +100,10 @@ class LMKANConv2d(Layer):
                 f"[{self.in_channels}, H, W], got x.shape={tuple(x.shape)}"
             )
         images = x if x.ndim == 4 else x[None]
+        window = Window(self.kernel_size, self.stride, self._margins, self.dilation)
+        check_reach("LMKANConv2d", window, *images.shape[2:])
         if images.device.type in ("cpu", "meta") and self.engine is None and not to_onnx():
-            window = (self.kernel_size, self.stride, self._margins, self.dilation, self.groups)
-            y = functional.convolve(images, self.tables, *window)
+            y = functional.convolve(images, self.tables, window, self.groups)
         else:
             y = self._evaluate_windows(images)
         y = self._with_branch(y, images, self._convolve)
@@ -119,10 +120,8 @@ class LMKANConv2d(Layer):
         return y.movedim(-1, 1)
 
     def _padded(self, images: Tensor) -> Tensor:
-        above, below, left, right = self._margins
-        if not any(self._margins):
-            return images
-        return nn.functional.pad(images, (left, right, above, below))
+        rows, columns = self._margins
+        return nn.functional.pad(images, (*columns, *rows)) if any(rows + columns) else images
 
     def _convolve(self, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Return the ordinary convolution of the residual branch."""
@@ -134,22 +133,16 @@ class LMKANConv2d(Layer):
         for axis, size, step, gap in zip(
             (2, 3), self.kernel_size, self.stride, self.dilation, strict=True
         ):
-            reach = gap * (size - 1) + 1
-            if images.shape[axis] < reach:
-                raise ValueError(
-                    f"LMKANConv2d: the kernel reaches over {reach} pixels of axis {axis - 4}, "
-                    f"where x has {images.shape[axis]} with its padding"
-                )
-            images = images.unfold(axis, reach, step)[..., ::gap]
+            images = images.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
         return images.permute(0, 2, 3, 1, 4, 5).flatten(3)
 
-    def _margins_of(self, padding: Any) -> tuple[int, int, int, int]:
-        """Return the numbers of pixels added above, below, left and right."""
+    def _margins_of(self, padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the numbers of pixels added (above, below) and (left, right)."""
         if padding == "valid":
-            return (0, 0, 0, 0)
+            return (0, 0), (0, 0)
         if padding != "same":
             above, left = check_pair("LMKANConv2d", "padding", padding, at_least=0)
-            return (above, above, left, left)
+            return (above, above), (left, left)
         if self.stride != (1, 1):
             raise ValueError(
                 f"LMKANConv2d: padding='same' needs stride=1, got stride={self.stride}"
@@ -157,7 +150,7 @@ class LMKANConv2d(Layer):
         rows, columns = (
             gap * (size - 1) for size, gap in zip(self.kernel_size, self.dilation, strict=True)
         )
-        return (rows // 2, rows - rows // 2, columns // 2, columns - columns // 2)
+        return (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(module)``."""

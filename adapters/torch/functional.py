@@ -1,10 +1,12 @@
 """``lmkan`` and the penalty as functions of tensors: they check, choose the engine and run it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+
+from lmkan_cupy.windows import Window
 
 from . import operators, plain_torch
 
@@ -61,22 +63,14 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
     return _evaluate(operators.forward, x, tables)
 
 
-def convolve(
-    x: Tensor,
-    tables: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
+def convolve(x: Tensor, tables: Tensor, window: Window, groups: int) -> Tensor:
     """Evaluate :func:`lmkan` on all windows of ``x`` [..., C, H, W] on the CPU engine.
 
-    It gives [..., O, H', W']: see :func:`lmkan_cupy.conv2d_forward`. ``padding`` are the pixels
-    above, below, left and right; all other pairs are those of rows and of columns.
+    It gives [..., O, H', W'] and has the same derivatives: see :func:`lmkan_cupy.conv2d_forward`.
     """
-    window = kernel_size, stride, padding, dilation, groups
-    return _evaluate(lambda *layer: operators.conv2d_forward(*layer, *window), x, tables)
+    rows, columns = window.margins
+    arguments = window.kernel_size, window.stride, (*rows, *columns), window.dilation, groups
+    return _evaluate(lambda *layer: operators.conv2d_forward(*layer, *arguments), x, tables)
 
 
 def _evaluate(
