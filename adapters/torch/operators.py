@@ -293,7 +293,9 @@ for _family in (_layer, _convolution):
 
 forward, jvp = _layer.forward, _layer.jvp
 backward, backward_backward = _layer.backward, _layer.backward_backward
-conv2d_forward = _convolution.forward
+conv2d_forward, conv2d_jvp = _convolution.forward, _convolution.jvp
+conv2d_backward = _convolution.backward
+conv2d_backward_backward = _convolution.backward_backward
 hessian_penalty: Callable[..., tuple[Tensor, Tensor]] = _define("hessian_penalty")
 network: Callable[..., Tensor] = _define("network")
 network_grad: Callable[..., Tensor] = _define("network_grad")
