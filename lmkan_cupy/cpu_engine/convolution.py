@@ -174,9 +174,10 @@ def _pull_back(
 ) -> None:
     """Run the backward kernel, each thread for the pairs of some channels.
 
-    Then pixels have one owner. With fewer threads than such channels, ``grad_tables`` is split by
-    pairs or outputs and ``grad_x`` by images instead, and the windows are grouped twice.
-    ``grad_x`` alone is always split by images.
+    Then every pixel has one owner. Where there are fewer such channels than threads,
+    ``grad_tables`` is split by pairs or outputs and ``grad_x`` by images instead, and the windows
+    are grouped twice. ``grad_x`` alone is always split by images, ``grad_tables`` alone never by
+    channels.
     """
     tables, dimension = stored(tables), dimension_of(tables)
     pairs, *_, out_features = tables.shape
@@ -215,7 +216,7 @@ def _pull_back(
             lambda begin, end: run(
                 (begin * unit, min(end * unit, pairs)), all_images, all_outputs, grad_x, grad_tables
             ),
-            *(units,),
+            units,
             most=max(1, kernels.pair_tile(tables) // unit),
             work=2 * work,
         )

@@ -273,8 +273,8 @@ def convolve_backward_kernel(
     Only the windows of the images from ``first_image`` to ``end_image`` are taken. ``grad_x``
     [N, C, H, W] and ``grad_tables`` are not computed where they are empty. Of ``grad_tables`` only
     the outputs from ``first_output`` to ``end_output`` are computed. With directions in the planes
-    this is the backward of the derivative in this direction. What calls share no pixels of
-    ``grad_x``: it is added to.
+    this is the backward of the derivative in this direction. The result is added to ``grad_x``, so
+    calls at the same time must not share pixels of it.
 
     ``taps [P d, 3]`` are channel, row and column of the features of window 0.
     """

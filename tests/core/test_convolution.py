@@ -61,7 +61,8 @@ class Case(NamedTuple):
         A pixel moves towards the first feature from one window to the next.
         """
         rows, columns = grads[0].shape[1:3]
-        parts = [each.reshape(*each.shape[:3], -1, *self.kernel_size) for each in grads]
+        channels = self.images[1] // self.groups
+        parts = [each.reshape(*each.shape[:3], channels, *self.kernel_size) for each in grads]
         grad = np.concatenate(parts, 3).transpose(0, 3, 1, 2, 4, 5)
         count, channels, height, width = self.images
         (above, below), (left, right) = self.padding
