@@ -188,7 +188,7 @@ def test_equals_the_layer_of_all_windows(
         np.testing.assert_array_equal(result, expected)
 
 
-@pytest.mark.parametrize("case", first_short(CASES), ids=str)
+@pytest.mark.parametrize("case", first_short(CASES[:3]), ids=str)
 @OF_DTYPES
 @OF_DIMENSION
 def test_gradients_against_the_oracle(
