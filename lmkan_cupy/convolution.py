@@ -271,8 +271,13 @@ class _Call:
         self.engine = engine_for(np)
         self.groups: int = groups
         self.out_shape = windows.check_images_like(
-            *(function, self.x.shape, str(self.x.dtype)),
-            *(self.tables.shape, str(self.tables.dtype), self.window, groups),
+            function,
+            self.x.shape,
+            str(self.x.dtype),
+            self.tables.shape,
+            str(self.tables.dtype),
+            self.window,
+            groups,
         )
 
     def companion(self, name: str, array: AnyArray, shape: tuple[int, ...]) -> Array:

@@ -161,11 +161,11 @@ def compiled(
     table = _array(stored_dtype, dimension + 2)
     steps, addresses = _array(network_kernels.STEP, 1), _array(np.dtype(np.intp), 2)
     images, places = types.Array(numba.from_dtype(dtype), 4, "A"), _array(np.dtype(np.int64), 2)
-    geometry, planes = (
-        _named(convolution_kernels.Geometry, index),
-        types.NamedTuple(
-            (_array(np.dtype(np.uint32), 1), vector, vector, vector), convolution_kernels.Planes
-        ),
+    geometry = _named(
+        convolution_kernels.Geometry, [index] * len(convolution_kernels.Geometry._fields)
+    )
+    planes = _named(
+        convolution_kernels.Planes, [_array(np.dtype(np.uint32), 1), vector, vector, vector]
     )
     convolve = (table, places, geometry, planes, flag, images)
     arguments = {
@@ -210,9 +210,11 @@ def step_address(
 _steps: list[Any] = []
 
 
-def _named(kind: Any, each: Any) -> Any:
-    """Return Numba's type of a named tuple whose fields are all of one type."""
-    return types.NamedUniTuple(each, len(kind._fields), kind)
+def _named(kind: Any, fields: list[Any]) -> Any:
+    """Return Numba's type of a named tuple."""
+    if len(set(fields)) == 1:
+        return types.NamedUniTuple(fields[0], len(fields), kind)  # type: ignore[no-untyped-call]
+    return types.NamedTuple(fields, kind)  # type: ignore[no-untyped-call]
 
 
 def _array(dtype: np.dtype[Any], ndim: int) -> Any:

@@ -1,6 +1,8 @@
 """Convolutions on the CPU: where windows lie in images, and the calls of the kernels."""
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -151,15 +153,18 @@ def _convolve(
         planes = _locate(
             x[some], None if ggx is None else ggx[some], tables, geometry, need_scale=False
         )
-        results = out[some]
+        given = tables, places, geometry, planes, accumulate, out[some]
+        count = len(x[some]) * num_windows
         in_ranges(
-            lambda begin, end, planes=planes, results=results: kernel(
-                *(begin, end, tables, places, geometry, planes, accumulate, results)
-            ),
-            len(results) * num_windows,
+            partial(_run, kernel, given),
+            count,
             most=kernels.MOST_SAMPLES if gathers else kernels.num_grouped(num_nodes(tables)),
-            work=len(results) * num_windows * pairs * (out_features + 8),
+            work=count * pairs * (out_features + 8),
         )
+
+
+def _run(kernel: Callable[..., None], arguments: tuple[Any, ...], begin: int, end: int) -> None:
+    kernel(begin, end, *arguments)
 
 
 def _pull_back(
