@@ -117,6 +117,7 @@ class TestLMKANConv2d:
         torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
         assert seen == [x.data_ptr()]
 
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
     @pytest.mark.parametrize("groups", first_short([2, 1]))
     def test_derivatives(self, groups: int) -> None:
         layer = LMKANConv2d(
