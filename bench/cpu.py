@@ -1,5 +1,7 @@
 """``python -m bench.cpu``: the CPU engine beside torch and the KAN layers on PyPI.
 
+Convolutions are timed beside the same layer of an array of all windows.
+
 The results of layers with tables are checked before the layers are timed. All layers of one shape
 are timed in turn, in one run; ratios are medians over the rounds, with quartiles. Every layer has
 the same number of threads, that of Numba (NUMBA_NUM_THREADS).
@@ -22,6 +24,12 @@ import lmkan_cupy
 
 from .harness import peers, reference, results_file
 from .harness.console_tables import LEGEND, console, show_table, show_timings
+from .harness.convolutions import (
+    SHAPES,
+    check_convolutions,
+    show_convolutions,
+    time_convolutions,
+)
 from .harness.layer_timings import PASSES, LayerTimings, time_layers
 from .harness.results_file import OURS
 from .harness.targets import CheckedTarget, target_rows
@@ -201,10 +209,15 @@ def main() -> None:
             dimensions[features] = time_dimensions(features, seconds)
         show_dimensions(out, features, dimensions[features])
 
+    with out.status("convolutions"):
+        convolutions = time_convolutions(SHAPES[-1:] if arguments.quick else SHAPES, seconds)
+    show_convolutions(out, convolutions)
+
     targets = [target for timings in cases for target in check_ratios(timings)]
     targets += [check_spread(what, times) for what, times in per_evaluation.items()]
     for features, results in dimensions.items():
         targets += check_dimensions(features, results)
+    targets += check_convolutions(convolutions)
     show_table(out, "Targets", ("", "target", "measured", "met"), target_rows(targets))
     if arguments.json:
         written = {
@@ -216,6 +229,9 @@ def main() -> None:
                 {"features": features, "dimension": d, "num_grids": g, **measured}
                 for features, results in dimensions.items()
                 for (d, g), measured in results.items()
+            ],
+            "convolutions": [
+                {**shape._asdict(), **measured} for shape, measured in convolutions.items()
             ],
             "targets": [asdict(target) for target in targets],
         }

@@ -8,6 +8,12 @@ if not (Path(__file__).parent / "adapters").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
 from .configuration import show_config
+from .convolution import (
+    conv2d_backward,
+    conv2d_backward_backward,
+    conv2d_forward,
+    conv2d_jvp,
+)
 from .fitted import load_network
 from .functional import (
     backward,
@@ -35,6 +41,10 @@ from .tables import (
 __all__ = [
     "backward",
     "backward_backward",
+    "conv2d_backward",
+    "conv2d_backward_backward",
+    "conv2d_forward",
+    "conv2d_jvp",
     "evaluate",
     "flops",
     "fold_linear",

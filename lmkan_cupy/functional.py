@@ -395,8 +395,8 @@ def warmup(
 ) -> None:
     """Compile, or load from the disk cache, what later calls with such tables will need.
 
-    This serves calls with every batch size. On a GPU that is more than one batch size needs,
-    because the fastest kernel of a forward depends on it.
+    This serves calls with every batch size, but not convolutions. On a GPU that is more than one
+    batch size needs, because the fastest kernel of a forward depends on it.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ module              what
 ``convolution``     ``LMKANConv2d``
 ``functional``      ``lmkan``: checks its arguments and chooses the engine
 ``operators``       ``torch.ops.lmkan_cupy``: kernels, fake kernels, derivatives, autocast, vmap
+``layer_operators`` those of a layer and of its convolution
 ``nodes``           a block, and the penalties of a model, as one node of autograd each
 ``dispatch``        how autograd records these operators, and calls around torch's dispatcher
 ``exchange``        calls the core on tensors: shared memory, torch's stream and allocator

@@ -1,23 +1,25 @@
 """``LMKANConv2d``, in place of ``nn.Conv2d``."""
 
 import math
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from lmkan_cupy.windows import Window, check_groups, check_pair, check_reach
+
 from . import functional
-from .functional import Engine
+from .functional import Engine, to_onnx
 from .layers import Layer, Residual, as_leaf
 
 
 class LMKANConv2d(Layer):
     """An lmKAN layer applied to every window of an image, ``[N, C, H, W] -> [N, O, H', W']``.
 
-    It equals :class:`LMKANLinear` on the columns of ``nn.functional.unfold``. Windows are copied
-    into one array of ``N H' W'`` samples with ``C kh kw`` features, unless a window is one pixel.
+    It equals :class:`LMKANLinear` on the columns of ``nn.functional.unfold``. On the CPU engine it
+    reads the windows from the images. Elsewhere they are copied into one array of ``N H' W'``
+    samples with ``C kh kw`` features, unless a window is one pixel.
 
     Parameters
     ----------
@@ -63,8 +65,8 @@ class LMKANConv2d(Layer):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self._check_groups(in_channels, out_channels, groups)
-        window = _pair("kernel_size", kernel_size, at_least=1)
+        check_groups("LMKANConv2d", groups, in_channels, out_channels)
+        window = check_pair("LMKANConv2d", "kernel_size", kernel_size, at_least=1)
         super().__init__(
             in_channels // groups * math.prod(window),
             out_channels // groups,
@@ -82,8 +84,8 @@ class LMKANConv2d(Layer):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = window
-        self.stride = _pair("stride", stride, at_least=1)
-        self.dilation = _pair("dilation", dilation, at_least=1)
+        self.stride = check_pair("LMKANConv2d", "stride", stride, at_least=1)
+        self.dilation = check_pair("LMKANConv2d", "dilation", dilation, at_least=1)
         self.groups = groups
         self.padding = padding
         self._margins = self._margins_of(padding)
@@ -97,42 +99,50 @@ class LMKANConv2d(Layer):
                 f"LMKANConv2d: x must have shape [N, {self.in_channels}, H, W] or "
                 f"[{self.in_channels}, H, W], got x.shape={tuple(x.shape)}"
             )
-        if any(self._margins):
-            x = nn.functional.pad(x, self._margins)
         images = x if x.ndim == 4 else x[None]
-        samples = self._windows(images)
+        window = Window(self.kernel_size, self.stride, self._margins, self.dilation)
+        check_reach("LMKANConv2d", window, *images.shape[2:])
+        if images.device.type in ("cpu", "meta") and self.engine is None and not to_onnx():
+            y = functional.convolve(images, self.tables, window, self.groups)
+        else:
+            y = self._evaluate_windows(images)
+        y = self._with_branch(y, images, self._convolve)
+        return y if x.ndim == 4 else y[0]
+
+    def _evaluate_windows(self, images: Tensor) -> Tensor:
+        """Return the layer of an array of all windows."""
+        samples = self._windows(self._padded(images))
         if self.groups == 1:
             y = functional.lmkan(samples, self.tables, engine=self.engine)
         else:
             parts = zip(samples.chunk(self.groups, -1), self.tables, strict=True)
             y = torch.cat([functional.lmkan(*part, engine=self.engine) for part in parts], -1)
-        convolve = partial(
-            nn.functional.conv2d, stride=self.stride, dilation=self.dilation, groups=self.groups
-        )
-        y = self._with_branch(y.movedim(-1, 1), images, convolve)
-        return y if x.ndim == 4 else y[0]
+        return y.movedim(-1, 1)
+
+    def _padded(self, images: Tensor) -> Tensor:
+        rows, columns = self._margins
+        return nn.functional.pad(images, (*columns, *rows)) if any(rows + columns) else images
+
+    def _convolve(self, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return the ordinary convolution of the residual branch."""
+        window = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
+        return nn.functional.conv2d(self._padded(images), weight, bias, **window)
 
     def _windows(self, images: Tensor) -> Tensor:
         """Return the windows [N, H', W', C kh kw], a view if a window is one pixel."""
         for axis, size, step, gap in zip(
             (2, 3), self.kernel_size, self.stride, self.dilation, strict=True
         ):
-            reach = gap * (size - 1) + 1
-            if images.shape[axis] < reach:
-                raise ValueError(
-                    f"LMKANConv2d: the kernel reaches over {reach} pixels of axis {axis - 4}, "
-                    f"where x has {images.shape[axis]} with its padding"
-                )
-            images = images.unfold(axis, reach, step)[..., ::gap]
+            images = images.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
         return images.permute(0, 2, 3, 1, 4, 5).flatten(3)
 
-    def _margins_of(self, padding: Any) -> tuple[int, int, int, int]:
-        """Return the numbers of pixels added left, right, above and below."""
+    def _margins_of(self, padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the numbers of pixels added (above, below) and (left, right)."""
         if padding == "valid":
-            return (0, 0, 0, 0)
+            return (0, 0), (0, 0)
         if padding != "same":
-            above, left = _pair("padding", padding, at_least=0)
-            return (left, left, above, above)
+            above, left = check_pair("LMKANConv2d", "padding", padding, at_least=0)
+            return (above, above), (left, left)
         if self.stride != (1, 1):
             raise ValueError(
                 f"LMKANConv2d: padding='same' needs stride=1, got stride={self.stride}"
@@ -140,15 +150,7 @@ class LMKANConv2d(Layer):
         rows, columns = (
             gap * (size - 1) for size, gap in zip(self.kernel_size, self.dilation, strict=True)
         )
-        return (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-
-    @staticmethod
-    def _check_groups(in_channels: int, out_channels: int, groups: int) -> None:
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if groups < 1 or channels % groups:
-                raise ValueError(
-                    f"LMKANConv2d: groups must divide {name}={channels}, got groups={groups}"
-                )
+        return (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(module)``."""
@@ -157,14 +159,3 @@ class LMKANConv2d(Layer):
             f"stride={self.stride}, padding={self.padding!r}, dilation={self.dilation}, "
             f"groups={self.groups}, {super().extra_repr()}"
         )
-
-
-def _pair(name: str, value: Any, *, at_least: int) -> tuple[int, int]:
-    """Return two numbers, one per axis, from one for both or a pair."""
-    pair = value if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or not all(isinstance(each, int) and each >= at_least for each in pair):
-        raise ValueError(
-            f"LMKANConv2d: {name} must be a whole number of at least {at_least}, or two, "
-            f"got {value!r}"
-        )
-    return pair[0], pair[1]

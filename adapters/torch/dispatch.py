@@ -9,12 +9,28 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+
+
+class Operator(NamedTuple):
+    """What torch is told about an operator.
+
+    ``like`` gives results of the right shapes and dtypes without values; ``saved``, ``vjp`` and
+    ``jvp`` are its derivatives, see :func:`recorder`.
+    """
+
+    schema: str
+    kernel: Callable[..., Any]
+    like: Callable[..., Any]
+    saved: Callable[..., Sequence[Tensor | None]]
+    vjp: Callable[..., Any]
+    jvp: Callable[..., Any]
+    vmap: Callable[..., Any]
 
 
 def recorder(

@@ -74,9 +74,12 @@ class _Memory:
     def array(self, tensor: Tensor) -> Array:
         """Return an array over the memory of a tensor, copied only if it has to be.
 
-        That is, if it is not contiguous, or if its memory holds the opposite numbers.
+        That is, if it is not contiguous, or if its memory holds the opposite numbers. On the CPU
+        images with their channels last are read as they lie.
         """
-        if not tensor.is_contiguous() or tensor.is_neg():
+        if self.kind == "cpu" and tensor.is_contiguous(memory_format=torch.channels_last):
+            tensor = tensor.resolve_neg()
+        elif not tensor.is_contiguous() or tensor.is_neg():
             tensor = tensor.resolve_neg().contiguous()
         if self.kind == "cpu":
             return _numpy_array(tensor)
@@ -104,7 +107,7 @@ class _Shown:
 
 
 def _numpy_array(tensor: Tensor) -> Array:
-    """Return a NumPy array over the memory of a contiguous tensor.
+    """Return a NumPy array over the memory of a tensor.
 
     Made from its address: DLPack takes twice as long, and after ``tensor.numpy()`` the storage
     could not be resized any more, which FSDP does to free it.
@@ -115,6 +118,9 @@ def _numpy_array(tensor: Tensor) -> Array:
         "version": 3,
         "data": (tensor.data_ptr(), False),  # not read-only
         "shape": tuple(tensor.shape),
+        "strides": None
+        if tensor.is_contiguous()
+        else tuple([tensor.itemsize * step for step in tensor.stride()]),
         "typestr": _type_string(tensor.dtype),
     }
     return np.asarray(shown)

@@ -1,9 +1,12 @@
 """``lmkan`` and the penalty as functions of tensors: they check, choose the engine and run it."""
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+
+from lmkan_cupy.windows import Window
 
 from . import operators, plain_torch
 
@@ -53,19 +56,39 @@ def lmkan(x: Tensor, tables: Tensor, *, engine: Engine = None) -> Tensor:
         For further derivatives, which engine "torch" has.
     """
     check_engine("lmkan", engine)
+    if to_onnx():
+        return _evaluate(plain_torch.forward_for_onnx, x, tables, on_engine=False)
+    if engine == "torch":
+        return _evaluate(plain_torch.forward, x, tables, on_engine=False)
+    return _evaluate(operators.forward, x, tables)
+
+
+def convolve(x: Tensor, tables: Tensor, window: Window, groups: int) -> Tensor:
+    """Evaluate :func:`lmkan` on all windows of ``x`` [..., C, H, W] on the CPU engine.
+
+    It gives [..., O, H', W'] and has the same derivatives: see :func:`lmkan_cupy.conv2d_forward`.
+    """
+    rows, columns = window.margins
+    arguments = window.kernel_size, window.stride, (*rows, *columns), window.dilation, groups
+    return _evaluate(lambda *layer: operators.conv2d_forward(*layer, *arguments), x, tables)
+
+
+def _evaluate(
+    evaluate: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    tables: Tensor,
+    *,
+    on_engine: bool = True,
+) -> Tensor:
+    """Evaluate a layer in the dtypes that its tensors and autocast ask for."""
     _check_same_device(x, tables)
     _check_dense("x", x)
     _check_dense("tables", tables)
     # Meta tensors have no autocast, and torch raises if it is asked.
     is_autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     if x.dtype in HALF and x.dtype == tables.dtype and not is_autocast:
-        return lmkan(x.float(), tables, engine=engine).to(x.dtype)
-    evaluate = operators.forward
-    if to_onnx():
-        evaluate = plain_torch.forward_for_onnx
-    elif engine == "torch":
-        evaluate = plain_torch.forward
-    else:
+        return _evaluate(evaluate, x.float(), tables, on_engine=on_engine).to(x.dtype)
+    if on_engine:
         check_device("x", x)
         tables = as_engine_takes(tables)
     # Here and not only in the dispatcher, which for torch.func would come to autocast last.

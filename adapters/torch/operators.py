@@ -1,64 +1,33 @@
 """The operators ``torch.ops.lmkan_cupy``: the functions of the core, registered with torch.
 
 For each operator torch is told its kernel, the shapes and dtypes of its results, its derivative and
-its rule for vmap; the table ``_OPERATORS`` lists them. Operators are defined by their schema and
+its rule for vmap; the table ``_OPERATORS`` lists them. Those of layers and convolutions are in
+:mod:`.layer_operators`. Operators are defined by their schema and
 not by ``torch.library.custom_op``, which costs more time per call.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import lmkan_cupy
-from lmkan_cupy import array_checks
+from lmkan_cupy import array_checks, windows
 
 from . import dispatch, exchange
+from .dispatch import Operator
 from .exchange import dtype_name
+from .layer_operators import LayerOperators, in_front, not_needed, nothing, one_by_one
 
 # --- Kernels --------------------------------------------------------------------------------------
-
-
-def _not_needed(argument: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what stands for a gradient that is not needed, as an operator returns only tensors.
-
-    It is empty and has as many axes as the argument.
-    """
-    return argument.new_empty([0] * argument.ndim, dtype=dtype)
-
-
-def _forward(x: Tensor, tables: Tensor) -> Any:
-    return exchange.run(lmkan_cupy.forward, x, tables)
-
-
-def _jvp(tangent_x: Tensor | None, tangent_tables: Tensor | None, x: Tensor, tables: Tensor) -> Any:
-    return exchange.run(lmkan_cupy.jvp, tangent_x, tangent_tables, x, tables)
-
-
-def _backward(
-    grad_y: Tensor, x: Tensor, tables: Tensor, need_x: bool, need_tables: bool
-) -> tuple[Tensor, Tensor]:
-    grad_x, grad_tables = exchange.run(
-        lmkan_cupy.backward, grad_y, x, tables, need_x=need_x, need_tables=need_tables
-    )
-    return (
-        _not_needed(x, x.dtype) if grad_x is None else grad_x,
-        _not_needed(tables, x.dtype) if grad_tables is None else grad_tables,
-    )
-
-
-def _backward_backward(
-    ggx: Tensor | None, ggt: Tensor | None, grad_y: Tensor, x: Tensor, tables: Tensor
-) -> Any:
-    return exchange.run(lmkan_cupy.backward_backward, ggx, ggt, grad_y, x, tables)
 
 
 def _hessian_penalty(tables: Tensor, need_grad: bool) -> Any:
     if need_grad:
         return exchange.run(lmkan_cupy.hessian_penalty_and_grad, tables)
     penalty = exchange.run(lmkan_cupy.hessian_penalty, tables)
-    return penalty, _not_needed(tables, penalty.dtype)
+    return penalty, not_needed(tables, penalty.dtype)
 
 
 def split(arrays: Iterable[Any]) -> list[Any]:
@@ -101,40 +70,12 @@ def _network_grad(
 # --- Shapes and dtypes only, for compilers, fake and meta tensors ---------------------------------
 
 
-def _forward_like(x: Tensor, tables: Tensor) -> Tensor:
-    array_checks.check_layer_like(
-        "lmkan", x.shape, dtype_name(x.dtype), tables.shape, dtype_name(tables.dtype)
-    )
-    return x.new_empty((*x.shape[:-1], tables.shape[-1]))
-
-
-def _jvp_like(
-    tangent_x: Tensor | None, tangent_tables: Tensor | None, x: Tensor, tables: Tensor
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], tables.shape[-1]))
-
-
-def _backward_like(
-    grad_y: Tensor, x: Tensor, tables: Tensor, need_x: bool, need_tables: bool
-) -> tuple[Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape) if need_x else _not_needed(x, x.dtype),
-        x.new_empty(tables.shape) if need_tables else _not_needed(tables, x.dtype),
-    )
-
-
-def _backward_backward_like(
-    ggx: Tensor | None, ggt: Tensor | None, grad_y: Tensor, x: Tensor, tables: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(grad_y.shape), x.new_empty(x.shape), x.new_empty(tables.shape)
-
-
 def _hessian_penalty_like(tables: Tensor, need_grad: bool) -> tuple[Tensor, Tensor]:
     array_checks.check_tables_like("hessian_penalty", tables.shape, dtype_name(tables.dtype))
     dtype = torch.float64 if tables.dtype == torch.float64 else torch.float32
     return (
         tables.new_empty((), dtype=dtype),
-        tables.new_empty(tables.shape, dtype=dtype) if need_grad else _not_needed(tables, dtype),
+        tables.new_empty(tables.shape, dtype=dtype) if need_grad else not_needed(tables, dtype),
     )
 
 
@@ -149,106 +90,7 @@ def _network_grad_like(grad_y: Tensor, x: Tensor, *rest: Any) -> Tensor:
 
 # --- Derivatives ----------------------------------------------------------------------------------
 # Each operator has its derivative in reverse mode (vjp) and in forward mode (jvp); `recorder` of
-# `dispatch` says how they are called. Gradients of half tables are float32; autograd expects
-# gradients and tangents in the dtype of the tables.
-
-
-def _inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Sequence[Tensor | None]:
-    return inputs
-
-
-def _forward_vjp(ctx: Any, kept: Any, grad_y: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad_y is None:
-        return None, None
-    x, tables = kept
-    _, need_x, need_tables = ctx.needs_input_grad
-    grad_x, grad_tables = backward(grad_y, x, tables, need_x, need_tables)
-    return grad_x if need_x else None, grad_tables.to(tables.dtype) if need_tables else None
-
-
-def _forward_jvp(
-    ctx: Any, kept: Any, tangent_x: Tensor | None, tangent_tables: Tensor | None
-) -> Tensor:
-    x, tables = kept
-    return jvp(tangent_x, _as_gradient(tangent_tables, x), x, tables)
-
-
-def _as_gradient(tangent_tables: Tensor | None, x: Tensor) -> Tensor | None:
-    """Return a tangent of tables in the dtype of their gradient."""
-    return None if tangent_tables is None else tangent_tables.to(x.dtype)
-
-
-def _jvp_vjp(ctx: Any, kept: Any, grad_y: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad_y is None:
-        return (None,) * 4
-    *direction, x, tables = kept
-    _, *of_direction, need_x, need_tables = ctx.needs_input_grad
-    grads: list[Tensor | None] = [None] * 4
-    if any(of_direction):
-        grads[:2] = backward(grad_y, x, tables, *of_direction)
-    if need_x or need_tables:
-        _, grad_x, grad_tables = backward_backward(*direction, grad_y, x, tables)
-        grads[2:] = grad_x, grad_tables.to(tables.dtype)
-    return tuple(
-        grad if need else None
-        for grad, need in zip(grads, (*of_direction, need_x, need_tables), strict=True)
-    )
-
-
-def _jvp_jvp(ctx: Any, kept: Any, *tangents: Tensor | None) -> None:
-    raise NotImplementedError(
-        "lmkan: forward mode inside forward mode is not implemented: take reverse mode inside, as "
-        "torch.func.hessian does, or engine='torch'"
-    )
-
-
-def _tensors_and_needs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Sequence[Tensor]:
-    *tensors, ctx.need_x, ctx.need_tables = inputs
-    return tensors
-
-
-def _backward_vjp(
-    ctx: Any, kept: Any, ggx: Tensor | None, ggt: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    ggx, ggt = ggx if ctx.need_x else None, ggt if ctx.need_tables else None
-    if ggx is None and ggt is None:
-        return (None,) * 5
-    grad_y, x, tables = kept
-    grad_grad_y, grad_x, grad_tables = backward_backward(ggx, ggt, grad_y, x, tables)
-    return grad_grad_y, grad_x, grad_tables.to(tables.dtype), None, None
-
-
-def _backward_jvp(
-    ctx: Any,
-    kept: Any,
-    tangent_y: Tensor | None,
-    tangent_x: Tensor | None,
-    tangent_tables: Tensor | None,
-    *needs: None,
-) -> tuple[Tensor | None, ...]:
-    """The backward is linear in ``grad_y``; its derivative in the layer is symmetric."""
-    grad_y, x, tables = kept
-    terms = []
-    if tangent_y is not None:
-        terms.append(backward(tangent_y, x, tables, ctx.need_x, ctx.need_tables))
-    if tangent_x is not None or tangent_tables is not None:
-        direction = tangent_x, _as_gradient(tangent_tables, x)
-        terms.append(backward_backward(*direction, grad_y, x, tables)[1:])
-    of_x, of_tables = zip(*terms, strict=True)
-    return (
-        sum(of_x[1:], start=of_x[0]) if ctx.need_x else _not_needed(x, x.dtype),
-        sum(of_tables[1:], start=of_tables[0]) if ctx.need_tables else _not_needed(tables, x.dtype),
-    )
-
-
-def _nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Sequence[Tensor]:
-    return ()
-
-
-def _no_third_derivative(ctx: Any, kept: Any, *cotangents_or_tangents: Tensor | None) -> None:
-    raise NotImplementedError(
-        "lmkan: third derivatives are not implemented; engine='torch' has them"
-    )
+# `dispatch` says how they are called.
 
 
 def _tables_or_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Sequence[Tensor]:
@@ -276,7 +118,7 @@ def _hessian_penalty_jvp(
     of_penalty = (_gradient(ctx, kept) * tangent_tables).sum()
     if ctx.need_grad:
         return of_penalty, hessian_penalty(tangent_tables, True)[1]
-    return of_penalty, _not_needed(tangent_tables, of_penalty.dtype)
+    return of_penalty, not_needed(tangent_tables, of_penalty.dtype)
 
 
 def _gradient(ctx: Any, kept: Any) -> Tensor:
@@ -329,70 +171,15 @@ def _forward_under_autocast(x: Tensor, tables: Tensor) -> Tensor:
     return under_autocast(forward, x, tables)
 
 
+def _conv2d_forward_under_autocast(x: Tensor, tables: Tensor, *window: Any) -> Tensor:
+    return under_autocast(lambda x, tables: conv2d_forward(x, tables, *window), x, tables)
+
+
 # --- vmap -----------------------------------------------------------------------------------------
 
 
-def _in_front(tensor: Tensor, axis: int | None, size: int) -> Tensor:
-    """Return a tensor with its mapped axis first; a tensor without one is repeated along it."""
-    return tensor.expand(size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
-
-
-def _one_by_one(operator: Callable[..., Any], info: Any, axes: Any, arguments: Any) -> Any:
-    """Return the stacked results of an operator for each index along the mapped axes."""
-    members = [
-        [
-            each if axis is None else each.select(axis, index)
-            for each, axis in zip(arguments, axes, strict=True)
-        ]
-        for index in range(info.batch_size)
-    ]
-    results = [operator(*member) for member in members]
-    if isinstance(results[0], Tensor):
-        return torch.stack(results), 0
-    return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
-
-
-def _forward_vmap(info: Any, axes: Any, x: Tensor, tables: Tensor) -> Any:
-    x_axis, tables_axis = axes
-    if tables_axis is None:  # samples may have any number of leading axes
-        return forward(x.movedim(x_axis, 0), tables), 0
-    return _one_by_one(forward, info, axes, (x, tables))
-
-
-def _jvp_vmap(
-    info: Any,
-    axes: Any,
-    tangent_x: Tensor | None,
-    tangent_tables: Tensor | None,
-    x: Tensor,
-    tables: Tensor,
-) -> Any:
-    if axes[1] is None and axes[3] is None:
-        if tangent_x is not None:
-            tangent_x = _in_front(tangent_x, axes[0], info.batch_size)
-        return jvp(tangent_x, tangent_tables, _in_front(x, axes[2], info.batch_size), tables), 0
-    return _one_by_one(jvp, info, axes, (tangent_x, tangent_tables, x, tables))
-
-
-def _backward_vmap(
-    info: Any, axes: Any, grad_y: Tensor, x: Tensor, tables: Tensor, *needs: bool
-) -> Any:
-    need_x, need_tables = needs
-    if axes[2] is None and not need_tables:
-        samples = (
-            _in_front(each, axis, info.batch_size)
-            for each, axis in ((grad_y, axes[0]), (x, axes[1]))
-        )
-        return backward(*samples, tables, need_x, False), (0, None)
-    return _one_by_one(backward, info, axes, (grad_y, x, tables, *needs))
-
-
-def _backward_backward_vmap(info: Any, axes: Any, *arguments: Any) -> Any:
-    return _one_by_one(backward_backward, info, axes, arguments)
-
-
 def _hessian_penalty_vmap(info: Any, axes: Any, *arguments: Any) -> Any:
-    return _one_by_one(hessian_penalty, info, axes, arguments)
+    return one_by_one(hessian_penalty, info, axes, arguments)
 
 
 def _network_vmap(info: Any, axes: Any, x: Tensor, *network_arguments: Any) -> Any:
@@ -405,7 +192,7 @@ def _network_grad_vmap(
 ) -> Any:
     _check_one_network(axes[2:])
     samples = (
-        _in_front(each, axis, info.batch_size) for each, axis in ((grad_y, axes[0]), (x, axes[1]))
+        in_front(each, axis, info.batch_size) for each, axis in ((grad_y, axes[0]), (x, axes[1]))
     )
     return network_grad(*samples, *network_arguments), 0
 
@@ -419,57 +206,64 @@ def _check_one_network(axes: Any) -> None:
 # --- Registration ---------------------------------------------------------------------------------
 
 
-class _Operator(NamedTuple):
-    """What torch is told about an operator.
+def _shape_of_y(x: Tensor, tables: Tensor) -> tuple[int, ...]:
+    array_checks.check_layer_like(
+        "lmkan", x.shape, dtype_name(x.dtype), tables.shape, dtype_name(tables.dtype)
+    )
+    return (*x.shape[:-1], tables.shape[-1])
 
-    ``like`` gives results of the right shapes and dtypes without values; ``saved``, ``vjp`` and
-    ``jvp`` are its derivatives, see :func:`.dispatch.recorder`.
-    """
 
-    schema: str
-    kernel: Callable[..., Any]
-    like: Callable[..., Any]
-    saved: Callable[..., Sequence[Tensor | None]]
-    vjp: Callable[..., Any]
-    jvp: Callable[..., Any]
-    vmap: Callable[..., Any]
+def _window_options(
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> dict[str, Any]:
+    """Return a window; ``padding`` are the pixels above, below, left and right of an image."""
+    return {
+        "kernel_size": tuple(kernel_size),
+        "stride": tuple(stride),
+        "padding": (tuple(padding[:2]), tuple(padding[2:])),
+        "dilation": tuple(dilation),
+        "groups": groups,
+    }
 
+
+def _shape_of_convolution(x: Tensor, tables: Tensor, *arguments: Any) -> tuple[int, ...]:
+    options = _window_options(*arguments)
+    groups = options.pop("groups")
+    return windows.check_images_like(
+        *("lmkan", x.shape, dtype_name(x.dtype), tables.shape, dtype_name(tables.dtype)),
+        *(windows.check_window("lmkan", **options), groups),
+    )
+
+
+_layer = LayerOperators("", "", dict, _shape_of_y)
+_convolution = LayerOperators(
+    "conv2d_",
+    ", int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups",
+    _window_options,
+    _shape_of_convolution,
+)
 
 _OPERATORS = {
-    "forward": _Operator(
-        "(Tensor x, Tensor tables) -> Tensor",
-        *(_forward, _forward_like, _inputs, _forward_vjp, _forward_jvp, _forward_vmap),
-    ),
-    "jvp": _Operator(
-        "(Tensor? tangent_x, Tensor? tangent_tables, Tensor x, Tensor tables) -> Tensor",
-        *(_jvp, _jvp_like, _inputs, _jvp_vjp, _jvp_jvp, _jvp_vmap),
-    ),
-    "backward": _Operator(
-        "(Tensor grad_y, Tensor x, Tensor tables, bool need_x, bool need_tables)"
-        " -> (Tensor, Tensor)",
-        *(_backward, _backward_like, _tensors_and_needs, _backward_vjp, _backward_jvp),
-        _backward_vmap,
-    ),
-    "backward_backward": _Operator(
-        "(Tensor? ggx, Tensor? ggt, Tensor grad_y, Tensor x, Tensor tables)"
-        " -> (Tensor, Tensor, Tensor)",
-        *(_backward_backward, _backward_backward_like, _nothing),
-        *(_no_third_derivative, _no_third_derivative, _backward_backward_vmap),
-    ),
-    "hessian_penalty": _Operator(
+    **dict(_layer.described()),
+    **dict(_convolution.described()),
+    "hessian_penalty": Operator(
         "(Tensor tables, bool need_grad) -> (Tensor, Tensor)",
         *(_hessian_penalty, _hessian_penalty_like, _tables_or_gradient),
         *(_hessian_penalty_vjp, _hessian_penalty_jvp, _hessian_penalty_vmap),
     ),
-    "network": _Operator(
+    "network": Operator(
         "(Tensor x, Tensor[] arrays, float[] bounds, Tensor? shift, Tensor? scale) -> Tensor",
         *(_network, _network_like, _of_network),
         *(_network_vjp, _one_reverse_derivative, _network_vmap),
     ),
-    "network_grad": _Operator(
+    "network_grad": Operator(
         "(Tensor grad_y, Tensor x, Tensor[] arrays, float[] bounds, Tensor? shift,"
         " Tensor? scale) -> Tensor",
-        *(_network_grad, _network_grad_like, _nothing),
+        *(_network_grad, _network_grad_like, nothing),
         *(_one_reverse_derivative, _one_reverse_derivative, _network_grad_vmap),
     ),
 }
@@ -494,13 +288,18 @@ def _define(name: str) -> Callable[..., Any]:
     return dispatch.call(name, kernel=kernel, recorded=recorded)
 
 
-forward: Callable[..., Tensor] = _define("forward")
-jvp: Callable[..., Tensor] = _define("jvp")
-backward: Callable[..., tuple[Tensor, Tensor]] = _define("backward")
-backward_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = _define("backward_backward")
+for _family in (_layer, _convolution):
+    _family.call_each_other(_define)
+
+forward, jvp = _layer.forward, _layer.jvp
+backward, backward_backward = _layer.backward, _layer.backward_backward
+conv2d_forward, conv2d_jvp = _convolution.forward, _convolution.jvp
+conv2d_backward = _convolution.backward
+conv2d_backward_backward = _convolution.backward_backward
 hessian_penalty: Callable[..., tuple[Tensor, Tensor]] = _define("hessian_penalty")
 network: Callable[..., Tensor] = _define("network")
 network_grad: Callable[..., Tensor] = _define("network_grad")
 
-_library.impl("forward", _forward_under_autocast, "AutocastCPU")
-_library.impl("forward", _forward_under_autocast, "AutocastCUDA")
+for _key in ("AutocastCPU", "AutocastCUDA"):
+    _library.impl("forward", _forward_under_autocast, _key)
+    _library.impl("conv2d_forward", _conv2d_forward_under_autocast, _key)

@@ -12,6 +12,10 @@ import numpy as np
 from ..array_checks import compute_dtype_of
 from ..array_library import Array
 from . import compiling, kernels, network_kernels
+from .convolution import conv2d_backward as conv2d_backward
+from .convolution import conv2d_backward_backward as conv2d_backward_backward
+from .convolution import conv2d_forward as conv2d_forward
+from .convolution import conv2d_jvp as conv2d_jvp
 from .corners import dimension_of, num_nodes
 from .layout import grid, intervals_of, is_gathered, stored
 from .network import network_forward as network_forward

@@ -15,7 +15,15 @@ from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
 from .. import installation
-from . import corners, kernels, layout, network_kernels, penalty_kernel, vectors
+from . import (
+    convolution_kernels,
+    corners,
+    kernels,
+    layout,
+    network_kernels,
+    penalty_kernel,
+    vectors,
+)
 
 if obstacle := installation.cpu_obstacle():
     raise RuntimeError(f"the CPU engine cannot run: {obstacle}")
@@ -24,7 +32,15 @@ _log = logging.getLogger("lmkan_cupy")
 
 
 #: All that is compiled.
-_SOURCES = (vectors, corners, layout, kernels, network_kernels, penalty_kernel)
+_SOURCES = (
+    vectors,
+    corners,
+    layout,
+    kernels,
+    network_kernels,
+    convolution_kernels,
+    penalty_kernel,
+)
 
 
 class _Cache(FunctionCache):
@@ -97,7 +113,15 @@ BACKWARD = _kernel(kernels.backward_kernel)
 PENALTY = _kernel(penalty_kernel.penalty_kernel)
 NETWORK = _kernel(network_kernels.network_kernel)
 NETWORK_GRAD = _kernel(network_kernels.network_grad_kernel)
+#: The kernels of layers and networks.
 KERNELS = (FORWARD, GATHER, BACKWARD, PENALTY, NETWORK, NETWORK_GRAD)
+
+LOCATE = _kernel(convolution_kernels.locate_kernel)
+CONVOLVE = _kernel(convolution_kernels.convolve_kernel)
+CONVOLVE_GATHER = _kernel(convolution_kernels.convolve_gather_kernel)
+CONVOLVE_BACKWARD = _kernel(convolution_kernels.convolve_backward_kernel)
+#: Those of convolutions, which are compiled at the first call that needs them.
+CONVOLUTION_KERNELS = (LOCATE, CONVOLVE, CONVOLVE_GATHER, CONVOLVE_BACKWARD)
 
 
 class _AnnounceCompilation(event.Listener):
@@ -105,7 +129,7 @@ class _AnnounceCompilation(event.Listener):
 
     def on_start(self, event: Any) -> None:
         kernel = event.data["dispatcher"]
-        if kernel in KERNELS:
+        if kernel in KERNELS + CONVOLUTION_KERNELS:
             _announce(kernel.stats.cache_path)
 
     def on_end(self, event: Any) -> None:
@@ -136,7 +160,22 @@ def compiled(
     vector, matrix, grad = (_array(dtype, ndim) for ndim in (1, 2, dimension + 2))
     table = _array(stored_dtype, dimension + 2)
     steps, addresses = _array(network_kernels.STEP, 1), _array(np.dtype(np.intp), 2)
+    images, places = types.Array(numba.from_dtype(dtype), 4, "A"), _array(np.dtype(np.int64), 2)
+    geometry = _named(
+        convolution_kernels.Geometry, [index] * len(convolution_kernels.Geometry._fields)
+    )
+    planes = _named(
+        convolution_kernels.Planes, [_array(np.dtype(np.uint32), 1), vector, vector, vector]
+    )
+    convolve = (table, places, geometry, planes, flag, images)
     arguments = {
+        LOCATE: (images, images, index, matrix, geometry, planes),
+        CONVOLVE: convolve,
+        CONVOLVE_GATHER: convolve,
+        CONVOLVE_BACKWARD: (
+            *(index, index, index, index, index, matrix, table, places, places, geometry, planes),
+            *(images, grad),
+        ),
         FORWARD: (matrix, table, matrix, matrix, flag, matrix),
         GATHER: (matrix, table, matrix, matrix, flag, matrix),
         BACKWARD: (
@@ -169,6 +208,13 @@ def step_address(
 
 
 _steps: list[Any] = []
+
+
+def _named(kind: Any, fields: list[Any]) -> Any:
+    """Return Numba's type of a named tuple."""
+    if len(set(fields)) == 1:
+        return types.NamedUniTuple(fields[0], len(fields), kind)  # type: ignore[no-untyped-call]
+    return types.NamedTuple(fields, kind)  # type: ignore[no-untyped-call]
 
 
 def _array(dtype: np.dtype[Any], ndim: int) -> Any:

@@ -102,6 +102,21 @@ def load_points(typing_context, array, index, count, tables):
     return vector(array, types.intp, count, tables), generate
 
 
+@intrinsic(prefer_literal=True)
+def load_each(typing_context, array, starts, index, width):
+    """For each of some starts a vector of ``width`` elements, from ``index`` after it on."""
+    vector = vector_of(array, width)
+    vectors = types.UniTuple(vector, starts.count)
+
+    def generate(context, builder, signature, arguments):
+        value, starts, index, _ = arguments
+        places = [builder.add(start, index) for start in _unpacked(builder, starts)]
+        each = [loaded(context, builder, array, value, place, vector) for place in places]
+        return context.make_tuple(builder, vectors, each)
+
+    return vectors(array, starts, types.intp, width), generate
+
+
 @intrinsic
 def by_axis(typing_context, points, tables):
     """The d vectors of the coordinates along each axis, of a vector of points."""
@@ -259,22 +274,22 @@ def add_corners(typing_context, y, weights, place, corners):
 
 @intrinsic(prefer_literal=True)
 def gather_corners(
-    typing_context, sums, samples, pair, num_pairs, cells, weights, room, tables, row
+    typing_context, sums, samples, first, sample_step, cells, weights, room, tables, row
 ):
     """Each sample's sum plus the weighted corners of its cell for one pair, one by one.
 
-    The cell is ``cells[sample num_pairs + pair]``; its weights are at the same place and at
+    The cell is ``cells[first + sample sample_step]``; its weights are at the same place and at
     multiples of ``room``, a constant, after it. The table row of cell 0 begins at ``row``.
     """
     vector, step = sums.dtype, room.literal_value
 
     def generate(context, builder, signature, arguments):
-        each, numbers, pair, num_pairs, cell_array, weight_array, _, table, row = arguments
+        each, numbers, first, sample_step, cell_array, weight_array, _, table, row = arguments
         shape = context.make_array(tables)(context, builder, table).shape
         num_outputs = builder.extract_value(shape, tables.ndim - 1)
         results = []
         for number, y in zip(*(_unpacked(builder, some) for some in (numbers, each)), strict=True):
-            place = builder.add(builder.mul(number, num_pairs), pair)
+            place = builder.add(builder.mul(number, sample_step), first)
             cell = builder.zext(element_of(context, builder, cells, cell_array, place), INTP)
             corner = builder.add(row, builder.mul(cell, num_outputs))
             for k, start in enumerate(_places(context, builder, tables, table, corner)):

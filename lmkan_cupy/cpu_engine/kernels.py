@@ -77,7 +77,7 @@ from .vectors import (
 _FEATURE_TILE = 16
 
 #: Coordinates located together, along one axis.
-_LANES = 16
+LANES = 16
 
 #: Where the N samples of a block lie for one pair: ``node``, that of the first corner of their
 #: cell, for d = 2 i S + j; along each axis the ``position`` in the cell, ``scale``, one over the
@@ -113,9 +113,9 @@ def num_grouped(nodes: int) -> int:
 
 @jit
 def new_block(size, tables, dtype):
-    """Room for ``size`` samples, and for reading on to a multiple of ``_LANES``."""
+    """Room for ``size`` samples, and for reading on to a multiple of ``LANES``."""
     # An odd multiple: otherwise all rows of the coordinates would compete for the same cache lines.
-    room = (-(-size // _LANES) | 1) * _LANES
+    room = (-(-size // LANES) | 1) * LANES
     dimension = dimension_of(tables)
     positions = _Positions(
         np.empty(room, np.uint32),
@@ -153,7 +153,7 @@ def fetch(x, bound, first_pair, tables, coordinates):
 
 @jit
 def _locate_by_slot(x, intervals):
-    """Do what :func:`_locate` does on a fine grid, where a slot holds at most one inner knot."""
+    """Do what :func:`locate` does on a fine grid, where a slot holds at most one inner knot."""
     origin, density, last = intervals[2, 0], intervals[2, 1], intervals[2, 2]
     slot = whole_part(density * (-origin + x), last)
     interval = whole_part(pick(intervals, 2, FIRST_SLOT + slot), last)
@@ -163,7 +163,7 @@ def _locate_by_slot(x, intervals):
 
 
 @inlined
-def _locate(x, num_knots, intervals):
+def locate(x, num_knots, intervals):
     """Find the intervals of a vector of coordinates, the positions in them, one over their widths.
 
     ``intervals`` is that of :func:`.layout.intervals`. The interval is the number of inner knots
@@ -188,13 +188,13 @@ def _locate_one_by_one(coordinates, num_knots, intervals):
     if coordinates.count == 1:
 
         def locate_last(coordinates, num_knots, intervals):
-            interval, u, scale = _locate(coordinates[0], num_knots, intervals)
+            interval, u, scale = locate(coordinates[0], num_knots, intervals)
             return (interval,), (u,), (scale,)
 
         return locate_last
 
     def locate_first(coordinates, num_knots, intervals):
-        interval, u, scale = _locate(coordinates[0], num_knots, intervals)
+        interval, u, scale = locate(coordinates[0], num_knots, intervals)
         others = _locate_each(coordinates[1:], num_knots, intervals)
         return (interval, *others[0]), (u, *others[1]), (scale, *others[2])
 
@@ -207,11 +207,11 @@ def locate_pair(tile, size, tables, intervals, block):
     at, coordinates = block.positions, block.coordinates
     room, dimension = coordinates.shape[1], dimension_of(tables)
     num_knots = tables.shape[1]
-    for n in range(0, size, _LANES):
-        node = spread(np.uint32(0), _LANES)
+    for n in range(0, size, LANES):
+        node = spread(np.uint32(0), LANES)
         for axis in range(dimension):
-            x = load(coordinates, (dimension * tile + axis) * room + n, _LANES)
-            interval, u, scale = _locate(x, num_knots, intervals)
+            x = load(coordinates, (dimension * tile + axis) * room + n, LANES)
+            interval, u, scale = locate(x, num_knots, intervals)
             node = np.uint32(num_knots) * node + interval
             store(at.position, axis * room + n, u)
             store(at.scale, axis * room + n, scale)
@@ -258,7 +258,12 @@ def _group(x, bound, pair, first_pair, tables, intervals, ggx, block):
     locate_pair(tile, size, tables, intervals, block)
     if is_directed:
         _direct(pair, ggx, block.positions)
+    return group_located(size, is_directed, tables, block)
 
+
+@jit
+def group_located(size, is_directed, tables, block):
+    """Group the samples of a block whose cells and positions are there; see :func:`_group`."""
     cells = block.positions.node
     node, start, count = block.groups.node, block.groups.start, block.count
     if 4 * size < count.size:  # so few samples rarely share a cell: each is a group
@@ -296,7 +301,7 @@ def _group(x, bound, pair, first_pair, tables, intervals, ggx, block):
 GATHERED = 128
 
 #: How many coordinates or cells there is room for, as whole vectors are written and read.
-ROOM = GATHERED * _FEATURE_TILE + 3 * _LANES
+ROOM = GATHERED * _FEATURE_TILE + 3 * LANES
 
 #: Of N samples and Q pairs ``node [>= N Q]``, that of the first corner of the cell, and
 #: ``weights [2^d, ROOM]``, those of the corners. ``coordinates, direction`` are workspace: the
@@ -344,11 +349,11 @@ def _find_cells(begin, end, x, bound, ggx, tables, intervals, cells):
     _copy_pairs(begin, end, x, tables, cells.coordinates)
     if ggx.size:
         _copy_pairs(begin, end, ggx, tables, cells.direction)
-    for place in range(0, (end - begin) * x.shape[0], _LANES):
-        points = cut(load_points(cells.coordinates, place, _LANES, tables), bound)
+    for place in range(0, (end - begin) * x.shape[0], LANES):
+        points = cut(load_points(cells.coordinates, place, LANES, tables), bound)
         knots, position, scale = _locate_each(by_axis(points, tables), num_knots, intervals)
         if ggx.size:
-            direction = by_axis(load_points(cells.direction, place, _LANES, tables), tables)
+            direction = by_axis(load_points(cells.direction, place, LANES, tables), tables)
             weights = corner_weight_slopes(position, products(direction, scale))
         else:
             weights = corner_weights(position)
@@ -382,11 +387,11 @@ def add_grouped(tables, x, bound, ggx, intervals, out):
     block = new_block(x.shape[0], tables, x.dtype)
     for pair in range(tables.shape[0]):
         num_groups = _group(x, bound, pair, 0, tables, intervals, ggx, block)
-        _add_rows(0, out.shape[1], num_groups, block.groups, pair, tables, out)
+        add_rows(0, out.shape[1], num_groups, block.groups, pair, tables, out)
 
 
 @chunked(64, 32, 16, 8, 4, 1)
-def _add_rows(width):
+def add_rows(width):
     """``out[b] += sum of w_n T[p, n]`` over the corners n, for the samples of all groups."""
 
     def walk(first, num_groups, groups, pair, tables, out):
@@ -423,26 +428,32 @@ def add_gathered(tables, x, bound, ggx, intervals, cells, out):
     for pair in range(0, num_pairs, tile):
         end_pair = min(pair + tile, num_pairs)
         _find_cells(pair, end_pair, x, bound, ggx, tables, intervals, cells)
-        _gather_rows(0, out.shape[1], pair, end_pair, cells.node, cells.weights, tables, out)
+        gather_rows(
+            *(0, out.shape[1], pair, end_pair, end_pair - pair, 1),
+            *(cells.node, cells.weights, tables, out),
+        )
 
 
 @chunked(64, 32, 16, 8, 4, 1)
-def _gather_rows(width):
-    """``out[b] += sum of w_n T[p, n]`` over the corners n, for the pairs ``begin <= p < end``."""
+def gather_rows(width):
+    """``out[b] += sum of w_n T[p, n]`` over the corners n, for the pairs ``begin <= p < end``.
+
+    The steps are those from sample to sample and from pair to pair in ``nodes`` and ``weights``.
+    """
     # As many samples at once as leave their sums in registers.
     count = min(max(64 // width, 1), 4)
 
-    def walk(first, begin, end, nodes, weights, tables, out):
+    def walk(first, begin, end, sample_step, pair_step, nodes, weights, tables, out):
         size, num_outputs = out.shape
-        num_pairs, table_size = end - begin, num_nodes(tables) * num_outputs
+        table_size = num_nodes(tables) * num_outputs
         for n in range(0, size, count):
             samples = samples_from(n, size - 1, count)
             sums = load_samples(out, samples, first, num_outputs, width)
-            for pair in range(num_pairs):
-                row = (begin + pair) * table_size + first
+            for pair in range(begin, end):
+                row, place = pair * table_size + first, (pair - begin) * pair_step
                 # Without a star, which would make a variable of the constant.
                 sums = gather_corners(
-                    sums, samples, pair, num_pairs, nodes, weights, ROOM, tables, row
+                    sums, samples, place, sample_step, nodes, weights, ROOM, tables, row
                 )
             store_samples(out, samples, first, num_outputs, sums)
 
@@ -486,7 +497,7 @@ def backward_kernel(
                 *(x[chosen], no_bound, pair, begin, tables, intervals, ggx[chosen], block)
             )
             if grad_tables.size:
-                _add_row_gradients(
+                add_row_gradients(
                     first_output, end_output, num_groups, block.groups, pair, g, grad_tables
                 )
             if grad_x.size:
@@ -499,7 +510,7 @@ def backward_kernel(
 
 
 @chunked(64, 32, 16, 8, 4, 1)
-def _add_row_gradients(width):
+def add_row_gradients(width):
     """``grad_tables[p, n] += sum over b of w_n grad_y[b]`` for the corners n of all groups.
 
     The samples of a block are added up by themselves: a sum over all samples, one after the other,

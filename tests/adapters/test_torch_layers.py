@@ -18,6 +18,8 @@ import lmkan_cupy
 
 torch = pytest.importorskip("torch")
 adapter = pytest.importorskip("lmkan_cupy.adapters.torch")
+operators = pytest.importorskip("lmkan_cupy.adapters.torch.operators")
+FakeTensorMode = pytest.importorskip("torch._subclasses").FakeTensorMode
 
 LMKAN2DLayer, LMKANConv2d = adapter.LMKAN2DLayer, adapter.LMKANConv2d
 LMKANLinear, lmkan = adapter.LMKANLinear, adapter.lmkan
@@ -85,6 +87,67 @@ class TestLMKANConv2d:
             strict=True,
         ):
             torch.testing.assert_close(grad, same)
+
+    def test_makes_no_array_of_windows_on_the_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """But on CUDA, whose engine has no convolutions."""
+        seen: list[torch.Size] = []
+
+        def windows(images: Any) -> Any:
+            seen.append(images.shape)
+            return images.new_empty(2, 6, 3, 3)
+
+        layer = LMKANConv2d(4, 6, 3, groups=2)
+        monkeypatch.setattr(layer, "_evaluate_windows", windows)
+        layer(torch.randn(2, 4, 5, 5, requires_grad=True)).sum().backward()
+        assert not seen
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            layer(torch.empty(2, 4, 5, 5, device="cuda"))
+        assert seen == [(2, 4, 5, 5)]
+
+    def test_channels_last_is_read_as_it_lies(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        layer, x = LMKANConv2d(4, 6, 3), torch.randn(2, 4, 5, 5)
+        expected, seen = layer(x), []
+
+        def forward(x: Any, tables: Any, **window: Any) -> Any:
+            seen.append(x.__array_interface__["data"][0])
+            return lmkan_cupy.conv2d_forward(x, tables, **window)
+
+        monkeypatch.setitem(operators._convolution._core, "forward", forward)
+        x = x.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
+        assert seen == [x.data_ptr()]
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+    @pytest.mark.parametrize("groups", first_short([2, 1]))
+    def test_derivatives(self, groups: int) -> None:
+        layer = LMKANConv2d(
+            2, 2, (2, 1), padding=(1, 0), groups=groups, num_grids=3, dtype=torch.float64
+        )
+
+        def evaluate(x: Any, tables: Any) -> Any:
+            return torch.func.functional_call(layer, {"tables": tables}, x)
+
+        x = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(1, 2, 2, 2).requires_grad_()
+        leaves = x, layer.tables.detach().requires_grad_()
+        torch.autograd.gradcheck(evaluate, leaves, check_forward_ad=True)
+        torch.autograd.gradgradcheck(evaluate, leaves, check_fwd_over_rev=True)
+
+    def test_vmap(self) -> None:
+        """Over images, and over images and tables, with gradients of both."""
+        layer, x = LMKANConv2d(4, 6, 3, groups=2), torch.randn(3, 2, 4, 5, 5)
+        expected = torch.stack([layer(each) for each in x])
+        torch.testing.assert_close(torch.func.vmap(layer)(x), expected, rtol=0, atol=0)
+
+        def loss(x: Any, tables: Any) -> Any:
+            return torch.func.functional_call(layer, {"tables": tables}, x).square().sum()
+
+        grads = torch.func.grad(loss, argnums=(0, 1))
+        tables = torch.stack([k * layer.tables.detach() for k in range(3)])
+        for axes, of_member in (((0, 0), lambda k: tables[k]), ((0, None), lambda k: tables[1])):
+            mapped = torch.func.vmap(grads, axes)(x, tables if axes[1] == 0 else tables[1])
+            for k in range(3):
+                for grad, each in zip(mapped, grads(x[k], of_member(k)), strict=True):
+                    torch.testing.assert_close(grad[k], each, rtol=0, atol=0)
 
     def test_one_pixel_windows_are_a_view(self) -> None:
         x = torch.randn(2, 6, 7, 5)

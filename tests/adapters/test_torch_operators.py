@@ -148,11 +148,19 @@ def arguments_of(rng: np.random.Generator, dtypes: Dtypes, batch: int) -> dict[s
     shift, scale = x.new_tensor([0.1, -0.2, 0.3]), x.new_tensor([1.0, 2.0, 3.0])
     arrays = [tables, grad_y.new_ones(2, 2), grad_y.new_ones(2)]
     network = x, arrays, [1.5, math.inf], shift, scale
+    # A window of three pixels below each other, and the window that is moved by one.
+    images, along = (each[:, None, :, None] for each in (x, ggx))
+    image_grad = torch.stack([grad_y, -grad_y], -1)[..., None]
+    window = [3, 1], [1, 1], [1, 0, 0, 0], [1, 1], 1
     return {
         "forward": (x, tables),
         "jvp": (ggx, ggt, x, tables),
         "backward": (grad_y, x, tables, True, True),
         "backward_backward": (ggx, ggt, grad_y, x, tables),
+        "conv2d_forward": (images, tables, *window),
+        "conv2d_jvp": (along, ggt, images, tables, *window),
+        "conv2d_backward": (image_grad, images, tables, True, True, *window),
+        "conv2d_backward_backward": (along, ggt, image_grad, images, tables, *window),
         "hessian_penalty": (tables, True),
         "network": network,
         "network_grad": (grad_y, *network),
@@ -175,7 +183,7 @@ class TestRegistration:
         batch: int,
         device: str,
     ) -> None:
-        """Once without and once with derivatives, which two operators do not have."""
+        """Once without and once with derivatives, which three operators do not have."""
         operator = getattr(torch.ops.lmkan_cupy, name).default
         arguments = tree_map_only(
             torch.Tensor,
@@ -183,7 +191,7 @@ class TestRegistration:
             [*arguments_of(rng, dtypes, batch)[name]],
         )
         torch.library.opcheck(operator, arguments)
-        if name not in ("backward_backward", "network_grad"):
+        if not name.endswith(("backward_backward", "network_grad")):
             arguments = [
                 each.requires_grad_() if torch.is_tensor(each) else each for each in arguments
             ]

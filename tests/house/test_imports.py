@@ -73,6 +73,10 @@ def test_public_names(tmp_path: Path) -> None:
     assert fresh_process.run(code, tmp_path).split() == [
         "backward",
         "backward_backward",
+        "conv2d_backward",
+        "conv2d_backward_backward",
+        "conv2d_forward",
+        "conv2d_jvp",
         "evaluate",
         "flops",
         "fold_linear",
