@@ -1,7 +1,8 @@
 """The modules ``LMKANLinear``, in place of ``nn.Linear``, and ``LMKANBlock``, the safe block."""
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -16,6 +17,8 @@ from lmkan_cupy.tables import init_bound, tables_shape
 
 from . import dispatch, exchange, functional, nodes
 from .functional import Engine
+
+_log = logging.getLogger("lmkan_cupy")
 
 #: The branch beside the tables.
 Residual: TypeAlias = Literal["linear", "relu", "relu_last"] | None
@@ -191,6 +194,36 @@ class Layer(TablesModule):
             self.tables.copy_(torch.stack(folded).reshape(self.tables.shape))
             self.weight = self.bias = self.residual = None
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *details: Any
+    ) -> None:
+        """Load a state; if it has tables alone, as a folded layer has, become a folded layer.
+
+        Raises
+        ------
+        RuntimeError
+            If the state has a branch and the layer has none.
+        """
+        name = prefix.removesuffix(".") or type(self).__name__
+        if self.weight is None and f"{prefix}weight" in state_dict:
+            raise RuntimeError(
+                f"load_state_dict: {name} was saved with a residual branch, which this one lacks: "
+                "make it with the `residual` that it had, and call fold_() after loading"
+            )
+        foldable = [
+            each for each in ("weight", "bias", "tables_weight") if getattr(self, each) is not None
+        ]
+        tables = state_dict.get(f"{prefix}tables")
+        if (
+            foldable
+            and tables is not None
+            and tables.shape == self.tables.shape
+            and not any(f"{prefix}{each}" in state_dict for each in foldable)
+        ):
+            self.weight = self.bias = self.residual = self.tables_weight = None
+            _log.info("load_state_dict: %s was saved folded, and is folded with it", name)
+        super()._load_from_state_dict(state_dict, prefix, *details)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def refine_(self, num_grids: int, optimizer: torch.optim.Optimizer | None = None) -> Self:
