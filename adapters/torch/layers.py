@@ -223,7 +223,7 @@ class Layer(TablesModule):
         ):
             self.weight = self.bias = self.residual = self.tables_weight = None
             _log.info("load_state_dict: %s was saved folded, and is folded with it", name)
-        super()._load_from_state_dict(state_dict, prefix, *details)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *details)
 
     @torch.no_grad()
     def refine_(self, num_grids: int, optimizer: torch.optim.Optimizer | None = None) -> Self:

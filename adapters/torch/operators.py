@@ -425,7 +425,8 @@ def _check_one_network(axes: Any) -> None:
 
 def _layer_flops(x: Sequence[int], tables: Sequence[int]) -> int:
     pairs, *knots, out_features = tables
-    return 2 * math.prod(x[:-1]) * 2 ** len(knots) * pairs * out_features
+    corners: int = 2 ** len(knots)
+    return 2 * math.prod(x[:-1]) * corners * pairs * out_features
 
 
 def _forward_flops(x: Any, tables: Any, **_: Any) -> int:
