@@ -38,6 +38,8 @@ _TABLE_DTYPES = "float32, float64, float16 or, for CuPy arrays, bfloat16"
 def check_size(function: str, name: str, value: Any, *, at_least: int = 1) -> int:
     """Return ``value`` as an int of at least ``at_least``."""
     try:
+        if isinstance(value, bool):  # to Python an int, but never meant as a size
+            raise TypeError
         size: int = operator.index(value)
     except TypeError:
         raise TypeError(

@@ -29,6 +29,8 @@ class LMKANConv2d(Layer):
         As in ``nn.Conv2d``; ``padding`` is with zeros, and may be "same" or "valid".
     groups : int
         Splits the channels of input and output into so many groups with tables of their own.
+    bias : bool
+        Whether the residual branch has a bias; the tables hold constants in any case.
     num_grids, dimension, residual, tables_weight, init_scale, engine, device, dtype
         As in :class:`LMKANLinear`; the residual branch is a convolution.
 
@@ -55,6 +57,7 @@ class LMKANConv2d(Layer):
         padding: int | tuple[int, int] | Literal["same", "valid"] = 0,
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
+        bias: bool = True,
         *,
         num_grids: int = 10,
         dimension: int = 2,
@@ -75,6 +78,7 @@ class LMKANConv2d(Layer):
             kernel_size=window,
             dimension=dimension,
             residual=residual,
+            bias=bias,
             tables_weight=tables_weight,
             init_scale=init_scale,
             engine=engine,

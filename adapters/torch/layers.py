@@ -1,7 +1,8 @@
 """The modules ``LMKANLinear``, in place of ``nn.Linear``, and ``LMKANBlock``, the safe block."""
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -16,6 +17,8 @@ from lmkan_cupy.tables import init_bound, tables_shape
 
 from . import dispatch, exchange, functional, nodes
 from .functional import Engine
+
+_log = logging.getLogger("lmkan_cupy")
 
 #: The branch beside the tables.
 Residual: TypeAlias = Literal["linear", "relu", "relu_last"] | None
@@ -93,7 +96,7 @@ class Layer(TablesModule):
         Leading axes of the tables.
     kernel_size : tuple of int
         Trailing axes of the branch's weight, which has ``in_features`` elements per output.
-    dimension, residual, tables_weight, init_scale, engine, device, dtype
+    dimension, residual, bias, tables_weight, init_scale, engine, device, dtype
         As in :class:`LMKANLinear`.
     """
 
@@ -112,6 +115,7 @@ class Layer(TablesModule):
         kernel_size: tuple[int, ...] = (),
         dimension: int,
         residual: Residual,
+        bias: bool,
         tables_weight: float | None,
         init_scale: float,
         engine: Engine,
@@ -129,15 +133,15 @@ class Layer(TablesModule):
         self.engine = engine
         self._features = in_features
         self.tables = nn.Parameter(torch.empty((*groups, *shape), device=device, dtype=dtype))
-        if residual is None:
-            self.weight = self.bias = None
-        else:
+        self.weight = self.bias = None
+        if residual is not None:
             outputs = math.prod(groups) * out_features
             columns = in_features // math.prod(kernel_size)
             self.weight = nn.Parameter(
                 torch.empty((outputs, columns, *kernel_size), device=device, dtype=dtype)
             )
-            self.bias = nn.Parameter(torch.empty(outputs, device=device, dtype=dtype))
+            if bias:
+                self.bias = nn.Parameter(torch.empty(outputs, device=device, dtype=dtype))
         self._initial_tables_weight = 1.0 if tables_weight is None else tables_weight
         self.register_buffer(
             "tables_weight",
@@ -181,15 +185,45 @@ class Layer(TablesModule):
         if self.tables_weight is not None:
             self.tables.mul_(self.tables_weight)
             self.tables_weight = None
-        if self.weight is not None and self.bias is not None:
+        if self.weight is not None:
             fold = lmkan_cupy.fold_relu if self.residual == "relu" else lmkan_cupy.fold_linear
             groups = self.tables.reshape(-1, *self.tables.shape[-self.dimension - 2 :])
-            weights = self.weight.flatten(1).chunk(len(groups))
-            parts = zip(groups, weights, self.bias.chunk(len(groups)), strict=True)
+            branch = [self.weight.flatten(1)] + ([] if self.bias is None else [self.bias])
+            parts = zip(groups, *[each.chunk(len(groups)) for each in branch], strict=True)
             folded = [exchange.run(fold, *map(_widened, part)) for part in parts]
             self.tables.copy_(torch.stack(folded).reshape(self.tables.shape))
             self.weight = self.bias = self.residual = None
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *details: Any
+    ) -> None:
+        """Load a state; if it has tables alone, as a folded layer has, become a folded layer.
+
+        Raises
+        ------
+        RuntimeError
+            If the state has a branch and the layer has none.
+        """
+        name = prefix.removesuffix(".") or type(self).__name__
+        if self.weight is None and f"{prefix}weight" in state_dict:
+            raise RuntimeError(
+                f"load_state_dict: {name} was saved with a residual branch, which this one lacks: "
+                "make it with the `residual` that it had, and call fold_() after loading"
+            )
+        foldable = [
+            each for each in ("weight", "bias", "tables_weight") if getattr(self, each) is not None
+        ]
+        tables = state_dict.get(f"{prefix}tables")
+        if (
+            foldable
+            and tables is not None
+            and tables.shape == self.tables.shape
+            and not any(f"{prefix}{each}" in state_dict for each in foldable)
+        ):
+            self.weight = self.bias = self.residual = self.tables_weight = None
+            _log.info("load_state_dict: %s was saved folded, and is folded with it", name)
+        super()._load_from_state_dict(state_dict, prefix, *details)
 
     @torch.no_grad()
     def refine_(self, num_grids: int, optimizer: torch.optim.Optimizer | None = None) -> Self:
@@ -230,14 +264,15 @@ class Layer(TablesModule):
     def _with_branch(self, y: Tensor, x: Tensor, linear: Callable[..., Tensor]) -> Tensor:
         """Return the layer's output: what its tables give, ``y``, with the branch of ``x``.
 
-        ``linear`` takes an input, the branch's weight and its bias.
+        ``linear`` takes an input, the branch's weight and its bias or None.
         """
         if self.tables_weight is not None:
             y = self.tables_weight.to(y.dtype) * y
-        if self.weight is None or self.bias is None:
+        if self.weight is None:
             return y
         x = torch.relu(x) if self.residual == "relu" else x
-        branch = linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        branch = linear(x, self.weight.to(x.dtype), bias)
         return y + (torch.relu(branch) if self.residual == "relu_last" else branch)
 
 
@@ -262,6 +297,9 @@ class LMKANLinear(Layer):
         knots, and tables hold every such function. ReLU bends at 0, so "relu" needs a knot there:
         an even ``num_grids``. "relu_last" adds ``relu(weight @ x + bias)``, which stays beside the
         tables and costs I O multiply-adds more.
+    bias : bool
+        Whether the branch has a bias. The tables hold constants in any case, so without a branch
+        there is no bias, whatever ``bias`` is.
     dimension : {1, 2, 3}
         Inputs d of an inner function. With 1, grids may be fine: 200 intervals, say.
     tables_weight : float, optional
@@ -285,7 +323,8 @@ class LMKANLinear(Layer):
     Raises
     ------
     TypeError, ValueError
-        If a size, ``residual`` or ``engine`` is out of range.
+        If a size, ``residual`` or ``engine`` is out of range, or ``num_grids`` a bool: the third
+        argument of ``nn.Linear``, ``bias``, is given by its name here.
     """
 
     def __init__(
@@ -296,18 +335,25 @@ class LMKANLinear(Layer):
         *,
         dimension: int = 2,
         residual: Residual = None,
+        bias: bool = True,
         tables_weight: float | None = None,
         init_scale: float = 0.1,
         engine: Engine = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if isinstance(num_grids, bool):
+            raise TypeError(
+                f"LMKANLinear: num_grids, the third argument, must be a whole number, got "
+                f"{num_grids}; bias={num_grids} is given by name"
+            )
         super().__init__(
             in_features,
             out_features,
             num_grids,
             dimension=dimension,
             residual=residual,
+            bias=bias,
             tables_weight=tables_weight,
             init_scale=init_scale,
             engine=engine,
@@ -405,7 +451,7 @@ class LMKANBlock(nn.Module):
             and layer.engine is None
             and layer.residual in (None, "linear")
             and layer.tables_weight is None
-            and (layer.weight is None) == (layer.bias is None)
+            and (layer.weight is not None or layer.bias is None)
             and x.shape[-1:] == (layer.in_features,)
         ):
             return None

@@ -6,11 +6,13 @@ its rule for vmap; the table ``_OPERATORS`` lists them. Those of layers and conv
 not by ``torch.library.custom_op``, which costs more time per call.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 import lmkan_cupy
 from lmkan_cupy import array_checks, windows
@@ -203,6 +205,62 @@ def _check_one_network(axes: Any) -> None:
         raise NotImplementedError("fuse: vmap maps the inputs of a fused network, not its arrays")
 
 
+# --- FLOPs ----------------------------------------------------------------------------------------
+# As torch counts them: two for each multiply-add of `lmkan_cupy.flops`, from shapes alone. Each
+# gradient and each tangent is a sum over the corners of the cells, as the forward is.
+
+
+def _layer_flops(x: Sequence[int], tables: Sequence[int]) -> int:
+    pairs, *knots, out_features = tables
+    corners: int = 2 ** len(knots)
+    return 2 * math.prod(x[:-1]) * corners * pairs * out_features
+
+
+def _forward_flops(x: Any, tables: Any, **_: Any) -> int:
+    return _layer_flops(x, tables)
+
+
+def _jvp_flops(tangent_x: Any, tangent_tables: Any, x: Any, tables: Any, **_: Any) -> int:
+    return _layer_flops(x, tables) * sum(each is not None for each in (tangent_x, tangent_tables))
+
+
+def _backward_flops(
+    grad_y: Any, x: Any, tables: Any, need_x: bool, need_tables: bool, **_: Any
+) -> int:
+    return _layer_flops(x, tables) * (need_x + need_tables)
+
+
+def _backward_backward_flops(ggx: Any, ggt: Any, grad_y: Any, x: Any, tables: Any, **_: Any) -> int:
+    """A direction of x reaches all three results, one of the tables only grad_grad_y and grad_x."""
+    return _layer_flops(x, tables) * (3 * (ggx is not None) + 2 * (ggt is not None))
+
+
+def _network_flops(x: Any, arrays: Any, *rest: Any, **_: Any) -> int:
+    """A bias, like every sum by elements, is not counted."""
+    rows = 2 * math.prod(x[:-1])
+    return sum(
+        _layer_flops(x, each) if len(each) > 2 else rows * math.prod(each)
+        for each in arrays
+        if len(each) > 1
+    )
+
+
+def _network_grad_flops(grad_y: Any, *arguments: Any, **_: Any) -> int:
+    """The network is evaluated once more."""
+    return 2 * _network_flops(*arguments)
+
+
+#: By operator; the penalty is counted as little as other operations by elements.
+_FLOPS: dict[str, Callable[..., int]] = {
+    "forward": _forward_flops,
+    "jvp": _jvp_flops,
+    "backward": _backward_flops,
+    "backward_backward": _backward_backward_flops,
+    "network": _network_flops,
+    "network_grad": _network_grad_flops,
+}
+
+
 # --- Registration ---------------------------------------------------------------------------------
 
 
@@ -282,6 +340,8 @@ def _define(name: str) -> Callable[..., Any]:
     qualified = f"lmkan_cupy::{name}"
     to.register_fake(qualified, like, lib=_library)
     to.register_vmap(qualified, vmap, lib=_library)
+    if name in _FLOPS:
+        register_flop_formula(getattr(torch.ops.lmkan_cupy, name))(_FLOPS[name])
     recorded = dispatch.recorder(name, saved=saved, vjp=vjp, jvp=jvp)
     differentiated = dispatch.autograd_kernel(name, recorded)
     _library.impl(name, differentiated, "Autograd", with_keyset=True)

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("deterministic_torch")
 
 BLOCKS: dict[str, dict[str, Any]] = {
     "branch": {"residual": "linear"},
+    "branch-without-bias": {"residual": "linear", "bias": False},
     "tables-alone": {},
     "unbounded": {"residual": "linear", "bound": None},
     "float64": {"residual": "linear", "dtype": torch.float64},

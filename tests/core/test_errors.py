@@ -325,6 +325,11 @@ CASES = {
         TypeError,
         "refine: num_grids must be a whole number, got 8.0 (float)",
     ),
+    "num_grids-truth-value": Case(
+        lambda: lmkan_cupy.sigma_grid(True),
+        TypeError,
+        "sigma_grid: num_grids must be a whole number, got True (bool)",
+    ),
     "no-features": Case(
         lambda: lmkan_cupy.init_tables(0, 4, 8),
         ValueError,
