@@ -127,10 +127,16 @@ class LMKANConv2d(Layer):
         rows, columns = self._margins
         return nn.functional.pad(images, (*columns, *rows)) if any(rows + columns) else images
 
-    def _convolve(self, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def _convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the ordinary convolution of the residual branch."""
-        window = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
-        return nn.functional.conv2d(self._padded(images), weight, bias, **window)
+        return nn.functional.conv2d(
+            self._padded(images),
+            weight,
+            bias,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
 
     def _windows(self, images: Tensor) -> Tensor:
         """Return the windows [N, H', W', C kh kw], a view if a window is one pixel."""

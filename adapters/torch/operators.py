@@ -210,36 +210,43 @@ def _check_one_network(axes: Any) -> None:
 # gradient and each tangent is a sum over the corners of the cells, as the forward is.
 
 
-def _layer_flops(x: Sequence[int], tables: Sequence[int]) -> int:
-    pairs, *knots, out_features = tables
+def _layer_flops(y: Sequence[int], tables: Sequence[int], *window: Any) -> int:
+    """Return those of a layer, or of a convolution, whose last argument are the groups."""
+    pairs, *knots, _ = tables[1:] if window and window[-1] > 1 else tables
     corners: int = 2 ** len(knots)
-    return 2 * math.prod(x[:-1]) * corners * pairs * out_features
+    return 2 * math.prod(y) * corners * pairs
 
 
-def _forward_flops(x: Any, tables: Any, **_: Any) -> int:
-    return _layer_flops(x, tables)
+def _forward_flops(x: Any, tables: Any, *window: Any, out_shape: Any) -> int:
+    return _layer_flops(out_shape, tables, *window)
 
 
-def _jvp_flops(tangent_x: Any, tangent_tables: Any, x: Any, tables: Any, **_: Any) -> int:
-    return _layer_flops(x, tables) * sum(each is not None for each in (tangent_x, tangent_tables))
+def _jvp_flops(
+    tangent_x: Any, tangent_tables: Any, x: Any, tables: Any, *window: Any, out_shape: Any
+) -> int:
+    terms = sum(each is not None for each in (tangent_x, tangent_tables))
+    return _layer_flops(out_shape, tables, *window) * terms
 
 
 def _backward_flops(
-    grad_y: Any, x: Any, tables: Any, need_x: bool, need_tables: bool, **_: Any
+    grad_y: Any, x: Any, tables: Any, need_x: bool, need_tables: bool, *window: Any, **_: Any
 ) -> int:
-    return _layer_flops(x, tables) * (need_x + need_tables)
+    return _layer_flops(grad_y, tables, *window) * (need_x + need_tables)
 
 
-def _backward_backward_flops(ggx: Any, ggt: Any, grad_y: Any, x: Any, tables: Any, **_: Any) -> int:
+def _backward_backward_flops(
+    ggx: Any, ggt: Any, grad_y: Any, x: Any, tables: Any, *window: Any, **_: Any
+) -> int:
     """A direction of x reaches all three results, one of the tables only grad_grad_y and grad_x."""
-    return _layer_flops(x, tables) * (3 * (ggx is not None) + 2 * (ggt is not None))
+    terms = 3 * (ggx is not None) + 2 * (ggt is not None)
+    return _layer_flops(grad_y, tables, *window) * terms
 
 
 def _network_flops(x: Any, arrays: Any, *rest: Any, **_: Any) -> int:
     """A bias, like every sum by elements, is not counted."""
-    rows = 2 * math.prod(x[:-1])
+    rows = x[:-1]
     return sum(
-        _layer_flops(x, each) if len(each) > 2 else rows * math.prod(each)
+        _layer_flops((*rows, each[-1]), each) if len(each) > 2 else 2 * math.prod((*rows, *each))
         for each in arrays
         if len(each) > 1
     )
@@ -252,10 +259,10 @@ def _network_grad_flops(grad_y: Any, *arguments: Any, **_: Any) -> int:
 
 #: By operator; the penalty is counted as little as other operations by elements.
 _FLOPS: dict[str, Callable[..., int]] = {
-    "forward": _forward_flops,
-    "jvp": _jvp_flops,
-    "backward": _backward_flops,
-    "backward_backward": _backward_backward_flops,
+    **dict.fromkeys(("forward", "conv2d_forward"), _forward_flops),
+    **dict.fromkeys(("jvp", "conv2d_jvp"), _jvp_flops),
+    **dict.fromkeys(("backward", "conv2d_backward"), _backward_flops),
+    **dict.fromkeys(("backward_backward", "conv2d_backward_backward"), _backward_backward_flops),
     "network": _network_flops,
     "network_grad": _network_grad_flops,
 }
