@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,6 +158,88 @@ def test_hooks_go_on_seeing_what_they_saw(kind: str) -> None:
     assert [type(each) for each in model] == kinds
     replace_linear(model)  # without hooks
     assert isinstance(model[2], LMKANLinear)
+
+
+@pytest.mark.parametrize("kind", ["hook", "post_accumulate_grad_hook"])
+def test_hooks_of_parameters_go_on_seeing_what_they_saw(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    linear, seen = nn.Linear(5, 3), []
+    getattr(linear.weight, f"register_{kind}")(lambda *_: seen.append(kind))
+    assert replace_linear(linear) is linear
+    assert caplog.messages == ["replace_linear: module stays: a parameter of it has hooks"]
+    linear(torch.randn(33, 5)).sum().backward()
+    assert seen == [kind]
+
+
+def test_parametrisations_stay(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 3)), nn.Linear(3, 2))
+    x = torch.randn(33, 5)
+    y = model(x)
+    replace_linear(model)
+    torch.testing.assert_close(model(x), y)
+    assert nn.utils.parametrize.is_parametrized(model[0], "weight")
+    assert isinstance(model[1], LMKANLinear)
+    assert caplog.messages == [
+        "replace_linear: 0 stays: it has parametrisations: "
+        "torch.nn.utils.parametrize.remove_parametrizations first"
+    ]
+
+
+def test_tied_weights_stay_tied(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.ModuleDict(
+        {"embedding": nn.Embedding(7, 5), "body": nn.Linear(5, 5), "head": nn.Linear(5, 7)}
+    )
+    model["head"].weight = model["embedding"].weight
+    replace_linear(model)
+    assert isinstance(model["body"], LMKANLinear)
+    assert model["head"].weight is model["embedding"].weight
+    assert caplog.messages == [
+        "replace_linear: head stays: it shares a parameter with another module"
+    ]
+
+
+class TestHuggingFace:
+    def test_a_transposed_weight(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Conv1D(nn.Module):  # type: ignore[misc]
+            """As in `transformers.pytorch_utils`."""
+
+            def __init__(self, nf: int, nx: int) -> None:
+                super().__init__()
+                self.weight = nn.Parameter(torch.randn(nx, nf))
+                self.bias = nn.Parameter(torch.randn(nf))
+
+            def forward(self, x: Any) -> Any:
+                return x @ self.weight + self.bias
+
+        model = nn.Sequential(Conv1D(8, 5), nn.ReLU(), Conv1D(3, 8))
+        x = torch.randn(33, 5)
+        y = model(x)
+        assert isinstance(replace_linear(model)[0], Conv1D)  # no such class is loaded
+        loaded = SimpleNamespace(Conv1D=Conv1D)
+        monkeypatch.setitem(sys.modules, "transformers.pytorch_utils", loaded)
+        replace_linear(model)
+        assert [type(each) for each in model] == [LMKANLinear, nn.Identity, LMKANLinear]
+        torch.testing.assert_close(model(x), y)
+
+    @pytest.mark.long
+    def test_a_model_is_replaced_saved_and_made_again(self, tmp_path: Path) -> None:
+        transformers = pytest.importorskip("transformers")
+        sizes = {"n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 11}
+        config = transformers.GPT2Config(**sizes)
+        model = transformers.GPT2LMHeadModel(config).eval()
+        tokens = torch.randint(0, 11, (3, 7))
+        logits = model(tokens).logits
+        replace_linear(model)
+        replaced = [name for name, each in model.named_modules() if isinstance(each, LMKANLinear)]
+        assert len(replaced) == 4 * sizes["n_layer"]
+        torch.testing.assert_close(model(tokens).logits, logits, rtol=1e-4, atol=1e-5)
+        model(tokens, labels=tokens).loss.backward()
+        torch.save(model.state_dict(), tmp_path / "model.pt")
+        again = replace_linear(transformers.GPT2LMHeadModel(config)).eval()
+        again.load_state_dict(torch.load(tmp_path / "model.pt"))
+        again.tie_weights()
+        torch.testing.assert_close(again(tokens).logits, model(tokens).logits, rtol=0, atol=0)
 
 
 def test_a_layer_with_a_forward_of_its_own_stays() -> None:
