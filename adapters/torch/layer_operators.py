@@ -81,10 +81,6 @@ class LayerOperators:
         options: Callable[..., dict[str, Any]],
         shape_of_y: Callable[..., tuple[int, ...]],
     ) -> None:
-        self._core = {
-            name: getattr(lmkan_cupy, prefix + name)
-            for name in ("forward", "jvp", "backward", "backward_backward")
-        }
         self._prefix, self._schema = prefix, schema
         self._options, self._shape_of_y = options, shape_of_y
 
@@ -136,7 +132,8 @@ class LayerOperators:
     # --- Kernels ----------------------------------------------------------------------------------
 
     def _run(self, name: str, tensors: Sequence[Any], window: Sequence[Any], **needs: bool) -> Any:
-        return exchange.run(self._core[name], *tensors, **needs, **self._options(*window))
+        function = getattr(lmkan_cupy, self._prefix + name)
+        return exchange.run(function, *tensors, **needs, **self._options(*window))
 
     def _forward(self, x: Tensor, tables: Tensor, *window: Any) -> Any:
         return self._run("forward", (x, tables), window)
