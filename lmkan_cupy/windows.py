@@ -54,7 +54,7 @@ def check_window(
 def check_pair(function: str, name: str, value: Any, *, at_least: int) -> tuple[int, int]:
     """Return two numbers, one per axis, from one for both or a pair."""
     pair = value if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or not all(isinstance(each, int) and each >= at_least for each in pair):
+    if len(pair) != 2 or not all(type(each) is int and each >= at_least for each in pair):
         raise ValueError(
             f"{function}: {name} must be a whole number of at least {at_least}, or two, "
             f"got {value!r}"
@@ -76,10 +76,10 @@ def _margins(function: str, padding: Any) -> tuple[tuple[int, int], tuple[int, i
     return (above, above), (left, left)
 
 
-def check_groups(function: str, groups: Any, in_channels: int, out_channels: int) -> None:
-    """Require a number of groups that divides both numbers of channels."""
+def check_groups(function: str, groups: int, in_channels: int, out_channels: int) -> None:
+    """Require that ``groups``, 1 or more, divides both numbers of channels."""
     for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-        if groups < 1 or channels % groups:
+        if channels % groups:
             raise ValueError(
                 f"{function}: groups must divide {name}={channels}, got groups={groups}"
             )

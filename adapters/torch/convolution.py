@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from lmkan_cupy.array_checks import check_size
 from lmkan_cupy.windows import Window, check_groups, check_pair, check_reach
 
 from . import functional
@@ -68,6 +69,7 @@ class LMKANConv2d(Layer):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        groups = check_size("LMKANConv2d", "groups", groups)
         check_groups("LMKANConv2d", groups, in_channels, out_channels)
         window = check_pair("LMKANConv2d", "kernel_size", kernel_size, at_least=1)
         super().__init__(

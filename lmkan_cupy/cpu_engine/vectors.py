@@ -487,7 +487,7 @@ def chunked(*widths: int) -> Callable[[Callable[[int], Any]], Any]:
         # Written out, as Numba cannot loop over functions. If each loop called the next one, that
         # would be compiled again as a part of it.
         walks = {width: jit(make(width)) for width in widths}
-        _, *others = signature(make(1)).parameters
+        _, *others = signature(walks[1].py_func).parameters
         arguments = ", ".join(others)
         lines = [f"def walk(first, num_outputs, {arguments}):"]
         for width in widths:

@@ -65,3 +65,5 @@ def test_it_is_no_grid(kind: Any, bias: bool) -> None:
         kind(6, 4, bias)
     with pytest.raises(TypeError, match="num_grids must be a whole number, got False"):
         LMKANConv2d(6, 4, 3, num_grids=False)
+    with pytest.raises(TypeError, match="LMKANConv2d: groups must be a whole number, got True"):
+        LMKANConv2d(6, 4, 3, groups=True)

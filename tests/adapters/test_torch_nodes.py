@@ -300,7 +300,7 @@ class TestPenalty:
         "change",
         [
             lambda model: model[0].layer.double(),
-            lambda model: model[0].layer.half(),
+            pytest.param(lambda model: model[0].layer.half(), marks=pytest.mark.long),
             lambda model: model.bfloat16(),
             lambda model: setattr(model[2], "engine", "torch"),
         ],

@@ -360,6 +360,7 @@ class TestErrors:
         ("window", "text"),
         [
             ({"kernel_size": 0}, "kernel_size must be a whole number of at least 1, or two, got 0"),
+            ({"kernel_size": True}, "kernel_size must be a whole number of .*, got True"),
             ({"stride": (1, 0)}, r"stride must be .* at least 1, or two, got \(1, 0\)"),
             ({"dilation": 1.5}, "dilation must be .*, got 1.5"),
             ({"padding": -1}, "padding must be a whole number of at least 0, or two, got -1"),

@@ -51,7 +51,9 @@ DIMENSIONS = pytest.mark.parametrize("dimension", first_short([1, 3]))
 CASES = pytest.mark.parametrize(
     ("dimension", "sizes"),
     [
-        pytest.param(dimension, sizes, marks=[] if dimension == 1 else pytest.mark.long)
+        pytest.param(
+            dimension, sizes, marks=pytest.mark.long if dimension > 1 or sizes.batch > 1000 else []
+        )
         for dimension, some in SIZES.items()
         for sizes in some
     ],

@@ -177,6 +177,7 @@ def test_without_grad_y_the_outputs_are_summed(xp: Any, rng: np.random.Generator
         _equal(got, expected)
 
 
+@pytest.mark.long
 def test_half_and_single_tables_in_one_network(xp: Any, rng: np.random.Generator) -> None:
     halves = _layers(rng, HALF_TABLES)
     widened = [each.astype(np.float32) for each in halves]
