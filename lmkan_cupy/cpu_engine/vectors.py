@@ -486,8 +486,8 @@ def chunked(*widths: int) -> Callable[[Callable[[int], Any]], Any]:
     def decorate(make):
         # Written out, as Numba cannot loop over functions. If each loop called the next one, that
         # would be compiled again as a part of it.
-        walks = {width: jit(make(width)) for width in widths}
-        _, *others = signature(walks[1].py_func).parameters
+        walks = {width: make(width) for width in widths}
+        _, *others = signature(walks[1]).parameters
         arguments = ", ".join(others)
         lines = [f"def walk(first, num_outputs, {arguments}):"]
         for width in widths:
@@ -496,7 +496,7 @@ def chunked(*widths: int) -> Callable[[Callable[[int], Any]], Any]:
                 f"        walk_{width}(first, {arguments})",
                 f"        first += {width}",
             ]
-        names = {"__name__": __name__} | {f"walk_{width}": walk for width, walk in walks.items()}
+        names = {"__name__": __name__} | {f"walk_{n}": jit(walk) for n, walk in walks.items()}
         exec("\n".join(lines), names)
         return jit(names["walk"])
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from lmkan_cupy.adapters.torch import LMKAN2DLayer
+from problems import first_short
 
 import lmkan_cupy
 from bench import host_cost, plans
@@ -121,7 +122,7 @@ def workload() -> Workload:
     return make_workload(9, 6, 8, 300)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", first_short(["float32", "float16"]))
 @pytest.mark.parametrize("which", [0, 1, 2])
 @pytest.mark.parametrize(
     "wrong",
