@@ -312,6 +312,7 @@ def test_kernels_that_return_zeros_are_not_their_fastest(
     assert authors.fastest_sizes(even, clock)["tile_size_backward"] == 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "features", "reason"),
     [

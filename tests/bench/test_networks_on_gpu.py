@@ -91,6 +91,7 @@ def test_wrong_results_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         networks.measure(40, with_authors=False)
 
 
+@pytest.mark.long
 def test_what_does_not_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(LMKAN2DLayer):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
